@@ -1,0 +1,39 @@
+# Everything runs from a fresh clone: the first target called makes .venv and installs pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# One thread a process: two torch threads on a busy two-core machine are slower than one.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MPLBACKEND ?= Agg
+
+.PHONY: demo test test-slow lint type bench results
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"recsim_env needs Python 3.11 or later, {sys.executable} is {v.major}.{v.minor}; try make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[rllib,sb3,dev]"
+	touch $@
+
+demo: $(INSTALLED)  ## the main job; make demo DATA=<KuaiRand folder> runs it on a real log
+	$(BIN)/python -m experiments.demo $(if $(DATA),--data $(DATA))
+
+test: $(INSTALLED)  ## at most 15 minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## at most an hour
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## speed, as ratios measured in one run
+	$(BIN)/python -m experiments.benchmark env
+	$(BIN)/python -m experiments.benchmark rllib
+
+results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; finished runs are kept
+	$(BIN)/python -m experiments.compare goalrank

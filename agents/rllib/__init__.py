@@ -1,0 +1,1 @@
+"""Training through RLlib: env runner, learner, algorithm, export."""

@@ -1,0 +1,34 @@
+"""Gymnasium environments for short-video recommenders, with users learned from logged data."""
+
+import gymnasium as gym
+
+from recsim_env.envs import EnvConfig, RecEnv, RecVectorEnv, Transition
+from recsim_env.simulator import SessionState, Simulator
+from recsim_env.types import Decision, Expected, Feedback, ListValue, Outcomes, Request
+from recsim_env.world import Catalogue, Users, World
+
+__all__ = [
+    "Catalogue",
+    "Decision",
+    "EnvConfig",
+    "Expected",
+    "Feedback",
+    "ListValue",
+    "Outcomes",
+    "RecEnv",
+    "RecVectorEnv",
+    "Request",
+    "SessionState",
+    "Simulator",
+    "Transition",
+    "Users",
+    "World",
+]
+
+for _name, _task in (("Session", "session"), ("Request", "request")):
+    gym.register(
+        id=f"recsim_env/{_name}-v0",
+        entry_point="recsim_env.envs:RecEnv",
+        vector_entry_point="recsim_env.envs:RecVectorEnv",
+        kwargs={"task": _task},
+    )

@@ -1,0 +1,34 @@
+"""Logged data: column maps, readers, the checked form they produce, and its splits."""
+
+from recsim_env.data.columns import (
+    KUAIRAND,
+    KUAIREC,
+    OPEN_BANDIT,
+    PRESETS,
+    RATINGS,
+    AtLeast,
+    ColumnMap,
+    parse_map,
+)
+from recsim_env.data.readers import load_kuairand, load_kuairec, load_log
+from recsim_env.data.schema import SIGNALS, LoggedDataset, canonical_order, check_dataset
+from recsim_env.data.tables import load_table
+
+__all__ = [
+    "KUAIRAND",
+    "KUAIREC",
+    "OPEN_BANDIT",
+    "PRESETS",
+    "RATINGS",
+    "SIGNALS",
+    "AtLeast",
+    "ColumnMap",
+    "LoggedDataset",
+    "canonical_order",
+    "check_dataset",
+    "load_kuairand",
+    "load_kuairec",
+    "load_log",
+    "load_table",
+    "parse_map",
+]

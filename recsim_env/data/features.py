@@ -1,0 +1,159 @@
+"""Plain numeric features of items and users, for models and for observations.
+
+Every column is bounded and roughly standardised, so that any learner can take the table as it is.
+Legend: N items, U users, D features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recsim_env.data.schema import LoggedDataset
+from recsim_env.types import WATCH_TIME
+
+FloatArray = NDArray[np.float32]
+
+BOUND = 4.0
+"""No feature leaves [-BOUND, BOUND]."""
+UNKNOWN_CODE = -124
+"""KuaiRand's mark for an unknown value, read as missing everywhere."""
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """One row of numbers for each item or user code."""
+
+    values: FloatArray
+    """float32 (rows, D), finite, within [-BOUND, BOUND]."""
+    names: tuple[str, ...]
+    """D column names."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.names):
+            raise ValueError(
+                f"FeatureTable needs values of shape (rows, {len(self.names)}), one column a name, "
+                f"got shape {self.values.shape}"
+            )
+
+
+def item_features(
+    dataset: LoggedDataset, before_date: int | None = None, *, max_tags: int = 40, max_levels: int = 16
+) -> FeatureTable:
+    """Describes every item: duration, tags, type columns, popularity and signal rates.
+
+    Counts come from ``dataset.history`` and from rows of days before ``before_date`` alone, so a model
+    that is fitted on rows from ``before_date`` on never sees its own labels in its inputs.
+
+    Args:
+        dataset: a checked log.
+        before_date: YYYYMMDD; ``None`` counts the pre-log history alone.
+        max_tags: the most frequent tags of the catalogue get a column each.
+        max_levels: raw columns with at most this many values become one column a value.
+
+    Returns:
+        Table of N rows.
+    """
+    items = dataset.items
+    duration = items["duration"].to_numpy(dtype=np.float64, na_value=np.nan)
+    columns = {
+        "log_duration": _standardised(np.log(np.where(duration > 0, duration, np.nan))),
+        "duration_known": np.isfinite(duration).astype(np.float32),
+    }
+    if "tags" in items:
+        columns |= _multi_hot(items["tags"].tolist(), max_tags)
+    columns |= _raw_columns(items, {"item_id", "duration", "tags", "author", "music_id"}, max_levels)
+    columns |= _past_counts(dataset, before_date)
+    return _table(columns, len(items))
+
+
+def user_features(dataset: LoggedDataset, *, max_levels: int = 16) -> FeatureTable:
+    """Describes every user by the raw columns of ``dataset.users`` and the size of the pre-log history.
+
+    Counts become standardised logarithms, columns of at most ``max_levels`` values one column a value.
+    A ``<name>_range`` column is left out where ``<name>`` itself is there. A log without user columns
+    gives a table of no columns.
+
+    Returns:
+        Table of U rows.
+    """
+    users = dataset.users
+    repeated = {f"{name}_range" for name in users.columns}
+    columns = _raw_columns(users, {"user_id"} | repeated, max_levels)
+    if dataset.history is not None:
+        counts = np.bincount(dataset.history["user"], minlength=len(users))
+        columns["log_history_length"] = _standardised(np.log1p(counts))
+    return _table(columns, len(users))
+
+
+def _table(columns: dict[str, FloatArray], num_rows: int) -> FeatureTable:
+    if not columns:
+        return FeatureTable(np.zeros((num_rows, 0), dtype=np.float32), ())
+    values = np.stack(list(columns.values()), axis=1).astype(np.float32)
+    return FeatureTable(np.clip(values, -BOUND, BOUND), tuple(columns))
+
+
+def _standardised(values: NDArray[np.float64]) -> FloatArray:
+    """Mean 0, deviation 1 over the known values; unknown ones get 0."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values), dtype=np.float32)
+    centred = values - values[known].mean()
+    deviation = centred[known].std()
+    return np.where(known, centred / max(float(deviation), 1e-6), 0.0).astype(np.float32)
+
+
+def _multi_hot(tag_lists: Sequence[list[int]], max_tags: int) -> dict[str, FloatArray]:
+    tags = pd.Series(tag_lists).explode().dropna()
+    item = np.arange(len(tag_lists))
+    return {
+        f"tag={int(tag)}": np.isin(item, tags.index[tags == tag]).astype(np.float32)
+        for tag in tags.value_counts().index[:max_tags]
+    }
+
+
+def _raw_columns(frame: pd.DataFrame, skip: set[str], max_levels: int) -> dict[str, FloatArray]:
+    """One-hots of columns with few values, logarithms of the other numeric ones; constants say nothing."""
+    columns: dict[str, FloatArray] = {}
+    for name in frame.columns.difference(sorted(skip), sort=False):
+        values = frame[name].replace(UNKNOWN_CODE, np.nan)
+        levels = values.value_counts().sort_index().index
+        if len(levels) <= max_levels:
+            one_hots = {f"{name}={_label(level)}": (values == level).to_numpy(np.float32) for level in levels}
+            columns |= {key: column for key, column in one_hots.items() if 0.0 < column.mean() < 1.0}
+        elif pd.api.types.is_numeric_dtype(values):
+            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            columns[f"log_{name}"] = _standardised(np.sign(numbers) * np.log1p(np.abs(numbers)))
+    return columns
+
+
+def _label(level: object) -> str:
+    return str(int(level)) if isinstance(level, float) and level.is_integer() else str(level)
+
+
+def _past_counts(
+    dataset: LoggedDataset, before_date: int | None, prior: float = 20.0
+) -> dict[str, FloatArray]:
+    """Log popularity and, for each binary signal recorded, the log-odds of its rate shrunk to the mean."""
+    wanted = ["item", *(name for name in dataset.signals if name != WATCH_TIME)]
+    parts = [] if dataset.history is None else [dataset.history.reindex(columns=wanted)]
+    if before_date is not None:
+        parts.append(dataset.rows.loc[dataset.rows["date"] < before_date, wanted])
+    past = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=wanted)
+    if past.empty:
+        return {}
+    num_items = len(dataset.items)
+    item = past["item"].to_numpy(dtype=np.int64)
+    columns = {"log_popularity": _standardised(np.log1p(np.bincount(item, minlength=num_items)))}
+    for name in wanted[1:]:
+        signal = past[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        known = np.isfinite(signal)
+        if len(np.unique(signal[known])) < 2:
+            continue
+        shown = np.bincount(item[known], minlength=num_items)
+        positive = np.bincount(item[known], weights=signal[known], minlength=num_items)
+        rate = (positive + prior * signal[known].mean()) / (shown + prior)
+        columns[f"log_odds_{name}"] = _standardised(np.log(rate) - np.log1p(-rate))
+    return columns

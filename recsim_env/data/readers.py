@@ -1,0 +1,187 @@
+"""Readers of published data sets: each finds its files and hands a column map to ``load_table``."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recsim_env.data.columns import KUAIRAND, KUAIREC, PRESETS, ColumnMap
+from recsim_env.data.schema import LoggedDataset
+from recsim_env.data.tables import column_names, load_table, read_features
+
+_UNKNOWN = -124  # how KuaiRand writes an unknown flag of a user
+_KUAIRAND_TABLES = ("user_features", "video_features_basic", "user_history")
+
+
+def load_log(path: str | Path, columns: ColumnMap | None = None) -> LoggedDataset:
+    """Reads whatever log lies at a path.
+
+    Args:
+        path: a KuaiRand or KuaiRec folder, or one .csv, .csv.gz or .parquet table.
+        columns: the column map of a table; folders have their own.
+
+    Raises:
+        ValueError: nothing known lies there, or a table comes without a map.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"there is no {path}: give a KuaiRand or KuaiRec folder, or a .csv or .parquet table"
+        )
+    if path.is_file():
+        if columns is None:
+            raise ValueError(
+                f"{path.name} needs a column map: name its user, item and time columns and its feedback, or take "
+                f"one of the presets {', '.join(PRESETS)}. It has {', '.join(column_names(path))}"
+            )
+        return load_table(path, columns)
+    if columns is not None:
+        raise ValueError(f"{path} is a folder and a column map was given: name the table itself")
+    return load_kuairec(path) if _kuairec_folder(path) else load_kuairand(path)
+
+
+def load_kuairand(folder: str | Path, *, request_by_time: bool = False) -> LoggedDataset:
+    """Reads a KuaiRand folder (Pure, 1K or 27K), official CSV files or Parquet copies.
+
+    All ``log_standard_*`` and ``log_random_*`` files found are read together; the column ``is_random``
+    tells them apart. The monthly statistics of videos are never read: they average over the whole
+    month and would leak the test days into features.
+
+    Args:
+        folder: ``KuaiRand-X/``, ``KuaiRand-X/data``, the folder above, or a flat folder with the files.
+        request_by_time: count rows of one user with equal time as one slate. It holds in 1K and 27K;
+            Pure is thinned to a pool of 7,583 videos, so hardly any slate is left whole.
+
+    Returns:
+        A checked log. Where present, the columns ``session``, ``request``, ``place``, ``propensity`` and
+        ``pxtr_<signal>`` are taken over, so logs drawn from a known world keep what they know.
+    """
+    logs, tables = _kuairand_files(Path(folder))
+    present = set(column_names(logs[0]))
+    known = {name: name for name in ("session", "request", "place", "propensity") if name in present}
+    columns = dataclasses.replace(
+        KUAIRAND,
+        request_by_time=request_by_time and "request" not in known,
+        pxtr={name.removeprefix("pxtr_"): name for name in sorted(present) if name.startswith("pxtr_")},
+        **known,  # type: ignore[arg-type]
+    )
+    return load_table(
+        logs,
+        columns,
+        name=f"kuairand_{_version(logs[0]) or 'log'}",
+        users=_kuairand_users(tables["user_features"]),
+        items=_kuairand_items(tables["video_features_basic"]),
+        history=_kuairand_history(tables["user_history"]),
+    )
+
+
+def load_kuairec(folder: str | Path, matrix: str = "big") -> LoggedDataset:
+    """Reads a KuaiRec folder: watch time is its only signal, and none is derived from it.
+
+    Args:
+        folder: ``KuaiRec/`` or ``KuaiRec 2.0/``, their ``data``, or the folder above.
+        matrix: ``big`` (12.5 M rows as logged) or ``small`` (1,411 users who saw nearly all of 3,327 videos).
+
+    Returns:
+        A checked log. Rows without a time (4 % of the small matrix) are left out and counted.
+    """
+    if matrix not in ("big", "small"):
+        raise ValueError(f"matrix must be big or small, got {matrix!r}")
+    found = _kuairec_folder(Path(folder))
+    if found is None or not _one_copy(found, f"{matrix}_matrix"):
+        raise ValueError(f"no {matrix}_matrix.csv in {folder}, its data/ or KuaiRec*/data: check the folder")
+    items = _read_all(_one_copy(found, "item_categories"))
+    if items is not None:
+        items = items.rename(columns={"video_id": "item_id"})
+        items["tags"] = _tag_lists(items.pop("feat"))
+    return load_table(
+        _one_copy(found, f"{matrix}_matrix"),
+        KUAIREC,
+        name=f"kuairec_{matrix}",
+        users=_known_flags(_read_all(_one_copy(found, "user_features"))),
+        items=items,
+    )
+
+
+def _kuairec_folder(folder: Path) -> Path | None:
+    for candidate in (folder, folder / "data", *sorted(folder.glob("KuaiRec*/data"))):
+        if _one_copy(candidate, "big_matrix") or _one_copy(candidate, "small_matrix"):
+            return candidate
+    return None
+
+
+def _kuairand_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Log files, and the files of each feature table, from the first folder that holds a log."""
+    for candidate in (folder, folder / "data", *sorted(folder.glob("KuaiRand-*/data"))):
+        logs = _one_copy(candidate, "log_standard_*") + _one_copy(candidate, "log_random_*")
+        if logs:
+            break
+    else:
+        raise ValueError(
+            f"no log_standard_* or log_random_* file (.csv or .parquet) in {folder}, its data/ or KuaiRand-*/data: "
+            "give the folder of one KuaiRand version"
+        )
+    siblings = [other for other in folder.glob("KuaiRand-*/data") if _one_copy(other, "log_*")]
+    versions = sorted({version for log in logs if (version := _version(log))})
+    if len(siblings) > 1 or len(versions) > 1:
+        names = versions if len(versions) > 1 else sorted(other.parent.name for other in siblings)
+        raise ValueError(
+            f"{folder} holds several KuaiRand versions ({', '.join(names)}): give the folder of one"
+        )
+    tables = {kind: _one_copy(candidate, f"{kind}_*") for kind in _KUAIRAND_TABLES}
+    tables["user_history"] = [path for path in tables["user_history"] if "summary" not in path.name]
+    return logs, tables
+
+
+def _one_copy(folder: Path, stem: str) -> list[Path]:
+    """Files with such a stem; where a CSV file has a Parquet copy, the copy."""
+    found = {path.name.split(".")[0]: path for path in sorted(folder.glob(f"{stem}.csv*"))}
+    found |= {path.stem: path for path in folder.glob(f"{stem}.parquet")}
+    return [found[name] for name in sorted(found)]
+
+
+def _version(log: Path) -> str | None:
+    match = re.search(r"_(pure|1k|27k)(?=[._])", log.name)
+    return match.group(1) if match else None
+
+
+def _read_all(paths: list[Path]) -> pd.DataFrame | None:
+    return pd.concat([read_features(path) for path in paths], ignore_index=True) if paths else None
+
+
+def _known_flags(users: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Users with NaN where the source writes its code for unknown."""
+    return None if users is None else users.mask(users == _UNKNOWN)
+
+
+def _kuairand_users(paths: list[Path]) -> pd.DataFrame | None:
+    return _known_flags(_read_all(paths))
+
+
+def _kuairand_items(paths: list[Path]) -> pd.DataFrame | None:
+    items = _read_all(paths)
+    if items is None:
+        return None
+    items = items.rename(columns={"video_id": "item_id", "author_id": "author"})
+    duration = items.pop("video_duration").to_numpy(np.float64, na_value=np.nan) / 1e3
+    items["duration"] = np.where(duration > 0, duration, np.nan).astype(np.float32)
+    items["tags"] = _tag_lists(items.pop("tag"))
+    return items
+
+
+def _tag_lists(texts: pd.Series) -> list[list[int]]:
+    """Tags of each item. Sources write ``12,62``, ``[12, 62]``, a lone number, or nothing."""
+    known = {text: [int(float(part)) for part in re.findall(r"[\d.]+", str(text))] for text in texts.unique()}
+    return [known[text] if not pd.isna(text) else [] for text in texts]
+
+
+def _kuairand_history(paths: list[Path]) -> pd.DataFrame | None:
+    history = _read_all(paths)
+    if history is None:
+        return None
+    flags = {str(source): signal for signal, source in KUAIRAND.signals.items()}
+    history = history.rename(columns={"video_id": "item_id", "pos": "position", **flags})
+    types = {"position": np.int32} | {signal: np.int8 for signal in flags.values() if signal in history}
+    return history.astype(types)

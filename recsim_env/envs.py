@@ -1,0 +1,392 @@
+"""Gymnasium faces over the simulator: many sessions at once, and one.
+
+``RecVectorEnv`` steps B sessions per call. Its numpy face is a ``gymnasium.vector.VectorEnv``; its tensor twin
+(``reset_tensors``, ``step_tensors``) leaves everything on the device for learners written in torch. ``RecEnv``
+is the B = 1 slice of it: there is one simulator and no second copy of the dynamics.
+
+Observation  see ``observations.py`` (``features``, ``ids``, ``both``)
+Action       see ``actions.py`` (``slate``, ``items``, ``scores``, ``weights``, ``hyper``)
+Reward       weighted sum of the reward's components, by default seconds watched; ``info`` carries the vector
+Terminated   the user left (``Request-v0``: the slate was answered)
+Truncated    ``max_requests`` were answered and the user is still there
+
+Shape legend: B environments, K places, F signals, R reward components.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from recsim_env.actions import action_form
+from recsim_env.messages import nearest
+from recsim_env.observations import Observation, observation_form
+from recsim_env.rendering import describe
+from recsim_env.rewards import Reward, first_showing, scalar, watch_time_reward
+from recsim_env.simulator import SessionState, Simulator
+from recsim_env.types import Feedback, Request
+from recsim_env.world import World, resolve_world
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Settings of an environment; each can be overridden by name in ``gym.make``."""
+
+    task: Literal["session", "request"] = "session"
+    """``session`` runs until the user leaves; ``request`` ends after one slate."""
+    action: str = "slate"
+    """Action form, see ``actions.py``."""
+    observation: str = "features"
+    """Observation form, see ``observations.py``."""
+    num_candidates: int = 50
+    """C."""
+    slate_size: int = 6
+    """K."""
+    history_length: int = 100
+    """H: past videos a request shows."""
+    max_requests: int = 50
+    """Requests after which a session is truncated."""
+    device: str = "cpu"
+    """Where the simulator lives; numpy faces copy to the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.task not in ("session", "request"):
+            raise ValueError(f"task must be 'session' or 'request', got {self.task!r}")
+
+    @classmethod
+    def of(cls, world: World, overrides: dict[str, Any]) -> "EnvConfig":
+        """The world's own defaults with overrides.
+
+        Raises:
+            ValueError: an unknown name, with the nearest known one.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for name in overrides:
+            if name not in names:
+                raise ValueError(f"unknown setting {name!r}{nearest(name, names)}; allowed: {names}")
+        return cls(**{**world.defaults, **overrides})
+
+
+class Transition(NamedTuple):
+    """One step of all environments, as tensors on the device."""
+
+    request: Request
+    """The next request to answer."""
+    items_BK: Tensor
+    """The slates that were shown."""
+    feedback: Feedback
+    rewards_BR: Tensor
+    reward_B: Tensor
+    terminated_B: Tensor
+    truncated_B: Tensor
+    valid_B: Tensor
+    """False where the call only reset the environment: leave these rows out of losses."""
+    final_request: Request | None
+    """SAME_STEP only: the last request of rows that ended, before they were reset."""
+
+
+class RecVectorEnv(VectorEnv[Any, Any, Any]):
+    """B sessions stepped in one call.
+
+    Args:
+        num_envs: B.
+        world: a name ("short_video", "tiny"), a world folder, or a World.
+        reward: a ``rewards.Reward``; by default seconds watched.
+        autoreset_mode: NEXT_STEP (default; the call after an end only resets, its action is ignored),
+            SAME_STEP (``final_obs`` in infos) or DISABLED (reset ended rows by ``options={"reset_mask": ...}``).
+        render_mode: "ansi" or None.
+        overrides: any field of ``EnvConfig``.
+
+    Raises:
+        ValueError: an unknown setting, or sizes that cannot work together.
+
+    Example:
+        >>> env = RecVectorEnv(4, world="tiny")
+        >>> observation, info = env.reset(seed=0)
+        >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        >>> reward.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        world: str | Path | World = "short_video",
+        *,
+        reward: Reward | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **overrides: Any,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        found = resolve_world(world)
+        self.config = EnvConfig.of(found, overrides)
+        self.simulator = Simulator(
+            found,
+            num_candidates=self.config.num_candidates,
+            slate_size=self.config.slate_size,
+            history_length=self.config.history_length,
+            max_requests=self.config.max_requests,
+            device=self.config.device,
+        )
+        self.reward = reward or watch_time_reward(found.signals)
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["ansi"]}
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        self.render_mode = render_mode
+        self._action = action_form(self.config.action, self.simulator)
+        self._observation = observation_form(self.config.observation, self.simulator)
+        self.single_action_space = self._action.space
+        self.single_observation_space = self._observation.space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._state: SessionState | None = None
+        self._last: tuple[Request, Tensor, Feedback] | None = None
+        self._terminated_B = torch.zeros(num_envs, dtype=torch.bool, device=self.simulator.device)
+        self._truncated_B = torch.zeros_like(self._terminated_B)
+
+    @property
+    def world(self) -> World:
+        """The world that is played."""
+        return self.simulator.world
+
+    @property
+    def state(self) -> SessionState:
+        """All sessions as one value."""
+        if self._state is None:
+            raise ResetNeeded("call reset() before step()")
+        return self._state
+
+    @property
+    def request(self) -> Request:
+        """What the recommender is asked now."""
+        return self.state.request
+
+    # The tensor twin.
+
+    def reset_tensors(self, seed: int | Tensor | None = None) -> Request:
+        """Begins new sessions in every row; without a seed, the next sessions of the seeds in use."""
+        if seed is not None or self._state is None:
+            first = int(self.np_random.integers(1 << 31)) if seed is None else seed
+            self._state = self.simulator.start(self.num_envs, first)
+        else:
+            every_B = torch.ones_like(self._terminated_B)
+            self._state = self.simulator.restart(self._state, every_B)
+        self._terminated_B = torch.zeros_like(self._terminated_B)
+        self._truncated_B = torch.zeros_like(self._truncated_B)
+        self._last = None
+        return self._state.request
+
+    def step_tensors(self, items_BK: Tensor) -> Transition:
+        """Shows one slate of item codes (int64, (B, K)) in every row."""
+        state, simulator = self.state, self.simulator
+        ended_B = self._terminated_B | self._truncated_B
+        any_ended = bool(ended_B.any())
+        if any_ended:  # whatever was passed for a row that has ended is ignored
+            fallback_BK = state.request.candidates_BC[:, : items_BK.shape[1]]
+            items_BK = torch.where(ended_B.unsqueeze(1), fallback_BK, items_BK)
+        played, feedback = simulator.step(state, items_BK)
+        if any_ended:
+            running_B11 = (~ended_B).unsqueeze(1).unsqueeze(2)
+            feedback = Feedback(
+                feedback.signals_BKF * running_B11,
+                feedback.seen_BK & running_B11.squeeze(2),
+                feedback.left_B & ~ended_B,
+            )
+        rewards_BR = self.reward(state.request, items_BK, feedback) * (~ended_B).unsqueeze(1)
+        over_B = feedback.left_B if self.config.task == "session" else torch.ones_like(ended_B)
+        terminated_B = over_B & ~ended_B
+        truncated_B = (played.request_index_B >= self.config.max_requests) & ~terminated_B & ~ended_B
+        final_request = None
+
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            played = simulator.restart(played, ended_B)
+            self._terminated_B, self._truncated_B = terminated_B, truncated_B
+        elif self.autoreset_mode is AutoresetMode.SAME_STEP:
+            final_request = played.request
+            played = simulator.restart(played, terminated_B | truncated_B)
+        else:
+            if any_ended:
+                rows = ended_B.nonzero().squeeze(1)
+                played = played.put(rows, state.select(rows))
+            terminated_B = terminated_B | self._terminated_B
+            truncated_B = truncated_B | self._truncated_B
+            self._terminated_B, self._truncated_B = terminated_B, truncated_B
+        self._state = played
+        self._last = (state.request, items_BK, feedback)
+        return Transition(
+            request=played.request,
+            items_BK=items_BK,
+            feedback=feedback,
+            rewards_BR=rewards_BR,
+            reward_B=scalar(self.reward, rewards_BR),
+            terminated_B=terminated_B,
+            truncated_B=truncated_B,
+            valid_B=~ended_B,
+            final_request=final_request,
+        )
+
+    # The numpy face.
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins new sessions; ``options={"reset_mask": bool array}`` resets these rows only."""
+        mask = (options or {}).get("reset_mask")
+        if mask is not None:
+            mask_B = torch.as_tensor(np.asarray(mask), device=self.simulator.device)
+            if mask_B.dtype != torch.bool or mask_B.shape != (self.num_envs,):
+                raise ValueError(
+                    f"reset_mask must be a boolean array of length {self.num_envs}, got {mask_B.dtype} "
+                    f"{tuple(mask_B.shape)}"
+                )
+            self._state = self.simulator.restart(self.state, mask_B)
+            self._terminated_B = self._terminated_B & ~mask_B
+            self._truncated_B = self._truncated_B & ~mask_B
+        elif isinstance(seed, (list, tuple)):
+            if len(seed) != self.num_envs or any(s is None for s in seed):
+                raise ValueError(
+                    f"need one integer seed for each of {self.num_envs} environments, got {seed}"
+                )
+            self.reset_tensors(torch.tensor(seed, dtype=torch.int64))
+        else:
+            super().reset(seed=seed)
+            self.reset_tensors(seed)
+        return _numpy(self._observation.encode(self.request)), {}
+
+    def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+        """Shows a slate in every row; see the module docstring for what the numbers mean."""
+        action = torch.as_tensor(np.asarray(actions), device=self.simulator.device)
+        expected = (self.num_envs, *(self.single_action_space.shape or ()))
+        if tuple(action.shape) != expected:
+            raise ValueError(f"actions must have the shape {expected}, got {tuple(action.shape)}")
+        if not action.dtype.is_floating_point:
+            action = action.to(torch.int64)
+        transition = self.step_tensors(self._action.decode(self.request, action))
+        return (
+            _numpy(self._observation.encode(transition.request)),
+            _array(transition.reward_B).astype(np.float64),
+            _array(transition.terminated_B),
+            _array(transition.truncated_B),
+            self._infos(transition),
+        )
+
+    def render(self) -> tuple[str, ...] | None:
+        """One readable text per environment, in the mode "ansi"."""
+        if self.render_mode is None:
+            return None
+        return tuple(describe(self.world, self.request, self._last, row) for row in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing to release."""
+
+    def _infos(self, transition: Transition) -> dict[str, Any]:
+        feedback = transition.feedback
+        repeats_B = (~first_showing(transition.items_BK)).sum(dim=1)
+        infos: dict[str, Any] = {
+            "rewards": _array(transition.rewards_BR),
+            "signals": _array(feedback.signals_BKF),
+            "seen": _array(feedback.seen_BK),
+            "left": _array(feedback.left_B),
+            "repeats": _array(repeats_B),
+        }
+        infos |= {f"_{name}": _array(transition.valid_B) for name in list(infos)}
+        if transition.final_request is not None:
+            ended = _array(transition.terminated_B | transition.truncated_B)
+            if ended.any():
+                infos["final_obs"] = _numpy(self._observation.encode(transition.final_request))
+                infos["_final_obs"] = ended
+        return infos
+
+
+class RecEnv(gym.Env[Any, Any]):
+    """One session: row 0 of a ``RecVectorEnv`` of one, with the same arguments.
+
+    Example:
+        >>> env = RecEnv(world="tiny")
+        >>> observation, info = env.reset(seed=0)
+        >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        >>> sorted(info)
+        ['left', 'repeats', 'rewards', 'seen', 'signals']
+    """
+
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(
+        self,
+        world: str | Path | World = "short_video",
+        *,
+        reward: Reward | None = None,
+        render_mode: str | None = None,
+        **overrides: Any,
+    ):
+        self._vector = RecVectorEnv(
+            1,
+            world,
+            reward=reward,
+            autoreset_mode=AutoresetMode.DISABLED,
+            render_mode=render_mode,
+            **overrides,
+        )
+        self.action_space = self._vector.single_action_space
+        self.observation_space = self._vector.single_observation_space
+        self.render_mode = render_mode
+
+    @property
+    def world(self) -> World:
+        """The world that is played."""
+        return self._vector.world
+
+    @property
+    def request(self) -> Request:
+        """What the recommender is asked now (B = 1)."""
+        return self._vector.request
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins a session; without a seed, the next session of the seed in use."""
+        super().reset(seed=seed)
+        observation, _ = self._vector.reset(seed=seed)
+        return _row(observation), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Shows one slate."""
+        observation, reward, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
+        info = {name: value[0] for name, value in infos.items() if not name.startswith("_")}
+        info["rewards"] = dict(zip(self._vector.reward.names, info["rewards"].tolist(), strict=True))
+        return _row(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Readable text of the last slate and the current request, in the mode "ansi"."""
+        texts = self._vector.render()
+        return texts[0] if texts else None
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.cpu().numpy()
+
+
+def _numpy(observation: Observation) -> Any:
+    if isinstance(observation, dict):
+        return {name: _array(tensor) for name, tensor in observation.items()}
+    return _array(observation)
+
+
+def _row(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {name: array[0] for name, array in observation.items()}
+    return observation[0]

@@ -1,0 +1,421 @@
+"""Paired evaluation: every policy plays the same sessions to their end, in every world.
+
+A session is a seed. All policies meet the same seeds, and addressed noise gives them the same users, the
+same luck and the same first candidates, so that their differences are theirs. Nothing is reset on the
+way: a batch of sessions shrinks as users leave, until it is empty. Beside what was observed, each shown
+list is valued by the recommender's own evaluator and by the world's true expectation; only this module
+and oracles may ask for the latter.
+
+Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
+    session_watch_time, session_length (requests), videos_seen, watch_time_per_video, truncated_share,
+    <signal>_rate (per video seen), <signal>_per_session, session_reward, list_reward, reward/<name>,
+    repeat_share (videos already seen in this session), outside_share (not among the candidates),
+    cold_start_share (few logged impressions), tag_diversity (share of a slate's pairs whose main tags
+    differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value
+    and evaluator_gap (expected seconds of a shown list, by the evaluator, in truth, and the excess of the
+    first), watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage and
+    exposure_gini (of exposures over the whole catalogue).
+
+Shape legend: B running sessions, n sessions, K places, F signals, N items, D features, S training seeds.
+"""
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recsim_env.envs import EnvConfig
+from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
+from recsim_env.rewards import Reward, scalar, watch_time_reward
+from recsim_env.simulator import SessionState, Simulator
+from recsim_env.types import NO_ITEM, WATCH_TIME, Feedback, Policy
+from recsim_env.world import World
+
+__all__ = [
+    "Contender",
+    "EvaluationResult",
+    "EvaluationSettings",
+    "Oracle",
+    "Row",
+    "Verdict",
+    "evaluate",
+    "judge",
+]
+
+Oracle = Callable[[Simulator, SessionState], Tensor]
+"""Chooses slates (B, K) with the truth at hand; a reference, never a contender in earnest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A policy with what a result row must say of it."""
+
+    policies: Sequence[Policy] = ()
+    """One trained policy for each training seed."""
+    oracle: Oracle | None = None
+    """Instead of policies: a reference that may look at the truth."""
+    feedback: FeedbackClass = "logged"
+    """What training saw: "logged" data only, "one slate" for each user state, or "branched" states."""
+    world_requests: int = 0
+    """Requests that training asked of a world."""
+
+    def __post_init__(self) -> None:
+        if bool(self.policies) == (self.oracle is not None):
+            raise ValueError("a contender needs policies (one for each training seed) or an oracle, not both")
+        if self.feedback not in ("logged", "one slate", "branched"):
+            raise ValueError(f"feedback must be 'logged', 'one slate' or 'branched', got {self.feedback!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How sessions are played and counted."""
+
+    num_candidates: int | None = None
+    """C; None takes the world's own default, here and in the next three."""
+    slate_size: int | None = None
+    history_length: int | None = None
+    max_requests: int | None = None
+    """Requests after which a session is truncated."""
+    batch_size: int = 1024
+    """Sessions played side by side. It changes speed, and the draws of stochastic policies."""
+    cold_start_below: int = 20
+    """Items with fewer logged impressions are cold."""
+    duration_edges: tuple[float, ...] = (7.0, 18.0, 30.0, 60.0, 120.0)
+    """Seconds between the duration buckets."""
+    true_values: bool = True
+    """Whether to ask the world for the expected value of every shown list."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if list(self.duration_edges) != sorted(set(self.duration_edges)):
+            raise ValueError(f"duration_edges must rise strictly, got {self.duration_edges}")
+
+
+def evaluate(
+    policies: Mapping[str, Policy | Sequence[Policy] | Contender],
+    worlds: Mapping[str, World],
+    *,
+    num_sessions: int,
+    seed: int,
+    settings: EvaluationSettings | None = None,
+    reward: Reward | None = None,
+    logged_impressions_N: Tensor | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Plays every policy in every world on the sessions ``seed .. seed + num_sessions - 1``.
+
+    The same arguments give the same bytes on a CPU.
+
+    Args:
+        policies: name to a policy, to one policy for each training seed, or to a ``Contender``.
+        worlds: name to world; by custom "A", the judges' names and "truth".
+        num_sessions: sessions for each policy, world and training seed; at least 2.
+        seed: first session seed, at least 0; use seeds that no training has seen.
+        settings: sizes and counting rules.
+        reward: what ``list_reward`` counts; watch time in seconds by default.
+        logged_impressions_N: int64 impressions of each item in the log; by default those of the users'
+            recorded histories. Where there are none, ``cold_start_share`` is left out.
+        progress: shows a progress bar on a terminal.
+
+    Raises:
+        ValueError: nothing to evaluate, too few sessions, or a policy that answers another shape.
+    """
+    settings = settings or EvaluationSettings()
+    if not policies or not worlds:
+        raise ValueError(f"need policies and worlds, got {len(policies)} and {len(worlds)}")
+    if num_sessions < 2 or seed < 0:
+        raise ValueError(f"need num_sessions >= 2 and seed >= 0, got {num_sessions} and {seed}")
+    contenders = {name: _contender(policy) for name, policy in policies.items()}
+    runs = sum(max(len(c.policies), 1) for c in contenders.values()) * len(worlds)
+    cells: dict[tuple[str, str], Cell] = {}
+    with tqdm(
+        total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True
+    ) as bar:
+        for world_name, world in worlds.items():
+            simulator = _simulator(world, settings)
+            counter = _Counter(simulator, settings, reward, logged_impressions_N)
+            for name, contender in contenders.items():
+                bar.set_postfix_str(f"{name} in {world_name}")
+                tallies = [
+                    _play(simulator, counter, player, num_sessions, seed, settings.batch_size, bar)
+                    for player in _players(name, contender)
+                ]
+                cells[name, world_name] = _cell(contender, counter, tallies)
+    ordered = {(name, world): cells[name, world] for name in contenders for world in worlds}
+    return EvaluationResult(
+        cells=ordered,
+        worlds={
+            name: {"declared": world.declared, "provenance": world.provenance, "fidelity": world.fidelity}
+            for name, world in worlds.items()
+        },
+        settings={**dataclasses.asdict(settings), "num_sessions": num_sessions, "seed": seed},
+    )
+
+
+@dataclass(frozen=True)
+class _Player:
+    """One policy of one training seed, or an oracle."""
+
+    name: str
+    policy: Policy | None = None
+    oracle: Oracle | None = None
+
+    def choose(self, simulator: Simulator, state: SessionState, generator: torch.Generator) -> Tensor:
+        """Slates (B, K) of the simulator's size."""
+        if self.oracle is not None:
+            items_BK = self.oracle(simulator, state)
+        else:
+            assert self.policy is not None
+            items_BK = self.policy(state.request, generator).items_BK
+        wanted = (state.num_sessions, simulator.slate_size)
+        if items_BK.shape != wanted:
+            raise ValueError(
+                f"policy {self.name!r} answered slates of shape {tuple(items_BK.shape)}, need {wanted}; "
+                f"build it with slate_size={simulator.slate_size}"
+            )
+        return items_BK
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Sums of every session, and exposures of every item."""
+
+    sums: dict[str, Tensor]
+    """Name to float64 (n,)."""
+    exposures_N: Tensor
+
+
+def _simulator(world: World, settings: EvaluationSettings) -> Simulator:
+    names = ("num_candidates", "slate_size", "history_length", "max_requests")
+    chosen = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    config = EnvConfig.of(world, chosen)
+    return Simulator(world, **{name: getattr(config, name) for name in names}, device=settings.device)
+
+
+def _contender(policy: Policy | Sequence[Policy] | Contender) -> Contender:
+    if isinstance(policy, Contender):
+        return policy
+    return Contender(policies=tuple(policy) if isinstance(policy, Sequence) else (policy,))
+
+
+def _players(name: str, contender: Contender) -> list[_Player]:
+    if contender.oracle is not None:
+        return [_Player(name, oracle=contender.oracle)]
+    return [_Player(name, policy=policy) for policy in contender.policies]
+
+
+@torch.no_grad()
+def _play(
+    simulator: Simulator,
+    counter: "_Counter",
+    player: _Player,
+    num_sessions: int,
+    seed: int,
+    batch_size: int,
+    bar: "tqdm[Any]",
+) -> _Tally:
+    """Plays all sessions, batch by batch, each to its end."""
+    device, places = simulator.device, simulator.slate_size
+    sums: dict[str, Tensor] = defaultdict(
+        lambda: torch.zeros(num_sessions, dtype=torch.float64, device=device)
+    )
+    exposures_N = torch.zeros(len(simulator.world.catalogue), dtype=torch.int64, device=device)
+    for begin in range(0, num_sessions, batch_size):
+        size = min(batch_size, num_sessions - begin)
+        generator = torch.Generator(device).manual_seed(seed + begin)
+        state = simulator.start(size, seed + begin)
+        row_B = torch.arange(size, device=device)
+        watched_nT = row_B.new_full((size, simulator.max_requests * places), NO_ITEM)
+        for request_index in range(simulator.max_requests):
+            items_BK = player.choose(simulator, state, generator)
+            following, feedback = simulator.step(state, items_BK)
+            for name, values_B in counter(state, items_BK, feedback).items():
+                sums[name].index_add_(0, begin + row_B, values_B.to(torch.float64))
+            columns = slice(request_index * places, (request_index + 1) * places)
+            watched_nT[row_B, columns] = items_BK.masked_fill(~feedback.seen_BK, NO_ITEM)
+            stays = (~feedback.left_B).nonzero().squeeze(1)
+            bar.update(len(row_B) - len(stays))
+            row_B, state = row_B[stays], following.select(stays)
+            if not len(row_B):
+                break
+        bar.update(len(row_B))
+        sums["truncated"][begin + row_B] = 1.0
+        sums["repeats"][begin : begin + size] = _num_repeats(watched_nT).to(torch.float64)
+        exposures_N += torch.bincount(watched_nT[watched_nT != NO_ITEM], minlength=len(exposures_N))
+    sums["sessions"] += 1.0
+    return _Tally(dict(sums), exposures_N)
+
+
+class _Counter:
+    """What one request of every session adds to the session's sums."""
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        settings: EvaluationSettings,
+        reward: Reward | None,
+        logged_impressions_N: Tensor | None,
+    ):
+        world = simulator.world
+        self.simulator = simulator
+        self.signals = world.signals
+        self.reward = reward or watch_time_reward(world.signals)
+        self.true_values = settings.true_values
+        edges = torch.tensor(settings.duration_edges, device=simulator.device)
+        self.bucket_N = torch.bucketize(world.catalogue.duration_N, edges, right=True)
+        self.buckets = bucket_names(settings.duration_edges)
+        self.features_ND = torch.nn.functional.normalize(world.catalogue.features_ND, dim=1)
+        self.cold_N: Tensor | None = None
+        if logged_impressions_N is None:
+            past_P = world.users.histories.item_P
+            logged_impressions_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue))
+        if logged_impressions_N.shape != (len(world.catalogue),):
+            raise ValueError(
+                f"need logged impressions for each of the {len(world.catalogue)} items, got shape "
+                f"{tuple(logged_impressions_N.shape)}"
+            )
+        if int(logged_impressions_N.sum()):
+            self.cold_N = logged_impressions_N.to(simulator.device) < settings.cold_start_below
+
+    def __call__(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
+        """Quantities (B,) of one request, by name."""
+        seen_BK = feedback.seen_BK
+        inside_BK = (items_BK.unsqueeze(2) == state.request.candidates_BC.unsqueeze(1)).any(2)
+        counted = {
+            "requests": torch.ones_like(feedback.left_B),
+            "seen": seen_BK.sum(1),
+            "outside": (seen_BK & ~inside_BK).sum(1),
+            **dict(zip(self.signals, feedback.signals_BKF.sum(1).unbind(1), strict=True)),
+            **self._rewards(state, items_BK, feedback),
+            **self._diversity(items_BK),
+            **self._list_values(state, items_BK),
+        }
+        if self.cold_N is not None:
+            counted["cold"] = (seen_BK & self.cold_N[items_BK]).sum(1)
+        bucket_BK = self.bucket_N[items_BK]
+        for index, name in enumerate(self.buckets):
+            chosen_BK = seen_BK & (bucket_BK == index)
+            counted[f"seen/{name}"] = chosen_BK.sum(1)
+            counted[f"watch_time/{name}"] = (feedback.signals_BKF[..., 0] * chosen_BK).sum(1)
+        return counted
+
+    def ratios(self) -> dict[str, tuple[str, str]]:
+        """Metric to the names of its numerator and denominator."""
+        others = [name for name in self.signals if name != WATCH_TIME]
+        components = self.reward.names if len(self.reward.names) > 1 else ()
+        return {
+            "session_watch_time": (WATCH_TIME, "sessions"),
+            "session_length": ("requests", "sessions"),
+            "videos_seen": ("seen", "sessions"),
+            "watch_time_per_video": (WATCH_TIME, "seen"),
+            "truncated_share": ("truncated", "sessions"),
+            **{f"{name}_rate": (name, "seen") for name in others},
+            **{f"{name}_per_session": (name, "sessions") for name in others},
+            "session_reward": ("reward", "sessions"),
+            "list_reward": ("reward", "requests"),
+            **{f"reward/{name}": (f"reward/{name}", "sessions") for name in components},
+            "repeat_share": ("repeats", "seen"),
+            "outside_share": ("outside", "seen"),
+            "cold_start_share": ("cold", "seen"),
+            "tag_diversity": ("pairs_of_two_tags", "tagged_pairs"),
+            "feature_diversity": ("distance", "pairs"),
+            "evaluator_value": ("evaluator_value", "requests"),
+            "true_list_value": ("true_list_value", "requests"),
+            "evaluator_gap": ("evaluator_gap", "requests"),
+            **{
+                f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}")
+                for name in self.buckets
+            },
+            **{f"exposure_share/{b}": (f"seen/{b}", "seen") for b in self.buckets},
+        }
+
+    def _rewards(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
+        rewards_BR = self.reward(state.request, items_BK, feedback)
+        parts = {f"reward/{name}": rewards_BR[:, i] for i, name in enumerate(self.reward.names)}
+        return {"reward": scalar(self.reward, rewards_BR), **parts}
+
+    def _diversity(self, items_BK: Tensor) -> dict[str, Tensor]:
+        places = items_BK.shape[1]
+        first, second = torch.triu_indices(places, places, offset=1, device=items_BK.device)
+        tag_BK = self.simulator.world.catalogue.tag_N[items_BK]
+        known_BK = tag_BK >= 0
+        tagged_BP = known_BK[:, first] & known_BK[:, second]
+        features_BKD = self.features_ND[items_BK]
+        cosine_BP = (features_BKD @ features_BKD.transpose(1, 2))[:, first, second]
+        return {
+            "pairs": tagged_BP.new_ones(tagged_BP.shape).sum(1),
+            "tagged_pairs": tagged_BP.sum(1),
+            "pairs_of_two_tags": (tagged_BP & (tag_BK[:, first] != tag_BK[:, second])).sum(1),
+            "distance": (1.0 - cosine_BP).sum(1),
+        }
+
+    def _list_values(self, state: SessionState, items_BK: Tensor) -> dict[str, Tensor]:
+        items_B1K = items_BK.unsqueeze(1)
+        values: dict[str, Tensor] = {}
+        evaluator = self.simulator.world.evaluator
+        if evaluator is not None:
+            values["evaluator_value"] = evaluator.score(state.request, items_B1K).value_BG[:, 0]
+        if self.true_values:
+            values["true_list_value"] = self.simulator.expected(state, items_B1K).watch_time_BG[:, 0]
+        if len(values) == 2:
+            values["evaluator_gap"] = values["evaluator_value"] - values["true_list_value"]
+        return values
+
+
+def bucket_names(edges: Sequence[float]) -> tuple[str, ...]:
+    """Names of the duration buckets between edges in seconds.
+
+    Example:
+        >>> bucket_names((7.0, 18.0))
+        ('0-7s', '7-18s', '18s+')
+    """
+    ends = ["0", *(f"{edge:g}" for edge in edges)]
+    return (*(f"{low}-{high}s" for low, high in itertools.pairwise(ends)), f"{ends[-1]}s+")
+
+
+def gini(counts_N: np.ndarray) -> float:
+    """Concentration of non-negative counts: 0 when equal, (N - 1) / N when one item has everything.
+
+    Example:
+        >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 5]))
+        (0.0, 0.75)
+    """
+    sorted_N = np.sort(np.asarray(counts_N, dtype=np.float64))
+    total, count = sorted_N.sum(), len(sorted_N)
+    if total <= 0:
+        return float("nan")
+    ranks_N = 2 * np.arange(1, count + 1) - count - 1
+    return float((ranks_N * sorted_N).sum() / (count * total))
+
+
+def _num_repeats(watched_nM: Tensor) -> Tensor:
+    """Videos that a session had already seen, (n,)."""
+    sorted_nM = watched_nM.sort(dim=1).values
+    return ((sorted_nM[:, 1:] == sorted_nM[:, :-1]) & (sorted_nM[:, 1:] != NO_ITEM)).sum(1)
+
+
+def _cell(contender: Contender, counter: _Counter, tallies: Sequence[_Tally]) -> Cell:
+    sums = {name: np.stack([tally.sums[name].cpu().numpy() for tally in tallies]) for name in tallies[0].sums}
+    exposures = [tally.exposures_N.cpu().numpy() for tally in tallies]
+    return Cell(
+        ratios={
+            metric: (sums[numerator], sums[denominator])
+            for metric, (numerator, denominator) in counter.ratios().items()
+            if numerator in sums
+        },
+        totals={
+            "catalogue_coverage": np.array([(counts_N > 0).mean() for counts_N in exposures]),
+            "exposure_gini": np.array([gini(counts_N) for counts_N in exposures]),
+        },
+        feedback=contender.feedback,
+        world_requests=contender.world_requests,
+    )

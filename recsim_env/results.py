@@ -1,0 +1,342 @@
+"""Evaluation results: measured cells, their intervals, paired differences, verdicts, JSON and CSV.
+
+Every metric is a ratio of two per-session sums: seconds over sessions, likes over videos seen, overlapping
+pairs over slates. Its interval over sessions comes from the ratio's linearisation: session i moves the
+ratio r by (numerator_i - r * denominator_i) / mean(denominator), and Student's t is applied to these
+moves. For a plain mean that is the usual t interval. Two policies that played the same sessions are
+compared on the moves' differences, which is the paired t interval.
+
+Session luck and training luck stay apart: with several training seeds the headline interval takes seeds
+as its unit (t over the seeds' values), and the interval over sessions stands beside it.
+
+Shape legend: S training seeds, n sessions.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Array = NDArray[np.float64]
+FeedbackClass = Literal["logged", "one slate", "branched"]
+VerdictWord = Literal["holds", "fails", "undecided", "no bar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What was measured for one policy in one world."""
+
+    ratios: Mapping[str, tuple[Array, Array]]
+    """Metric to (numerator, denominator), each (S, n): one entry per training seed and session."""
+    totals: Mapping[str, Array]
+    """Metric to values (S,) that belong to all sessions together; they have no interval over sessions."""
+    feedback: FeedbackClass = "logged"
+    """What the policy was trained on; "branched" had several slates shown to one user state."""
+    world_requests: int = 0
+    """Requests its training asked of a world."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of everything measured."""
+        return (*self.ratios, *self.totals)
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions played by each training seed."""
+        return int(next(iter(self.ratios.values()))[0].shape[1])
+
+    def value(self, metric: str) -> Array:
+        """The metric of each training seed, (S,); NaN where nothing was counted."""
+        if metric in self.totals:
+            return self.totals[metric]
+        numerator_Sn, denominator_Sn = self.ratios[metric]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(numerator_Sn.sum(1) / denominator_Sn.sum(1))
+
+    def moves(self, metric: str) -> Array:
+        """How far each session moves the metric, (n,), averaged over training seeds."""
+        if metric in self.totals:
+            return np.full(self.num_sessions, np.nan)
+        numerator_Sn, denominator_Sn = self.ratios[metric]
+        value_S1 = self.value(metric)[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            moves_Sn = (numerator_Sn - value_S1 * denominator_Sn) / denominator_Sn.mean(1, keepdims=True)
+        return np.asarray(moves_Sn.mean(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure with its 95 % intervals; NaN (null in JSON) where an interval has no meaning."""
+
+    policy: str
+    world: str
+    metric: str
+    mean: float
+    low: float
+    """Headline interval: over training seeds where there are several, otherwise over sessions."""
+    high: float
+    interval: Literal["sessions", "seeds"]
+    """The unit of the headline interval."""
+    session_low: float
+    session_high: float
+    seeds: int
+    sessions: int
+    feedback: FeedbackClass
+    world_requests: int
+    """World requests that training consumed."""
+    baseline: str | None = None
+    """In a difference: the policy that was subtracted."""
+    baseline_world: str | None = None
+    """In a gap: the world that was subtracted."""
+
+    @property
+    def widest(self) -> tuple[float, float]:
+        """The span of both intervals: what a claim about sessions *and* training must clear."""
+        if math.isnan(self.session_low):
+            return self.low, self.high
+        return min(self.low, self.session_low), max(self.high, self.session_high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim with a bar, and whether the evidence carries it."""
+
+    name: str
+    bar: float | None
+    value: float
+    low: float
+    high: float
+    verdict: VerdictWord
+
+
+def judge(
+    name: str,
+    *,
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    bar: float | None = None,
+    side: Literal["above", "below"] = "above",
+) -> Verdict:
+    """Says whether a value clears its bar.
+
+    It ``holds`` when the whole interval lies on the wanted side, ``fails`` when the whole interval lies
+    on the other side, and is ``undecided`` between. A value without an interval is held to the bar itself.
+    """
+    if side not in ("above", "below"):
+        raise ValueError(f"side must be 'above' or 'below', got {side!r}")
+    word: VerdictWord = "no bar"
+    if bar is not None:
+        ends = (value, value) if math.isnan(low) or math.isnan(high) else (low, high)
+        near, far = ends if side == "above" else (-ends[1], -ends[0])
+        goal = bar if side == "above" else -bar
+        exact = near == far
+        word = "undecided"
+        if near > goal or (exact and near == goal):
+            word = "holds"
+        elif far < goal or (math.isnan(value) and exact):
+            word = "fails"
+    return Verdict(name=name, bar=bar, value=value, low=low, high=high, verdict=word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Every policy in every world, on the same sessions."""
+
+    cells: Mapping[tuple[str, str], Cell]
+    """(policy, world) to what was measured."""
+    worlds: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """World to its ``declared``, ``provenance`` and ``fidelity``."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the sessions were played, the seed among them."""
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Policies in the order given."""
+        return tuple(dict.fromkeys(policy for policy, _ in self.cells))
+
+    @property
+    def world_names(self) -> tuple[str, ...]:
+        """Worlds in the order given."""
+        return tuple(dict.fromkeys(world for _, world in self.cells))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that some cell holds."""
+        return tuple(dict.fromkeys(metric for cell in self.cells.values() for metric in cell.metrics))
+
+    def row(self, policy: str, world: str, metric: str) -> Row:
+        """One figure.
+
+        Raises:
+            ValueError: no such policy, world or metric.
+        """
+        cell = self._cell(policy, world, metric)
+        row = Row(
+            policy=policy,
+            world=world,
+            metric=metric,
+            mean=float(cell.value(metric).mean()),
+            low=math.nan,
+            high=math.nan,
+            interval="sessions",
+            session_low=math.nan,
+            session_high=math.nan,
+            seeds=len(cell.value(metric)),
+            sessions=cell.num_sessions,
+            feedback=cell.feedback,
+            world_requests=cell.world_requests,
+        )
+        return _with_intervals(row, cell.value(metric), _standard_error(cell.moves(metric)))
+
+    def rows(self) -> list[Row]:
+        """All figures, ordered by policy, world and metric as they were given."""
+        return [
+            self.row(policy, world, metric)
+            for (policy, world), cell in self.cells.items()
+            for metric in cell.metrics
+        ]
+
+    def difference(self, policy: str, baseline: str, world: str, metric: str = "session_watch_time") -> Row:
+        """``policy`` minus ``baseline`` in one world, paired by session (and by training seed).
+
+        A baseline with one seed is subtracted from every seed of the policy.
+
+        Raises:
+            ValueError: both have several seeds and their numbers differ, or a name is unknown.
+        """
+        first, second = self._cell(policy, world, metric), self._cell(baseline, world, metric)
+        values = _paired(first.value(metric), second.value(metric), policy, baseline)
+        error = _standard_error(first.moves(metric) - second.moves(metric))
+        row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline, seeds=len(values))
+        return _with_intervals(row, values, error)
+
+    def gap(self, policy: str, world: str, other: str, metric: str = "session_watch_time") -> Row:
+        """One policy in ``world`` minus the same policy in ``other``.
+
+        The two worlds hold other users, so sessions are not paired: the interval over sessions adds
+        both variances. Training seeds are paired: it is the same policy.
+        """
+        first, second = self._cell(policy, world, metric), self._cell(policy, other, metric)
+        values = _paired(first.value(metric), second.value(metric), world, other)
+        error = math.hypot(_standard_error(first.moves(metric)), _standard_error(second.moves(metric)))
+        row = dataclasses.replace(self.row(policy, world, metric), baseline_world=other)
+        return _with_intervals(row, values, error)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: ``settings``, ``worlds`` and ``rows`` (fields of ``Row``; NaN becomes null)."""
+        return {
+            "settings": dict(self.settings),
+            "worlds": dict(self.worlds),
+            "rows": [as_json(row) for row in self.rows()],
+        }
+
+    def write_json(self, path: str | Path) -> Path:
+        """Writes ``to_json()``; the file appears whole or not at all."""
+        return write_atomically(path, json.dumps(to_plain(self.to_json()), indent=1) + "\n")
+
+    def write_csv(self, path: str | Path) -> Path:
+        """Writes one line for each row; the file appears whole or not at all."""
+        return write_csv(path, self.rows())
+
+    def _cell(self, policy: str, world: str, metric: str) -> Cell:
+        for kind, name, known in (
+            ("policy", policy, self.policies),
+            ("world", world, self.world_names),
+            ("metric", metric, self.metrics),
+        ):
+            if name not in known:
+                raise ValueError(f"no {kind} {name!r} in this result; it holds {', '.join(known)}")
+        cell = self.cells.get((policy, world))
+        if cell is None or metric not in cell.metrics:
+            raise ValueError(f"{metric!r} was not measured for {policy!r} in world {world!r}")
+        return cell
+
+
+def as_json(value: Row | Verdict) -> dict[str, Any]:
+    """A row or verdict as JSON values, keys in the order of its fields."""
+    plain: dict[str, Any] = to_plain(dataclasses.asdict(value))
+    return plain
+
+
+def to_plain(value: Any) -> Any:
+    """Nested values as strict JSON values: tuples become lists, NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_csv(path: str | Path, rows: list[Row]) -> Path:
+    """Writes rows with a header; empty fields where there is nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_json(row) for row in rows)
+    return write_atomically(path, text.getvalue())
+
+
+def write_atomically(path: str | Path, text: str) -> Path:
+    """Writes text aside and renames it, so that no reader ever meets half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise
+    return path
+
+
+def _standard_error(moves_n: Array) -> float:
+    if len(moves_n) < 2:
+        return math.nan
+    return float(moves_n.std(ddof=1) / math.sqrt(len(moves_n)))
+
+
+def _half_width(standard_error: float, units: int) -> float:
+    return float(stdtrit(units - 1, 0.975)) * standard_error if units > 1 else math.nan
+
+
+def _with_intervals(row: Row, value_S: Array, session_error: float) -> Row:
+    mean = float(value_S.mean())
+    session = _half_width(session_error, row.sessions)
+    over_seeds = len(value_S) > 1
+    half = _half_width(_standard_error(value_S), len(value_S)) if over_seeds else session
+    return dataclasses.replace(
+        row,
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        interval="seeds" if over_seeds else "sessions",
+        session_low=mean - session,
+        session_high=mean + session,
+    )
+
+
+def _paired(first_S: Array, second_S: Array, name: str, other: str) -> Array:
+    if len(first_S) != len(second_S) and 1 not in (len(first_S), len(second_S)):
+        raise ValueError(
+            f"cannot pair {len(first_S)} training seeds of {name!r} with {len(second_S)} of {other!r}; "
+            "give both the same number, or one of them a single seed"
+        )
+    return np.asarray(first_S - second_S)

@@ -1,0 +1,78 @@
+"""Rewards: named components of what an environment pays for a slate.
+
+A reward maps (Request, items, Feedback) to components ``rewards_BR``; the scalar that learners see is their
+declared weighted sum. A video repeated within a slate earns nothing at its second place.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from recsim_env.messages import nearest
+from recsim_env.types import WATCH_TIME, Feedback, Request
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """What an environment pays; any object with these three members."""
+
+    names: tuple[str, ...]
+    """Names of the R components."""
+    weights: tuple[float, ...]
+    """Weight of each component in the scalar reward."""
+
+    def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
+        """Components (B, R), float32."""
+        ...
+
+
+class SignalReward:
+    """Signals summed over the places the user saw.
+
+    Args:
+        weights: weight of each rewarded signal; ``watch_time`` counts in seconds.
+        signals: the world's signals.
+
+    Raises:
+        ValueError: a signal that the world does not have, or no signal at all.
+
+    Example:
+        >>> SignalReward({"watch_time": 1.0, "like": 20.0}, ("watch_time", "click", "like")).names
+        ('watch_time', 'like')
+    """
+
+    def __init__(self, weights: Mapping[str, float], signals: Sequence[str]):
+        if not weights:
+            raise ValueError("a reward needs at least one signal with a weight")
+        for name in weights:
+            if name not in signals:
+                raise ValueError(
+                    f"unknown signal {name!r}{nearest(name, signals)}; this world has {tuple(signals)}"
+                )
+        self.names = tuple(weights)
+        self.weights = tuple(float(w) for w in weights.values())
+        self._indices = [list(signals).index(name) for name in weights]
+
+    def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
+        """Sums of the rewarded signals, (B, R)."""
+        signals_BKR = feedback.signals_BKF[..., self._indices]
+        return (signals_BKR * first_showing(items_BK).unsqueeze(-1)).sum(dim=1)
+
+
+def watch_time_reward(signals: Sequence[str]) -> SignalReward:
+    """The default reward: seconds watched, summed over the places the user saw."""
+    return SignalReward({WATCH_TIME: 1.0}, signals)
+
+
+def first_showing(items_BK: Tensor) -> Tensor:
+    """Bool (B, K): false where the same video stands at an earlier place of the slate."""
+    same_BKK = items_BK.unsqueeze(2) == items_BK.unsqueeze(1)
+    return ~same_BKK.tril(-1).any(dim=2)
+
+
+def scalar(reward: Reward, rewards_BR: Tensor) -> Tensor:
+    """The weighted sum (B,) that learners see."""
+    weights_R = torch.tensor(reward.weights, dtype=rewards_BR.dtype, device=rewards_BR.device)
+    return (rewards_BR * weights_R).sum(dim=1)  # not a matrix product: one row's bytes must not depend on B

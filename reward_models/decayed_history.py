@@ -1,0 +1,100 @@
+"""What a recommender remembers of a user: exponentially decayed sums over past impressions.
+
+Every impression adds one vector: the video's own vector once for being shown and once for each taste signal
+it received, then each signal's value and whether it was recorded. The sums fade by a fixed factor for each
+later impression, so a state is updated from one slate alone, and re-encoding a window of 100 impressions
+gives the same numbers to within ``decay ** 100`` of their size.
+
+Shape legend: B requests, H impressions, K places, F signals, E item vector width, Y channels (shown and
+taste signals), R = Y * E + 2 * F summands of one impression, G decays, S = G * R floats of a state.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from recsim_env.types import NO_ITEM
+
+WATCH_UNIT = 4.0
+"""log(1 + seconds watched) is divided by this, which brings it to the size of a 0/1 signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayedHistory:
+    """Encodes and updates decayed sums; stateless but for the item vectors."""
+
+    item_vectors_NE: Tensor
+    """float32 vector of each item as an event."""
+    num_signals: int
+    """F, watch time first."""
+    taste_signals: tuple[int, ...]
+    """Indices of the signals that mark what a user likes."""
+    decays: tuple[float, ...] = (0.75, 0.95)
+    """Factors by which one later impression fades a sum."""
+
+    def __post_init__(self) -> None:
+        if not self.decays or not all(0 < decay < 1 for decay in self.decays):
+            raise ValueError(f"decays must lie in (0, 1), got {self.decays}")
+        if not all(0 <= index < self.num_signals for index in self.taste_signals):
+            raise ValueError(f"taste signals must lie in 0..{self.num_signals - 1}, got {self.taste_signals}")
+
+    @property
+    def num_summands(self) -> int:
+        """R."""
+        return (1 + len(self.taste_signals)) * self.item_vectors_NE.shape[1] + 2 * self.num_signals
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return len(self.decays) * self.num_summands
+
+    def encode(self, history_BH: Tensor, feedback_BHF: Tensor, known_BHF: Tensor) -> Tensor:
+        """Sums (B, S) over a history window, oldest first, ``NO_ITEM`` where empty."""
+        present_BH = history_BH != NO_ITEM
+        summands_BHR = self._summands(history_BH.clamp(min=0), feedback_BHF, known_BHF)
+        length = history_BH.shape[1]
+        age_H = torch.arange(length - 1, -1, -1, device=history_BH.device)
+        weight_BGH = self._powers(age_H, length).T.unsqueeze(0) * present_BH.unsqueeze(1)
+        return torch.bmm(weight_BGH, summands_BHR).flatten(1)
+
+    def observe(self, sums_BS: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor) -> Tensor:
+        """Sums after a slate of which a prefix was seen, every signal of it recorded."""
+        known_BKF = torch.ones_like(signals_BKF, dtype=torch.bool)
+        summands_BKR = self._summands(items_BK, signals_BKF, known_BKF)
+        places = items_BK.shape[1]
+        num_seen_B = seen_BK.sum(dim=1)
+        age_BK = num_seen_B.unsqueeze(1) - 1 - torch.arange(places, device=items_BK.device)
+        weight_BKG = self._powers(age_BK.clamp(min=0), places) * seen_BK.unsqueeze(-1)
+        added_BGR = torch.bmm(weight_BKG.transpose(1, 2), summands_BKR)
+        sums_BGR = sums_BS.view(-1, len(self.decays), self.num_summands)
+        fade_BG1 = self._powers(num_seen_B, places).unsqueeze(-1)
+        return (sums_BGR * fade_BG1 + added_BGR).flatten(1)
+
+    def split(self, sums_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tastes (B, G, Y * E), signal sums (B, G, F) and counts of recorded signals (B, G, F)."""
+        sums_BGR = sums_BS.view(-1, len(self.decays), self.num_summands)
+        width = self.num_summands - 2 * self.num_signals
+        return (
+            sums_BGR[..., :width],
+            sums_BGR[..., width : width + self.num_signals],
+            sums_BGR[..., width + self.num_signals :],
+        )
+
+    def _summands(self, items_BK: Tensor, signals_BKF: Tensor, known_BKF: Tensor) -> Tensor:
+        vector_BKE = torch.nn.functional.embedding(items_BK, self.item_vectors_NE)
+        channels = [vector_BKE, *(vector_BKE * signals_BKF[..., f : f + 1] for f in self.taste_signals)]
+        watch_BK1 = torch.log1p(signals_BKF[..., :1]) / WATCH_UNIT
+        return torch.cat([*channels, watch_BK1, signals_BKF[..., 1:], known_BKF.to(watch_BK1.dtype)], dim=-1)
+
+    def _powers(self, age: Tensor, largest: int) -> Tensor:
+        """``decay ** age`` for integer ages (...) up to ``largest``, as (..., G)."""
+        return _power_table(self.decays, largest, str(age.device))[age]
+
+
+@lru_cache(maxsize=64)
+def _power_table(decays: tuple[float, ...], largest: int, device: str) -> Tensor:
+    # A table, because torch's pow rounds differently for the last few elements of a tensor.
+    powers = [[decay**age for decay in decays] for age in range(largest + 1)]
+    return torch.tensor(powers, dtype=torch.float32, device=device)

@@ -1,0 +1,309 @@
+"""The recommender's own feedback predictor (pXTR): an ensemble of factorised models of all signals.
+
+A member turns the user (decayed history, features, context) into one vector for each signal, and every item
+into one vector shared by all signals; a prediction is their inner product through the signal's link. The
+item part is a table, so scoring C candidates costs one small matrix product for each request. The first
+item coordinate is 1, which makes the first user coordinate the user's own level, and the constant part of
+the other user coordinates plays the item's.
+
+Watch time has a log link and a Poisson quasi-likelihood: its score equations make predicted and watched
+seconds agree in sum over every group the model can tell apart, whatever the distribution's tail, so the
+mean needs no correction. Members differ by their initial weights and by Poisson(1) weights of the users;
+users of weight 0 are a member's own validation set for early stopping.
+
+Shape legend: B requests, C candidates, K places, F signals, M members, W hidden width, d factor width,
+S state, I inputs of the user tower, H history, D features, N items, U users, R training rows.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recsim_env.data.histories import Histories, user_histories
+from recsim_env.data.requests import LoggedRequests, logged_requests
+from recsim_env.data.schema import LoggedDataset
+from recsim_env.numerics import linear, sigmoid
+from recsim_env.types import Request
+from reward_models.decayed_history import DecayedHistory
+from reward_models.ensemble import BestMembers, bootstrap_weights
+
+NUM_TABS = 16
+"""Tabs 0..15 have a vector each; higher ones share the last."""
+
+_LONGEST_WATCH_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """How the predictor is built and fitted."""
+
+    num_members: int = 3
+    """Members of the ensemble, M."""
+    factor_width: int = 16
+    """Length of item and user vectors, d."""
+    hidden_width: int = 64
+    """Width of the hidden layers, W."""
+    event_width: int = 16
+    """Principal components of the item features that stand for a video in the history."""
+    taste_signals: tuple[str, ...] = ("click", "long_view", "like")
+    """Signals whose items make up a user's taste; those the log lacks are left out."""
+    decays: tuple[float, ...] = (0.75, 0.95)
+    """Factors by which one later impression fades the history."""
+    rate_prior: float = 2.0
+    """Weight, in impressions, of the overall rate in a user's own recent rates."""
+    watch_weight: float = 0.3
+    """Weight of the watch-time loss beside that of one 0/1 signal."""
+    item_decay: float = 1e-5
+    """Weight decay of the per-item vectors; an item without data keeps its content's vector."""
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    batch_size: int = 1024
+    """Rows of a training step."""
+    max_epochs: int = 20
+    """Upper bound on passes over the log."""
+    patience: int = 2
+    """Epochs without a better out-of-bag loss in any member before training stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_members", "hidden_width", "event_width", "batch_size", "max_epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.factor_width < 2:
+            raise ValueError(f"factor_width must be at least 2 (one coordinate is constant), got {self.factor_width}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+class EnsemblePredictor:
+    """A fitted predictor; see ``recsim_env.types.Predictor``.
+
+    A state is the user's code and the decayed sums of the history. Everything that depends on one user
+    or one item alone is a table.
+    """
+
+    def __init__(self, settings: dict[str, Any], tensors: dict[str, Tensor]):
+        self._settings = settings
+        self._tensors = tensors
+        self.signals: tuple[str, ...] = tuple(settings["signals"])
+        """Names of the F signals, ``watch_time`` first."""
+        self.history = DecayedHistory(
+            item_vectors_NE=tensors["event_NE"],
+            num_signals=len(self.signals),
+            taste_signals=tuple(settings["taste_signals"]),
+            decays=tuple(settings["decays"]),
+        )
+        factors_NMd = tensors["item_factors_NMd"]
+        self._num_items, self._num_members, self._factor_width = factors_NMd.shape
+        self._factors_Zd = factors_NMd.transpose(0, 1).reshape(-1, self._factor_width).contiguous()
+        self._member_offset_M1 = (torch.arange(self._num_members) * self._num_items).to(factors_NMd.device)[:, None]
+        self._user_hidden_UW = linear(tensors["user_features_UD"], tensors["user_weight_WD"])
+
+    def start(self, user_B: Tensor) -> Tensor:
+        """State (B, S) at the end of the fitted log."""
+        return self._tensors["start_US"][user_B]
+
+    def observe(
+        self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
+    ) -> Tensor:
+        """State (B, S) after a slate."""
+        sums_BS = self.history.observe(state_BS[:, 1:], items_BK, signals_BKF, seen_BK)
+        return torch.cat([state_BS[:, :1], sums_BS], dim=1)
+
+    def predict(self, state_BS: Tensor, context_BX: Tensor, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected signals (B, C, F), watch time in seconds, and the members' standard deviation."""
+        user_hidden_BW = self._user_hidden_UW[state_BS[:, 0].to(torch.int64)]
+        return self._predict(state_BS[:, 1:], user_hidden_BW, context_BX, items_BC)
+
+    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for any request, logged or simulated: the history window is encoded anew.
+
+        Args:
+            request: only user features, context and history are read, so users may be unknown.
+            items_BC: int64 item codes.
+        """
+        sums_BS = self.history.encode(
+            request.history_BH, request.history_feedback_BHF, request.history_known_BHF
+        )
+        user_hidden_BW = linear(request.user_features_BD, self._tensors["user_weight_WD"])
+        return self._predict(sums_BS, user_hidden_BW, request.context_BX, items_BC)
+
+    def _predict(
+        self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor, items_BC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, num_signals, members = len(items_BC), len(self.signals), self._num_members
+        vector_BMdF = self._user_vectors(sums_BS, user_hidden_BW, context_BX)
+        row_BMC = items_BC.unsqueeze(1) + self._member_offset_M1
+        factor_XCd = torch.nn.functional.embedding(row_BMC, self._factors_Zd).flatten(0, 1)
+        logit_BMCF = torch.bmm(factor_XCd, vector_BMdF.flatten(0, 1)).view(batch, members, -1, num_signals)
+        watch_BMC = torch.exp(logit_BMCF[..., 0]).clamp_(max=_LONGEST_WATCH_S)
+        expected_BMCF = sigmoid(logit_BMCF)
+        expected_BMCF[..., 0] = watch_BMC
+        mean_BCF = expected_BMCF.sum(dim=1) / members
+        square_BCF = (expected_BMCF - mean_BCF.unsqueeze(1)).square_().sum(dim=1)
+        return mean_BCF, (square_BCF / max(members - 1, 1)).sqrt_()
+
+    def _user_vectors(self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor) -> Tensor:
+        tensors = self._tensors
+        inputs_BI = user_inputs(self.history, sums_BS, tensors["prior_rate_F"], self._settings["rate_prior"])
+        tab_B, hour_B = context_codes(context_BX)
+        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"], tensors["hidden_bias_W"])
+        hidden_BW = (hidden_BW + user_hidden_BW + tensors["tab_TW"][tab_B] + tensors["hour_TW"][hour_B]).relu_()
+        member_hidden = hidden_BW.chunk(self._num_members, dim=1)
+        weights = zip(tensors["vector_weight_MOW"], tensors["vector_bias_MO"], strict=True)
+        vectors = [linear(h, weight, bias) for h, (weight, bias) in zip(member_hidden, weights, strict=True)]
+        return torch.stack(vectors, dim=1).view(
+            len(sums_BS), self._num_members, self._factor_width, len(self.signals)
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Settings as JSON values."""
+        return dict(self._settings)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by name."""
+        return dict(self._tensors)
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "EnsemblePredictor":
+        """Rebuilds a saved predictor."""
+        return cls(config, tensors)
+
+
+def user_inputs(history: DecayedHistory, sums_BS: Tensor, prior_rate_F: Tensor, rate_prior: float) -> Tensor:
+    """Inputs (B, I) of the user tower: recent rates of every signal, how much is known, tastes."""
+    taste_BGY, signal_BGF, known_BGF = history.split(sums_BS)
+    rate_BGF = (signal_BGF + rate_prior * prior_rate_F) / (known_BGF + rate_prior) - prior_rate_F
+    weight_G11 = 1.0 - torch.tensor(history.decays, device=sums_BS.device)[:, None]
+    parts = (4.0 * rate_BGF, known_BGF * weight_G11, taste_BGY * (2.0 * weight_G11))
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def context_codes(context_BX: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the tab and hour tables, int64 (B,)."""
+    tab_B = context_BX[:, 0].to(torch.int64).clamp(0, NUM_TABS - 1)
+    return tab_B, context_BX[:, 1].to(torch.int64).clamp(0, 23)
+
+
+class _Towers(torch.nn.Module):
+    """The trainable form: M members side by side."""
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        sizes: dict[str, int],
+        base_F: Tensor,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        members, width, factor = config.num_members, config.hidden_width, config.factor_width
+        num_signals = len(base_F)
+
+        def weight(*shape: int, scale: float) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.randn(members, *shape, generator=generator) * scale)
+
+        def zeros(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.zeros(members, *shape))
+
+        self.history = weight(sizes["inputs"], width, scale=(2 / sizes["inputs"]) ** 0.5)
+        self.user = weight(sizes["user_features"], width, scale=sizes["user_features"] ** -0.5)
+        self.tab = weight(NUM_TABS, width, scale=0.3)
+        self.hour = zeros(24, width)
+        self.hidden_bias = zeros(width)
+        self.vector = weight(width, factor, num_signals, scale=0.5 * width**-0.5)
+        self.vector_bias = zeros(factor, num_signals)
+        self.item_hidden = weight(sizes["item_features"], width, scale=sizes["item_features"] ** -0.5)
+        self.item_bias = zeros(width)
+        self.item_out = weight(width, factor - 1, scale=width**-0.5)
+        self.item_own = zeros(sizes["items"], factor - 1)
+        with torch.no_grad():
+            self.vector_bias[:, 0] = base_F
+
+    def item_factors(self, features_RD: Tensor, own_MRd: Tensor) -> Tensor:
+        """Item vectors (M, R, d)."""
+        hidden_MRW = (features_RD @ self.item_hidden + self.item_bias[:, None]).relu()
+        content_MRd = hidden_MRW @ self.item_out + own_MRd
+        return torch.cat([torch.ones_like(content_MRd[..., :1]), content_MRd], dim=-1)
+
+    def forward(self, rows: "_Rows", index_R: Tensor) -> Tensor:
+        """Logits (M, R, F) of training rows."""
+        request_R, item_R = rows.request_R[index_R], rows.item_R[index_R]
+        hidden_MRW = rows.inputs_LI[request_R] @ self.history + rows.user_features_UD[rows.user_L[request_R]] @ self.user
+        hidden_MRW = hidden_MRW + self.tab[:, rows.tab_L[request_R]] + self.hour[:, rows.hour_L[request_R]]
+        hidden_MRW = (hidden_MRW + self.hidden_bias[:, None]).relu()
+        factor_MRd = self.item_factors(rows.item_features_ND[item_R], self.item_own[:, item_R])
+        vector_MRX = hidden_MRW @ self.vector.flatten(2) + self.vector_bias.flatten(1)[:, None]
+        vector_MRdF = vector_MRX.unflatten(-1, self.vector.shape[2:])
+        return torch.einsum("mrd,mrdf->mrf", factor_MRd, vector_MRdF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Everything a training step reads, encoded once."""
+
+    inputs_LI: Tensor
+    user_L: Tensor
+    tab_L: Tensor
+    hour_L: Tensor
+    request_R: Tensor
+    item_R: Tensor
+    target_RF: Tensor
+    known_RF: Tensor
+    user_features_UD: Tensor
+    item_features_ND: Tensor
+
+
+def fit_predictor(
+    dataset: LoggedDataset,
+    *,
+    item_features_ND: Tensor,
+    user_features_UD: Tensor,
+    users: np.ndarray | Tensor | None = None,
+    until_date: int | None = None,
+    histories: Histories | None = None,
+    config: PredictorConfig | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+) -> EnsemblePredictor:
+    """Fits the ensemble on a log.
+
+    Args:
+        dataset: a checked log.
+        item_features_ND: float32 (N, D). Counts in it must come from before the log's first day, or the
+            model learns to trust a feature that has seen its own labels.
+        user_features_UD: float32 (U, D).
+        users: codes of the operator's own users; the others start from their own history but teach
+            nothing. All by default.
+        until_date: YYYYMMDD, last day used for fitting; all days by default.
+        histories: what states start from; the log up to ``until_date`` by default.
+        config: settings.
+        seed: fixes initial weights, bootstrap and the order of rows.
+        run_dir: where TensorBoard finds the losses; none are written by default.
+
+    Raises:
+        ValueError: nothing to fit on, see ``logged_requests``; or fewer than two users.
+    """
+    config = config or PredictorConfig()
+    requests = logged_requests(
+        dataset,
+        item_features_ND=item_features_ND,
+        user_features_UD=user_features_UD,
+        users=users,
+        last_date=until_date,
+    )
+    history = DecayedHistory(
+        item_vectors_NE=_principal_components(item_features_ND, config.event_width),
+        num_signals=len(requests.signals),
+        taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),
+        decays=config.decays,
+    )
+    rows, prior_rate_F = _encode(requests, history, config)
+    towers = _train(rows, config, seed, run_dir)
+    if histories is None:
+        histories = user_histories(dataset, None if until_date is None else until_date + 1)
+    return _export(towers, rows, history, prior_rate_F, histories, requests.signals, config)

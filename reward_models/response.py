@@ -1,0 +1,325 @@
+"""Learned users: how a user answers each place of a slate, and how the answers change the user.
+
+A user's past is a few exponentially decayed sums of event vectors, updated place by place and never
+re-encoded. Watch time is drawn first, as a cell of ``WatchTimeCells``; clicks and long views are read off
+that cell, as they are in the log; the other signals are drawn given the cell and given the most frequent
+one of them. For a simulation everything that does not change is a table: one row an item, user or context.
+
+Legend: B sessions, K places, F signals, H hidden width, E event width, L list width, M cells, T tabs,
+D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users,
+S floats of state; ``...`` any leading shape.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recsim_env.numerics import linear, sigmoid
+from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
+from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
+
+_TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
+_MAX_USERS = 1 << 24  # user codes travel in the float32 state
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseConfig:
+    """Shape of a response model. Different settings are different model families for judging."""
+
+    memory: Literal["decayed", "gated"] = "decayed"
+    """``decayed``: the past fades at fixed rates. ``gated``: each event decides how much it makes fade."""
+    decays: tuple[float, ...] = (0.8, 0.97)
+    """Share of the past kept at each event, one for each sum; where ``gated`` begins its training."""
+    width: int = 64
+    """H: hidden units."""
+    event_width: int = 32
+    """E: length of an event vector."""
+    item_width: int = 8
+    """Length of the learned vector of each item, beside its features; 0 uses features alone."""
+    list_width: int = 8
+    """L: length of the vector by which earlier places of a slate act on later ones. Used only for logs
+    with a request key; others cannot teach such effects."""
+    dropout: float = 0.1
+    """Share of hidden units left out in training."""
+    read_off: tuple[str, ...] = ("click", "long_view")
+    """Signals that are functions of watch time in the log; names the log lacks are passed over."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decays", tuple(self.decays))
+        object.__setattr__(self, "read_off", tuple(self.read_off))
+        if self.memory not in ("decayed", "gated"):
+            raise ValueError(f'memory must be "decayed" or "gated", got {self.memory!r}')
+        if not self.decays or not all(0.0 < decay < 1.0 for decay in self.decays):
+            raise ValueError(f"decays need one or more values between 0 and 1, got {self.decays}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if min(self.width, self.event_width, self.list_width) < 1 or self.item_width < 0:
+            raise ValueError(
+                "widths must be at least 1 (item_width at least 0), got "
+                f"width {self.width}, event_width {self.event_width}, list_width {self.list_width}, "
+                f"item_width {self.item_width}"
+            )
+
+
+def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = None) -> Tensor:
+    """What an event's feedback says to the memory: (..., 2 F + 2).
+
+    Args:
+        signals: float32 (..., F), watch time first, 0 where unknown.
+        duration: float32 (...) seconds.
+        known: bool (..., F); ``None`` means all.
+    """
+    watch_time = signals[..., :1]
+    completion = (watch_time / duration.unsqueeze(-1)).clamp(max=2.0)
+    flags = torch.ones_like(signals) if known is None else known.to(signals.dtype)
+    return torch.cat(
+        [torch.log1p(watch_time) * 0.25, signals[..., 1:], completion, flags, torch.ones_like(watch_time)], -1
+    )
+
+
+class Memory(nn.Module):
+    """Decayed sums of events: the part of a user that feedback changes."""
+
+    def __init__(self, config: ResponseConfig, num_signals: int) -> None:
+        super().__init__()
+        self.gated = config.memory == "gated"
+        self.num_sums, self.width = len(config.decays), config.event_width
+        self.feedback_gate = nn.Linear(2 * num_signals + 2, config.event_width, bias=False)
+        rate_Z = -torch.tensor(config.decays).log()
+        self.register_buffer("rate_Z", rate_Z)
+        if self.gated:
+            self.fade = nn.Linear(2 * num_signals + 2, self.num_sums)
+            nn.init.zeros_(self.fade.weight)
+            with torch.no_grad():
+                self.fade.bias.copy_(torch.expm1(rate_Z).log())  # softplus of it is the rate
+
+    @property
+    def state_width(self) -> int:
+        """Floats that hold the sums: each has E entries and a count of its events."""
+        return self.num_sums * (self.width + 1)
+
+    def events(self, item_event: Tensor, feedback: Tensor, happened: Tensor) -> tuple[Tensor, Tensor]:
+        """Event vectors (..., E + 1), their count last, and how much they fade the past, log (..., Z).
+
+        Args:
+            item_event: float32 (..., E) vectors of the items.
+            feedback: float32 (..., 2 F + 2), see ``feedback_features``.
+            happened: bool (...); other events neither add nor fade.
+        """
+        mask = happened.unsqueeze(-1).to(item_event.dtype)
+        vector = item_event * linear(feedback, self.feedback_gate.weight)
+        rate = self.rate_Z
+        if self.gated:
+            rate = torch.log1p(torch.exp(linear(feedback, self.fade.weight, self.fade.bias)))
+        return torch.cat([vector, torch.ones_like(mask)], -1) * mask, -rate * mask
+
+    def update(self, sums_BS: Tensor, events_BKE: Tensor, log_fade_BKZ: Tensor) -> Tensor:
+        """Sums after K events in order."""
+        fade_BKZ = log_fade_BKZ.cumsum(1)
+        total_B1Z = fade_BKZ[:, -1:]
+        weight_BKZ = torch.exp(total_B1Z - fade_BKZ)
+        added_BZE = (weight_BKZ.unsqueeze(-1) * events_BKE.unsqueeze(2)).sum(1)
+        kept_BZE = torch.exp(total_B1Z).transpose(1, 2) * sums_BS.reshape(len(sums_BS), self.num_sums, -1)
+        return (kept_BZE + added_BZE).reshape(sums_BS.shape)
+
+    def features(self, sums: Tensor) -> Tensor:
+        """State (..., S) as inputs of a layer: averages over past events and how many they were."""
+        sums_ZE = sums.unflatten(-1, (self.num_sums, self.width + 1))
+        count = sums_ZE[..., -1:]
+        return torch.cat([sums_ZE[..., :-1] / (count + 1.0), torch.log1p(count)], -1).flatten(-2)
+
+
+class Answer(NamedTuple):
+    """What the model says of places, before anything is drawn."""
+
+    cells: Tensor
+    """(..., M) logits of watch-time cells."""
+    given: Tensor
+    """(..., A) logits of the signals that are drawn given the cell."""
+
+
+class ResponseCore(nn.Module):
+    """From encoded users, items and contexts to the answer; the same for training and simulation."""
+
+    def __init__(
+        self, config: ResponseConfig, signals: tuple[str, ...], cells: WatchTimeCells, num_tabs: int, has_lists: bool
+    ) -> None:
+        super().__init__()
+        if not signals or signals[0] != WATCH_TIME:
+            raise ValueError(f'signals must begin with "{WATCH_TIME}", got {signals}')
+        self.config, self.signals, self.cells = config, signals, cells
+        self.num_tabs, self.has_lists = num_tabs, has_lists
+        self.read_off = tuple(name for name in signals if name in config.read_off)
+        self.given = tuple(name for name in signals[1:] if name not in config.read_off)
+        width, num_given = config.width, len(self.given)
+        self.memory = Memory(config, len(signals))
+        self.state_layer = nn.Linear(self.memory.state_width, width)
+        self.user_layer = nn.Linear(width, 2 * width)
+        self.trunk = nn.Linear(width, width)
+        self.head = nn.Linear(width, cells.num_cells + num_given)
+        self.cell_effect_MA = nn.Parameter(torch.zeros(cells.num_cells, num_given))
+        self.parent_effect_A = nn.Parameter(torch.zeros(num_given))
+        shape = (num_tabs, cells.num_groups, cells.num_cells, len(self.read_off))
+        self.register_buffer("read_off_TGMD", torch.full(shape, 0.5))
+        if has_lists:
+            self.list_layer = nn.Linear(2 * config.list_width, width, bias=False)
+
+    def user(self, sums: Tensor, static: Tensor) -> Tensor:
+        """(..., 2 H): what a user adds to a place and multiplies it by."""
+        hidden = linear(self.memory.features(sums), self.state_layer.weight, self.state_layer.bias) + static
+        return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias)
+
+    def lists(self, earlier: Tensor, own: Tensor) -> Tensor:
+        """(..., H): what the sum of earlier places' list vectors (..., L) does to a place."""
+        return linear(torch.cat([earlier, earlier * own], -1), self.list_layer.weight)
+
+    def hidden(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
+        """First layer (..., H) of user (..., 2 H), item (..., 2 H) and context (..., H)."""
+        user_added, user_factor = user.chunk(2, -1)
+        item_added, item_factor = item.chunk(2, -1)
+        return user_added + context + item_added + user_factor * item_factor
+
+    def answer(self, hidden: Tensor) -> Answer:
+        """Logits of a place from its first layer, which is taken before its nonlinearity."""
+        hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
+        logits = linear(hidden, self.head.weight, self.head.bias)
+        return Answer(*logits.split([self.cells.num_cells, len(self.given)], -1))
+
+    def given_logits(self, given: Tensor, cell: Tensor, parent: Tensor) -> Tensor:
+        """Logits (..., A) once the cell and the first of the A signals (``parent``, 0/1) are known."""
+        effect_A = self.parent_effect_A.clone()
+        effect_A[:1] = 0.0
+        return given + self.cell_effect_MA[cell] + effect_A * parent.unsqueeze(-1)
+
+
+class SequenceResponse(nn.Module):
+    """A fitted response model, ready to simulate: ``recsim_env.types.ResponseModel`` and ``Saveable``.
+
+    Its state holds the user code and the decayed sums: float32 (B, 1 + Z (E + 1)). Made by
+    ``reward_models.fit.fit_response``.
+
+    Args:
+        core: the layers.
+        tables: by name, ``item_N2H``, ``item_event_NE``, ``item_list_NL`` (logs with lists alone),
+            ``user_UH``, ``sums_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
+    """
+
+    def __init__(self, core: ResponseCore, tables: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.core, self.signals = core, core.signals
+        self.num_draws = 1 + bool(core.read_off) + len(core.given)
+        if len(tables["user_UH"]) > _MAX_USERS:
+            raise ValueError(f"at most {_MAX_USERS} users fit the state, got {len(tables['user_UH'])}; split them")
+        for name, table in tables.items():
+            self.register_buffer(name, table.detach().float().contiguous())
+        self.register_buffer("share_NM", core.cells.share(self.duration_N), persistent=False)
+        self.register_buffer("group_N", core.cells.group(self.duration_N), persistent=False)
+        drawn = (WATCH_TIME, *core.read_off, *core.given)
+        self._order = None if drawn == core.signals else [drawn.index(name) for name in core.signals]
+        self.requires_grad_(False)
+        self.eval()
+
+    def start(self, user_B: Tensor) -> Tensor:
+        """State (B, S) of users at the start of their first session."""
+        return torch.cat([user_B.unsqueeze(-1).float(), self.sums_US[user_B]], -1)
+
+    @torch.inference_mode()
+    def respond(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, uniform_BKJ: Tensor) -> Tensor:
+        """Draws signals (B, K, F) as if every place were reached; uniforms lie in (0, 1)."""
+        core = self.core
+        answer = self._answer(state_BS, context_BX, items_BK)
+        mass_BKM = cell_mass(answer.cells, self.share_NM[items_BK])
+        cell_BK, position_BK = draw_cell(mass_BKM, uniform_BKJ[..., 0])
+        watch_time_BK = core.cells.seconds_at(cell_BK, position_BK, self.duration_N[items_BK])
+        parts, used = [watch_time_BK.unsqueeze(-1)], 1
+        if core.read_off:
+            # One draw for all: a long view that is rarer than a click then never comes without it.
+            chance_BKD = core.read_off_TGMD[self._tab(context_BX), self.group_N[items_BK], cell_BK]
+            parts.append((uniform_BKJ[..., 1:2] < chance_BKD).float())
+            used = 2
+        if core.given:
+            logit_BKA = answer.given + core.cell_effect_MA[cell_BK]
+            uniform_BKA = uniform_BKJ[..., used:]
+            parent_BK1 = (uniform_BKA[..., :1] < sigmoid(logit_BKA[..., :1])).float()
+            logit_BKA = logit_BKA[..., 1:] + core.parent_effect_A[1:] * parent_BK1
+            parts += [parent_BK1, (uniform_BKA[..., 1:] < sigmoid(logit_BKA)).float()]
+        signals_BKF = torch.cat(parts, -1)
+        return signals_BKF if self._order is None else signals_BKF[..., self._order]
+
+    @torch.inference_mode()
+    def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
+        """The distribution that ``respond`` draws from: one outcome a watch-time cell (O = M)."""
+        core = self.core
+        answer = self._answer(state_BS, context_BX, items_BK)
+        mass_BKM = cell_mass(answer.cells, self.share_NM[items_BK])
+        parts = [core.cells.mean(self.duration_N[items_BK]).unsqueeze(-1)]
+        if core.read_off:
+            parts.append(core.read_off_TGMD[self._tab(context_BX), self.group_N[items_BK]])
+        if core.given:
+            logit_BKMA = answer.given.unsqueeze(-2) + core.cell_effect_MA
+            parent_BKM1 = sigmoid(logit_BKMA[..., :1])
+            without_BKMA = sigmoid(logit_BKMA[..., 1:])
+            with_BKMA = sigmoid(logit_BKMA[..., 1:] + core.parent_effect_A[1:])
+            parts += [parent_BKM1, without_BKMA + parent_BKM1 * (with_BKMA - without_BKMA)]
+        signals_BKMF = torch.cat(parts, -1)
+        if self._order is not None:
+            signals_BKMF = signals_BKMF[..., self._order]
+        return Outcomes(signals_BKMF, mass_BKM / mass_BKM.cumsum(-1)[..., -1:])
+
+    def expected(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Tensor:
+        """Expected signals (B, K, F): ``outcomes`` summed up."""
+        signals_BKOF, probability_BKO = self.outcomes(state_BS, context_BX, items_BK)
+        return (signals_BKOF * probability_BKO.unsqueeze(-1)).cumsum(-2)[..., -1, :]
+
+    @torch.inference_mode()
+    def observe(
+        self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
+    ) -> Tensor:
+        """State after a slate; places that were not seen change nothing."""
+        feedback_BKP = feedback_features(signals_BKF, self.duration_N[items_BK])
+        events = self.core.memory.events(self.item_event_NE[items_BK], feedback_BKP, seen_BK)
+        return torch.cat([state_BS[:, :1], self.core.memory.update(state_BS[:, 1:], *events)], -1)
+
+    def _tab(self, context_BX: Tensor) -> Tensor:
+        return context_BX[:, _TAB : _TAB + 1].long().clamp_(0, self.core.num_tabs - 1)
+
+    def _answer(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Answer:
+        core = self.core
+        user_B2H = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
+        hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
+        context_B1H = self.tab_TH[self._tab(context_BX)] + self.hour_24H[hour_B1]
+        hidden_BKH = core.hidden(user_B2H.unsqueeze(1), self.item_N2H[items_BK], context_B1H)
+        if core.has_lists:
+            own_BKL = self.item_list_NL[items_BK]
+            hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
+        return core.answer(hidden_BKH)
+
+    def config(self) -> dict[str, Any]:
+        """Settings as JSON values."""
+        core = self.core
+        return {
+            "response": asdict(core.config),
+            "cells": core.cells.config(),
+            "signals": list(core.signals),
+            "num_tabs": core.num_tabs,
+            "has_lists": core.has_lists,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors to store, by name."""
+        return dict(self.state_dict())
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "SequenceResponse":
+        """Rebuilds the model from what ``config`` and ``tensors`` returned."""
+        core = ResponseCore(
+            ResponseConfig(**config["response"]),
+            tuple(config["signals"]),
+            WatchTimeCells(**config["cells"]),
+            config["num_tabs"],
+            config["has_lists"],
+        )
+        core.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("core.")})
+        return cls(core, {name: tensor for name, tensor in tensors.items() if not name.startswith("core.")})

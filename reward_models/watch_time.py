@@ -1,0 +1,198 @@
+"""Watch time as a distribution: cells of seconds up to the end of a video, then cells of completion.
+
+People skip within seconds, finish a video, or play it again, and only the first of these is measured in
+seconds. So the cells of one video are: an atom at zero (pages where nothing plays by itself), cells of
+log seconds cut off just before the video's end, and cells of the ratio watch time / duration around and
+beyond the end. A model gives one logit a cell; the width that the cut leaves to a cell is applied here.
+
+Legend: N items, M cells, T tabs, G duration groups; ``...`` any leading shape.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SECONDS = (
+    *(0.1, 0.5, 0.8, 1.1, 1.5, 2.0, 2.6, 3.5, 5.0, 7.0, 9.0, 12.0, 15.0, 18.0, 23.0, 30.0, 40.0, 55.0),
+    *(75.0, 105.0, 150.0, 220.0, 330.0, 600.0, 1200.0, 3600.0, 36000.0),
+)
+_RATIOS = (0.94, 0.97, 1.0, 1.03, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchTimeCells:
+    """The grid of cells, and the way from cells to seconds and back."""
+
+    seconds: tuple[float, ...] = _SECONDS
+    """Edges in seconds, increasing, above 0. They hold 7 and 18: KuaiRand's marks of a click and a long
+    view, so that both can be read off a cell."""
+    ratios: tuple[float, ...] = _RATIOS
+    """Edges as shares of the duration, increasing, above 0. The first one ends the cells of seconds,
+    the last one bounds every watch time."""
+    durations: tuple[float, ...] = (7.0, 10.0, 18.0, 25.0)
+    """Edges in seconds between the groups of videos in which signals are read off cells differently."""
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "ratios", "durations"):
+            edges = getattr(self, name)
+            object.__setattr__(self, name, tuple(float(edge) for edge in edges))
+            if len(edges) < 2 or edges[0] <= 0 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+                raise ValueError(
+                    f"{name} needs two or more increasing edges above 0, got {edges}; "
+                    "leave it out to take the default"
+                )
+
+    @property
+    def num_cells(self) -> int:
+        """M: the atom, the cells of seconds, the cells of ratio."""
+        return 1 + len(self.seconds) - 1 + len(self.ratios) - 1
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return len(self.durations) + 1
+
+    def config(self) -> dict[str, Any]:
+        """The edges as JSON values."""
+        return {name: list(edges) for name, edges in asdict(self).items()}
+
+    @cached_property
+    def _edges(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log lower and upper bounds of each cell in seconds (``time``) and in ratio; infinite = not bound."""
+        log_seconds, log_ratios = torch.tensor(self.seconds).log(), torch.tensor(self.ratios).log()
+        num_seconds, num_ratios = len(log_seconds) - 1, len(log_ratios) - 1
+        infinity = torch.full((num_ratios,), torch.inf)
+        end = log_ratios[:1].expand(num_seconds)
+        atom = torch.full((1,), -torch.inf)
+        return (
+            torch.cat([atom, log_seconds[:-1], infinity]),
+            torch.cat([atom, log_seconds[1:], infinity]),
+            torch.cat([atom, end, log_ratios[:-1]]),
+            torch.cat([atom, end, log_ratios[1:]]),
+        )
+
+    def bounds(self, cell: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
+        """Log seconds at the lower and the upper end of cells (-inf for the atom).
+
+        Args:
+            cell: int64, any shape.
+            duration: float32 seconds, broadcast with ``cell``.
+        """
+        time_low, time_high, ratio_low, ratio_high = (edges.to(duration.device)[cell] for edges in self._edges)
+        log_duration = self._log_duration(duration)
+        return (
+            torch.minimum(time_low, log_duration + ratio_low),
+            torch.minimum(time_high, log_duration + ratio_high),
+        )
+
+    def _log_duration(self, duration: Tensor) -> Tensor:
+        return torch.log(duration.clamp(self.seconds[0], self.seconds[-1]))
+
+    def share(self, duration_N: Tensor) -> Tensor:
+        """Share (N, M) of each cell's log width that lies before the video's end; 1 for atom and ratios."""
+        cells_M = torch.arange(self.num_cells, device=duration_N.device)
+        low_NM, high_NM = self.bounds(cells_M, duration_N.unsqueeze(-1))
+        time_low_M, time_high_M, _, _ = (edges.to(duration_N.device) for edges in self._edges)
+        share_NM = (high_NM - low_NM) / (time_high_M - time_low_M)
+        return torch.where(torch.isfinite(time_low_M), share_NM, 1.0).clamp(0.0, 1.0)
+
+    def index(self, watch_time: Tensor, duration: Tensor) -> Tensor:
+        """Cell (int64) of watch times in seconds; longer than the last ratio counts as the last cell."""
+        seconds = torch.tensor(self.seconds, device=duration.device)
+        ratios = torch.tensor(self.ratios, device=duration.device)
+        duration = duration.clamp(self.seconds[0], self.seconds[-1])
+        by_time = torch.bucketize(watch_time, seconds[1:-1], right=True) + 1
+        ratio = watch_time / duration
+        by_ratio = torch.bucketize(ratio, ratios[1:-1], right=True) + len(self.seconds)
+        cell = torch.where(ratio < self.ratios[0], by_time, by_ratio)
+        return torch.where(watch_time > 0, cell, 0)
+
+    def seconds_at(self, cell: Tensor, position: Tensor, duration: Tensor) -> Tensor:
+        """Watch time at a relative position in [0, 1] of a cell, on the scale of log seconds."""
+        low, high = self.bounds(cell, duration)
+        # The atom has no width: -inf minus -inf would be NaN, so its position is not looked at.
+        return torch.exp(low + position * torch.where(cell > 0, high - low, 0.0))
+
+    def mean(self, duration_N: Tensor) -> Tensor:
+        """Expected watch time (N, M) within each cell, positions being uniform."""
+        cells_M = torch.arange(self.num_cells, device=duration_N.device)
+        low_NM, high_NM = self.bounds(cells_M, duration_N.unsqueeze(-1))
+        width_NM = torch.where(cells_M > 0, high_NM - low_NM, 0.0)
+        growth_NM = torch.where(width_NM.abs() > 1e-4, torch.expm1(width_NM) / width_NM, 1.0)
+        return torch.exp(low_NM) * growth_NM
+
+    def group(self, duration_N: Tensor) -> Tensor:
+        """Duration group (int64, 0..G-1) of each video."""
+        return torch.bucketize(duration_N, torch.tensor(self.durations, device=duration_N.device), right=True)
+
+
+def cell_mass(logits: Tensor, share: Tensor) -> Tensor:
+    """Unnormalised probability (..., M) of cells: the density of a logit times the width that is left."""
+    return torch.exp(logits - logits.amax(-1, keepdim=True)) * share
+
+
+def cell_log_probability(logits: Tensor, share: Tensor) -> Tensor:
+    """Log-probability (..., M) of cells, with gradients; cells without width get about -70."""
+    return torch.log_softmax(logits + share.clamp(min=1e-30).log(), -1)
+
+
+def draw_cell(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverts the cumulative mass: cells (...) and relative positions (...) within them.
+
+    Args:
+        mass: float32 (..., M), not negative, not all zero.
+        uniform: float32 (...) in (0, 1); larger draws mean longer watch times.
+    """
+    cumulative = mass.cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    cell = (cumulative <= target).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
+    chosen = mass.gather(-1, cell)
+    position = 1.0 - (cumulative.gather(-1, cell) - target) / chosen
+    return cell.squeeze(-1), position.squeeze(-1).clamp_(0.0, 1.0)
+
+
+def quantile(cells: WatchTimeCells, mass: Tensor, duration: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles (..., L) in seconds of the distribution given by ``mass`` (..., M) and ``duration`` (...)."""
+    columns = []
+    for level in levels:
+        cell, position = draw_cell(mass, level.expand(mass.shape[:-1]))
+        columns.append(cells.seconds_at(cell, position, duration))
+    return torch.stack(columns, -1)
+
+
+def read_off_table(
+    cell_P: Tensor, group_P: Tensor, tab_P: Tensor, signals_PD: Tensor, shape: tuple[int, int, int], prior: float = 5.0
+) -> Tensor:
+    """How often signals were recorded with a watch time in each cell.
+
+    Counts of a (tab, group, cell) are shrunk to those of the (tab, cell), these to those of the cell, and
+    these to the whole log, each by ``prior`` rows.
+
+    Args:
+        cell_P: int64 cells of P rows.
+        group_P: int64 duration groups.
+        tab_P: int64 tabs.
+        signals_PD: float32 0/1, one column for each of D signals.
+        shape: (T, G, M).
+        prior: rows that the coarser rate counts for.
+
+    Returns:
+        Float32 probabilities (T, G, M, D).
+    """
+    num_tabs, num_groups, num_cells = shape
+    flat_P = (tab_P * num_groups + group_P) * num_cells + cell_P
+    size = num_tabs * num_groups * num_cells
+    tables = []
+    for signal_P in signals_PD.double().unbind(-1):
+        shown = torch.bincount(flat_P, minlength=size).double().reshape(shape)
+        positive = torch.bincount(flat_P, weights=signal_P, minlength=size).reshape(shape)
+        rate = signal_P.mean()
+        for axes in ((0, 1), (1,), ()):
+            rows = shown.sum(axes, keepdim=True) if axes else shown
+            hits = positive.sum(axes, keepdim=True) if axes else positive
+            rate = (hits + prior * rate) / (rows + prior)
+        tables.append(rate.expand(shape))
+    return torch.stack(tables, -1).float()

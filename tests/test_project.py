@@ -1,0 +1,97 @@
+"""The project keeps its own promises: layers, wheel, README, and no leak of the world's truth."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["recsim_env", "reward_models", "agents", "experiments"]
+HEAVY = {"ray", "stable_baselines3"}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of every module a file imports, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer: str) -> None:
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    for path in sources(layer):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert not tops & above, f"{path} imports {tops & above}"
+        if layer in ("recsim_env", "reward_models"):
+            assert not tops & HEAVY, f"{path} imports {tops & HEAVY}"
+
+
+def test_importing_the_environment_does_not_import_ray() -> None:
+    code = "import sys, recsim_env; sys.exit('ray' in sys.modules or 'stable_baselines3' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_only_evaluation_and_oracles_ask_for_the_truth() -> None:
+    """``Simulator.expected`` and a world's ``outcomes`` are the doors to true probabilities."""
+    allowed = {"recsim_env/evaluation.py", "recsim_env/simulator.py", "recsim_env/checkers.py"}
+    for layer in LAYERS:
+        for path in sources(layer):
+            name = str(path.relative_to(ROOT))
+            if name in allowed or name.startswith("recsim_env/known_worlds") or layer == "reward_models":
+                continue
+            calls = {
+                node.func.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            }
+            assert not calls & {"expected", "outcomes"}, f"{name} asks for the truth"
+
+
+def test_the_wheel_holds_the_two_library_packages(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"recsim_env", "reward_models"}
+    assert {"recsim_env/py.typed", "reward_models/py.typed"} <= set(names)
+
+
+def readme_blocks() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", range(len(readme_blocks())))
+def test_readme_code_runs(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(readme_blocks()[block], f"README.md block {block}", "exec"), {"__name__": "readme"})
+
+
+def test_readme_names_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / name).exists(), f"README links to {name}, which does not exist"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_files_stay_readable(layer: str) -> None:
+    for path in sources(layer):
+        assert len(path.read_text().splitlines()) <= 500, f"{path} has more than 500 lines"
