@@ -9,8 +9,8 @@ Implemented as the paper has it:
 - the list policy, in both forms: autoregressive with chosen candidates masked, and one softmax over the
   candidates with its exact Plackett-Luce probability (``decoder``);
 - the printed loss, ``- sum of reference * log-probability``, and greedy decoding in use;
-- groups of which the spread of values is at most ``min_spread`` are left out. The paper gives no formula for
-  its threshold; here it is in the evaluator's units (seconds), 0 by default;
+- groups whose values spread by no more than ``min_spread`` are left out. The paper gives no formula for its
+  threshold; here it is a standard deviation in the evaluator's units (seconds);
 - noise on the evaluator's values, the paper's robustness test (``value_noise``). The paper mixes in noise of
   unit variance; here it is scaled by the group's own spread, since values are in seconds.
 
@@ -63,8 +63,9 @@ class GoalRankConfig:
     """G: lists drawn for each request."""
     temperature: float = 1.0
     """Softmax temperature of the reference; below 1 it leans more on the group's best lists."""
-    min_spread: float = 0.0
-    """Groups whose values have no larger standard deviation are left out (units of the evaluator)."""
+    min_spread: float = 0.1
+    """Groups whose values have no larger standard deviation are left out (units of the evaluator: seconds).
+    With 0, z-scores blow up differences that mean nothing, and "grpo" settles early on poor lists."""
     clip: float = 0.2
     """Probability ratio beyond which "grpo" stops pushing."""
     value_noise: float = 0.0

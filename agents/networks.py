@@ -187,7 +187,7 @@ class _Mean(nn.Module):
         self.out = nn.Linear(2 * width, width)
 
     def forward(self, x_BCW: Tensor) -> Tensor:
-        y_BCW = self.before(x_BCW)
+        y_BCW: Tensor = self.before(x_BCW)
         mixed_BCW: Tensor = self.own(y_BCW) + self.others(y_BCW.mean(dim=1, keepdim=True))
         y_BCW = self.out(torch.relu(mixed_BCW))
         return x_BCW + y_BCW

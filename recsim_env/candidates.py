@@ -32,7 +32,9 @@ class UniformCandidates:
         self.seed = seed
         draws = torch.rand(2 * len(reach_N), generator=torch.Generator().manual_seed(seed))
         noise = -torch.log(-torch.log(draws.clamp(1e-6, 1 - 1e-6)))
-        self._noise_N = noise.to(reach_N.device).unfold(0, len(reach_N), 1)
+        # One more column than items: where empty places of ``shown_BM`` point, never retrieved.
+        self._noise_RN = noise.to(reach_N.device).unfold(0, len(reach_N) + 1, 1)
+        self._reach_N = torch.cat([reach_N, reach_N.new_full((1,), -torch.inf)])
 
     def start(self, user_B: Tensor) -> Tensor:
         """No state (B, 0)."""
@@ -48,11 +50,10 @@ class UniformCandidates:
         self, state_BS: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
     ) -> tuple[Tensor, Tensor]:
         """Candidates (B, C), best score first, and their scores; see ``CandidateSource``."""
-        num_items = len(self.reach_N)
-        offset_B = (uniform_B * num_items).long().clamp(max=num_items - 1)
-        score_BN = self._noise_N[offset_B] + self.reach_N
-        shown_BM = torch.where(shown_BM == NO_ITEM, shown_BM[:, :1], shown_BM)
-        shown_BM = shown_BM.clamp(min=0)
+        num_offsets = len(self._noise_RN)
+        offset_B = (uniform_B * num_offsets).long().clamp(max=num_offsets - 1)
+        score_BN = self._noise_RN[offset_B] + self._reach_N
+        shown_BM = torch.where(shown_BM == NO_ITEM, len(self.reach_N), shown_BM)
         lowered_BM = score_BN.gather(1, shown_BM) - _LEFT_OUT
         score_BN.scatter_(1, shown_BM, lowered_BM)
         score_BC, items_BC = score_BN.topk(num_candidates, dim=1)

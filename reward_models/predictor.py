@@ -15,7 +15,7 @@ Shape legend: B requests, C candidates, K places, F signals, M members, W hidden
 S state, I inputs of the user tower, H history, D features, N items, U users, R training rows.
 """
 
-import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import Request
-from reward_models.decayed_history import DecayedHistory
-from reward_models.ensemble import BestMembers, bootstrap_weights
+from reward_models.decayed_history import WATCH_UNIT, DecayedHistory
+from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
 
 NUM_TABS = 16
 """Tabs 0..15 have a vector each; higher ones share the last."""
 
-_LONGEST_WATCH_S = 600.0
+LONGEST_WATCH_S = 600.0
+"""Predicted watch times are cut here, s."""
+
+EXACT_WINDOW = 100
+"""Impressions that initial states are encoded from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ class EnsemblePredictor:
         row_BMC = items_BC.unsqueeze(1) + self._member_offset_M1
         factor_XCd = torch.nn.functional.embedding(row_BMC, self._factors_Zd).flatten(0, 1)
         logit_BMCF = torch.bmm(factor_XCd, vector_BMdF.flatten(0, 1)).view(batch, members, -1, num_signals)
-        watch_BMC = torch.exp(logit_BMCF[..., 0]).clamp_(max=_LONGEST_WATCH_S)
+        watch_BMC = torch.exp(logit_BMCF[..., 0]).clamp_(max=LONGEST_WATCH_S)
         expected_BMCF = sigmoid(logit_BMCF)
         expected_BMCF[..., 0] = watch_BMC
         mean_BCF = expected_BMCF.sum(dim=1) / members
@@ -221,6 +224,7 @@ class _Towers(torch.nn.Module):
         self.item_bias = zeros(width)
         self.item_out = weight(width, factor - 1, scale=width**-0.5)
         self.item_own = zeros(sizes["items"], factor - 1)
+        self.item_own.weight_decay = config.item_decay  # type: ignore[attr-defined]
         with torch.no_grad():
             self.vector_bias[:, 0] = base_F
 
@@ -307,3 +311,174 @@ def fit_predictor(
     if histories is None:
         histories = user_histories(dataset, None if until_date is None else until_date + 1)
     return _export(towers, rows, history, prior_rate_F, histories, requests.signals, config)
+
+
+@torch.no_grad()
+def _encode(
+    requests: LoggedRequests, history: DecayedHistory, config: PredictorConfig
+) -> tuple[_Rows, Tensor]:
+    """Training rows, and the overall rate of each signal (watch time in the history's own unit)."""
+    sums, targets, known, items, order = [], [], [], [], []
+    for index_B in requests.batch_indices(config.batch_size):
+        batch = requests.batch(index_B)
+        request, slate_size = batch.request, batch.items_BK.shape[1]
+        sums.append(
+            history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF)
+        )
+        targets.append(batch.feedback.signals_BKF.flatten(0, 1))
+        known.append(batch.known_BKF.flatten(0, 1))
+        items.append(batch.items_BK.flatten())
+        order.append(index_B.repeat_interleave(slate_size))
+    index_L = torch.cat(requests.batch_indices(config.batch_size))
+    target_RF, known_RF = torch.cat(targets), torch.cat(known).to(torch.float32)
+    scaled_RF = torch.cat([torch.log1p(target_RF[:, :1]) / WATCH_UNIT, target_RF[:, 1:]], dim=1)
+    prior_rate_F = (scaled_RF * known_RF).sum(dim=0) / known_RF.sum(dim=0).clamp(min=1)
+    encoded = user_inputs(history, torch.cat(sums), prior_rate_F, config.rate_prior)
+    inputs_LI = torch.empty_like(encoded)
+    inputs_LI[index_L] = encoded
+    tab_L, hour_L = context_codes(requests.context_LX)
+    rows = _Rows(
+        inputs_LI=inputs_LI,
+        user_L=requests.user_L,
+        tab_L=tab_L,
+        hour_L=hour_L,
+        request_R=torch.cat(order),
+        item_R=torch.cat(items),
+        target_RF=target_RF,
+        known_RF=known_RF,
+        user_features_UD=requests.user_features_UD,
+        item_features_ND=requests.item_features_ND,
+    )
+    return rows, prior_rate_F
+
+
+def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path | None) -> _Towers:
+    generator = torch.Generator().manual_seed(seed)
+    mean_F = (rows.target_RF * rows.known_RF).sum(dim=0) / rows.known_RF.sum(dim=0).clamp(min=1)
+    mean_F = mean_F.clamp(min=1e-4)
+    base_F = torch.cat([mean_F[:1].log(), torch.logit(mean_F[1:].clamp(max=1 - 1e-4))])
+    sizes = {
+        "inputs": rows.inputs_LI.shape[1],
+        "user_features": rows.user_features_UD.shape[1],
+        "item_features": rows.item_features_ND.shape[1],
+        "items": len(rows.item_features_ND),
+    }
+    towers = _Towers(config, sizes, base_F, generator)
+    user_R = rows.user_L[rows.request_R]
+    weight_UM = bootstrap_weights(len(rows.user_features_UD), rows.user_L, config.num_members, generator)
+
+    def batches(shuffle: torch.Generator | None) -> Iterable[Tensor]:
+        count = len(user_R)
+        order_R = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
+        return order_R.split(config.batch_size)
+
+    def losses(index_R: Tensor) -> tuple[Tensor, Tensor]:
+        logit_MRF = towers(rows, index_R)
+        target_RF, known_RF = rows.target_RF[index_R], rows.known_RF[index_R]
+        return signal_losses(logit_MRF, target_RF, known_RF, mean_F[0], config.watch_weight), user_R[index_R]
+
+    fit_members(
+        towers,
+        batches,
+        losses,
+        weight_UM,
+        generator,
+        FitSettings(
+            learning_rate=config.learning_rate,
+            max_epochs=config.max_epochs,
+            patience=config.patience,
+            label="predictor",
+            run_dir=run_dir,
+        ),
+    )
+    with torch.no_grad():
+        logit_MRF = torch.cat([towers(rows, index_R) for index_R in batches(None)], dim=1)
+        out_MR1 = (weight_UM[user_R].T == 0).unsqueeze(-1)
+        towers.vector_bias[:, 0] += level_shifts(logit_MRF, rows.target_RF, rows.known_RF * out_MR1)
+    return towers
+
+
+def signal_losses(
+    logit_MRF: Tensor, target_RF: Tensor, known_RF: Tensor, mean_watch: Tensor, watch_weight: float
+) -> Tensor:
+    """Loss of each row (M, R): Poisson for watch time, in units of its mean, and log loss for the rest."""
+    watch_MR = (torch.exp(logit_MRF[..., 0]) - target_RF[:, 0] * logit_MRF[..., 0]) / mean_watch
+    target_MRF = target_RF[:, 1:].expand_as(logit_MRF[..., 1:])
+    binary_MRF = torch.nn.functional.binary_cross_entropy_with_logits(
+        logit_MRF[..., 1:], target_MRF, reduction="none"
+    )
+    return watch_weight * watch_MR * known_RF[:, 0] + (binary_MRF * known_RF[:, 1:]).sum(dim=-1)
+
+
+def level_shifts(logit_MRF: Tensor, target_RF: Tensor, weight_MRF: Tensor) -> Tensor:
+    """What to add to each member's logits (M, F) so that predictions and targets agree in sum.
+
+    A model stopped early is off by a few percent in level, and all members to the same side. Applied to
+    out-of-bag rows this costs no data. Newton's method; a unit of ridge keeps signals without a positive
+    where they were.
+    """
+    shift_MF = torch.zeros(logit_MRF.shape[0], logit_MRF.shape[2])
+    for _ in range(8):
+        shifted_MRF = logit_MRF + shift_MF.unsqueeze(1)
+        expected_MRF = torch.sigmoid(shifted_MRF)
+        slope_MRF = expected_MRF * (1 - expected_MRF)
+        expected_MRF[..., 0] = torch.exp(shifted_MRF[..., 0])
+        slope_MRF[..., 0] = expected_MRF[..., 0]
+        gap_MF = ((target_RF - expected_MRF) * weight_MRF).sum(dim=1)
+        shift_MF = shift_MF + gap_MF / ((slope_MRF * weight_MRF).sum(dim=1) + 1.0)
+    return shift_MF
+
+
+@torch.no_grad()
+def _export(
+    towers: _Towers,
+    rows: _Rows,
+    history: DecayedHistory,
+    prior_rate_F: Tensor,
+    histories: Histories,
+    signals: tuple[str, ...],
+    config: PredictorConfig,
+) -> EnsemblePredictor:
+    """Members laid side by side in wide tables."""
+    num_users = len(rows.user_features_UD)
+    sums = [
+        history.encode(*histories.window(user_B, EXACT_WINDOW))
+        for user_B in torch.arange(num_users).split(config.batch_size)
+    ]
+    factors_MNd = towers.item_factors(rows.item_features_ND, towers.item_own)
+
+    def wide(weight_MIW: Tensor) -> Tensor:
+        return weight_MIW.transpose(0, 1).flatten(1)
+
+    tensors = {
+        "event_NE": history.item_vectors_NE,
+        "item_factors_NMd": factors_MNd.transpose(0, 1),
+        "start_US": torch.cat([torch.arange(num_users, dtype=torch.float32)[:, None], torch.cat(sums)], dim=1),
+        "user_features_UD": rows.user_features_UD,
+        "user_weight_WD": wide(towers.user).T,
+        "history_weight_WI": wide(towers.history).T,
+        "hidden_bias_W": towers.hidden_bias.flatten(),
+        "tab_TW": wide(towers.tab),
+        "hour_TW": wide(towers.hour),
+        "vector_weight_MOW": towers.vector.flatten(2).transpose(1, 2),
+        "vector_bias_MO": towers.vector_bias.flatten(1),
+        "prior_rate_F": prior_rate_F,
+    }
+    settings = {
+        "signals": list(signals),
+        "taste_signals": list(history.taste_signals),
+        "decays": list(history.decays),
+        "rate_prior": config.rate_prior,
+    }
+    return EnsemblePredictor(settings, {name: t.detach().contiguous() for name, t in tensors.items()})
+
+
+def _principal_components(features_ND: Tensor, width: int) -> Tensor:
+    """The item features' leading components (N, E), each of unit variance, signs fixed."""
+    centred_ND = (features_ND - features_ND.mean(dim=0)).to(torch.float64)
+    values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / max(len(features_ND), 1))
+    width = min(width, int((values_D > 1e-6).sum()))
+    leading_DE = vectors_DD[:, len(values_D) - width :].flip(1)
+    signs_E = leading_DE.gather(0, leading_DE.abs().argmax(dim=0, keepdim=True)).sign()
+    components_NE = centred_ND @ (leading_DE * signs_E)
+    return (components_NE / components_NE.std(dim=0).clamp(min=1e-6)).to(torch.float32)

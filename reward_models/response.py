@@ -124,6 +124,22 @@ class Memory(nn.Module):
         kept_BZE = torch.exp(total_B1Z).transpose(1, 2) * sums_BS.reshape(len(sums_BS), self.num_sums, -1)
         return (kept_BZE + added_BZE).reshape(sums_BS.shape)
 
+    def scan(self, sums_BS: Tensor, events_BTE: Tensor, log_fade_BTZ: Tensor, begin_BT: Tensor) -> Tensor:
+        """Sums (B, T, S) before each of T events, all at once.
+
+        Row t comes with the sums after the events before number ``begin_BT[:, t]``: its own number, or that
+        of the first event of its request.
+        """
+        zero_B1Z = log_fade_BTZ.new_zeros(len(sums_BS), 1, self.num_sums)
+        fade_BVZ = torch.cat([zero_B1Z, log_fade_BTZ.cumsum(1)], 1)
+        faded_BTZ = fade_BVZ.gather(1, begin_BT.unsqueeze(-1).expand(-1, -1, self.num_sums))
+        log_weight_BTVZ = faded_BTZ.unsqueeze(2) - fade_BVZ[:, 1:].unsqueeze(1)
+        is_past_BTV1 = (torch.arange(events_BTE.shape[1]) < begin_BT.unsqueeze(-1)).unsqueeze(-1)
+        weight_BTVZ = torch.exp(log_weight_BTVZ.masked_fill(~is_past_BTV1, -torch.inf))
+        added_BTZE = torch.einsum("btvz,bve->btze", weight_BTVZ, events_BTE)
+        sums_B1ZE = sums_BS.reshape(len(sums_BS), 1, self.num_sums, -1)
+        return (torch.exp(faded_BTZ).unsqueeze(-1) * sums_B1ZE + added_BTZE).flatten(2)
+
     def features(self, sums: Tensor) -> Tensor:
         """State (..., S) as inputs of a layer: averages over past events and how many they were."""
         sums_ZE = sums.unflatten(-1, (self.num_sums, self.width + 1))

@@ -144,10 +144,13 @@ def fit_logging_clone(
         return _with_alternatives(requests, batch, source, config.num_candidates, generator)
 
     chunks = requests.batch_indices(config.batch_size, generator, among)
-    example = candidate_inputs(offered(requests.batch(chunks[0])).request)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        clone = LoggingClone(example.shape[2], slate_size, config.hidden)
+    example = candidate_inputs(offered(requests.batch(max(chunks, key=len))).request)
+    clone = LoggingClone(example.shape[2], slate_size, config.hidden)
+    for name, parameter in clone.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.kaiming_uniform_(parameter, nonlinearity="relu", generator=generator)
     clone.mean_D.copy_(example.mean(dim=(0, 1)))
     clone.std_D.copy_(example.std(dim=(0, 1)).clamp(min=1e-3))
     optimizer = torch.optim.Adam(clone.parameters(), lr=config.learning_rate)
@@ -158,7 +161,7 @@ def fit_logging_clone(
             for batch in requests.batches(config.batch_size, generator, among):
                 loss = -_mean_log_prob(clone, offered(batch))
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 bar.update()

@@ -19,7 +19,7 @@ def sample(logits_BC: Tensor, num_lists: int, slate_size: int, generator: torch.
     batch, candidates = logits_BC.shape
     shape = (batch, num_lists, candidates)
     uniform_BGC = torch.rand(shape, generator=generator, device=logits_BC.device)
-    gumbel_BGC = -torch.log(-torch.log(uniform_BGC.clamp(1e-20, 1.0 - 1e-7)))
+    gumbel_BGC = -torch.log(-torch.log(uniform_BGC.clamp(min=1e-20)))
     return (logits_BC.unsqueeze(1) + gumbel_BGC).topk(slate_size, dim=2).indices
 
 

@@ -97,7 +97,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         )
         positions_BGK = positions_BGK.to(request.user_B.device)
         items_BGK = request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
-        value_BG = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
+        value_BG: Tensor = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
         # The group is drawn from the policy itself, so its first list is a fair draw to play.
         transition = self._tensor_env.step_tensors(items_BGK[:, 0])
         self._request = transition.request
@@ -106,7 +106,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         return request._asdict() | groups, transition.valid_B
 
     def _with_noise(self, value_BG: Tensor) -> Tensor:
-        share = self.config.goalrank.value_noise
+        share: float = self.config.goalrank.value_noise
         if share == 0:
             return value_BG
         size = value_BG.shape

@@ -12,18 +12,30 @@ from recsim_env.data.columns import (
 )
 from recsim_env.data.readers import load_kuairand, load_kuairec, load_log
 from recsim_env.data.schema import SIGNALS, LoggedDataset, canonical_order, check_dataset
+from recsim_env.data.splits import (
+    NO_ROW,
+    ExposureSplit,
+    TimeSplit,
+    slates,
+    split_by_exposure,
+    split_by_time,
+    split_by_user,
+)
 from recsim_env.data.tables import load_table
 
 __all__ = [
     "KUAIRAND",
     "KUAIREC",
+    "NO_ROW",
     "OPEN_BANDIT",
     "PRESETS",
     "RATINGS",
     "SIGNALS",
     "AtLeast",
     "ColumnMap",
+    "ExposureSplit",
     "LoggedDataset",
+    "TimeSplit",
     "canonical_order",
     "check_dataset",
     "load_kuairand",
@@ -31,4 +43,8 @@ __all__ = [
     "load_log",
     "load_table",
     "parse_map",
+    "slates",
+    "split_by_exposure",
+    "split_by_time",
+    "split_by_user",
 ]

@@ -1,12 +1,12 @@
 """Column maps: where a table keeps what a log needs. Presets for published data sets are maps too."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recsim_env.data.schema import SIGNALS
+from recsim_env.messages import nearest
 from recsim_env.types import WATCH_TIME
 
 
@@ -198,9 +198,7 @@ def parse_map(text: str, base: ColumnMap | None = None) -> ColumnMap:
     for pair in filter(None, text.split(",")):
         key, equals, source = pair.strip().partition("=")
         if not equals or not source:
-            raise ValueError(
-                f"cannot read {pair!r} in the column map: write field=column, for example user=uid"
-            )
+            raise ValueError(f"cannot read {pair!r} in the column map: write field=column, as in user=uid")
         if key in fields:
             values[key] = _field_value(key, source)
         elif key.startswith("signals.") or (key in SIGNALS and key != WATCH_TIME):
@@ -209,9 +207,9 @@ def parse_map(text: str, base: ColumnMap | None = None) -> ColumnMap:
             pxtr[key.removeprefix("pxtr.")] = source
         else:
             known = sorted(fields | set(SIGNALS))
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown field {key!r} in the column map: {hint}Known: {', '.join(known)}")
+            raise ValueError(
+                f"unknown field {key!r} in the column map{nearest(key, known)}; known are {', '.join(known)}"
+            )
     missing = [name for name in ("user", "item", "time") if name not in values]
     if missing:
         raise ValueError(f"the column map lacks {' and '.join(missing)}: add {missing[0]}=COLUMN")

@@ -27,14 +27,12 @@ def load_log(path: str | Path, columns: ColumnMap | None = None) -> LoggedDatase
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(
-            f"there is no {path}: give a KuaiRand or KuaiRec folder, or a .csv or .parquet table"
-        )
+        raise ValueError(f"no {path} found: give a KuaiRand or KuaiRec folder, or a .csv or .parquet table")
     if path.is_file():
         if columns is None:
             raise ValueError(
-                f"{path.name} needs a column map: name its user, item and time columns and its feedback, or take "
-                f"one of the presets {', '.join(PRESETS)}. It has {', '.join(column_names(path))}"
+                f"{path.name} needs a column map: name its user, item and time columns and its feedback, or "
+                f"take a preset ({', '.join(PRESETS)}). It has {', '.join(column_names(path))}"
             )
         return load_table(path, columns)
     if columns is not None:
@@ -55,12 +53,14 @@ def load_kuairand(folder: str | Path, *, request_by_time: bool = False) -> Logge
             Pure is thinned to a pool of 7,583 videos, so hardly any slate is left whole.
 
     Returns:
-        A checked log. Where present, the columns ``session``, ``request``, ``place``, ``propensity`` and
-        ``pxtr_<signal>`` are taken over, so logs drawn from a known world keep what they know.
+        A checked log. Where present, the columns ``session``, ``request``, ``place``, ``propensity``,
+        ``candidates`` and ``pxtr_<signal>`` are taken over: logs drawn from a known world keep what they know.
     """
     logs, tables = _kuairand_files(Path(folder))
     present = set(column_names(logs[0]))
-    known = {name: name for name in ("session", "request", "place", "propensity") if name in present}
+    known = {
+        name: name for name in ("session", "request", "place", "propensity", "candidates") if name in present
+    }
     columns = dataclasses.replace(
         KUAIRAND,
         request_by_time=request_by_time and "request" not in known,
@@ -120,8 +120,8 @@ def _kuairand_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
             break
     else:
         raise ValueError(
-            f"no log_standard_* or log_random_* file (.csv or .parquet) in {folder}, its data/ or KuaiRand-*/data: "
-            "give the folder of one KuaiRand version"
+            f"no log_standard_* or log_random_* file (.csv or .parquet) in {folder}, its data/ or "
+            "KuaiRand-*/data: give the folder of one KuaiRand version"
         )
     siblings = [other for other in folder.glob("KuaiRand-*/data") if _one_copy(other, "log_*")]
     versions = sorted({version for log in logs if (version := _version(log))})

@@ -4,13 +4,13 @@
 watch time and duration are seconds, users and items are codes: row numbers of ``users`` and ``items``.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from recsim_env.messages import nearest
 from recsim_env.types import WATCH_TIME
 
 SIGNALS = (WATCH_TIME, "click", "long_view", "like", "follow", "comment", "forward", "hate")
@@ -95,8 +95,7 @@ def _form(dataset: LoggedDataset) -> Iterator[str]:
     rows = dataset.rows
     for name, dtype in {**REQUIRED, **OPTIONAL}.items():
         if name in REQUIRED and name not in rows:
-            near = difflib.get_close_matches(name, list(rows.columns), n=1)
-            yield f"Column {name!r} is missing{f' (is it {near[0]!r}?)' if near else ''}: add it as {dtype}."
+            yield f"Column {name!r} is missing{nearest(name, rows.columns)}: add it as {dtype}."
         elif name in rows and str(rows[name].dtype) != dtype:
             yield f"Column {name!r} must be {dtype}, got {rows[name].dtype}: convert it with astype."
     for name in dataset.signals:
@@ -125,7 +124,7 @@ def _codes(dataset: LoggedDataset) -> Iterator[str]:
         for name, table in tables.items():
             if frame[name].min() < 0 or frame[name].max() >= len(table):
                 yield (
-                    f"Codes {name!r} in {source} must lie in 0..{len(table) - 1}, the rows of the table {name}s, "
+                    f"Codes {name!r} in {source} must be rows of the table {name}s, 0..{len(table) - 1}, "
                     f"got {frame[name].min()}..{frame[name].max()}."
                 )
     for name, table in tables.items():
@@ -133,7 +132,7 @@ def _codes(dataset: LoggedDataset) -> Iterator[str]:
         if repeated:
             yield f"The table {name}s repeats {repeated} ids: keep one row for each."
     if dataset.rows["user"].min() == dataset.rows["user"].max():
-        yield "All rows belong to a single user: a world is learned from many, give a log of two users or more."
+        yield "All rows belong to a single user: give a log of two users or more."
 
 
 def _values(dataset: LoggedDataset) -> Iterator[str]:
@@ -145,7 +144,7 @@ def _values(dataset: LoggedDataset) -> Iterator[str]:
         falls |= tied & (key[1:] < key[:-1])
         tied &= key[1:] == key[:-1]
     if falls.any():
-        yield f"Rows must be sorted by (user, time_ms, place): {falls.sum()} rows come before their predecessor."
+        yield f"Rows must be sorted by (user, time_ms, place): {falls.sum()} are out of order."
     if rows["date"].min() < 1970_01_01 or rows["date"].max() > 2999_12_31:
         yield f"Column 'date' must be YYYYMMDD, got {rows['date'].min()}..{rows['date'].max()}."
     for name in (WATCH_TIME, "duration"):
@@ -160,17 +159,18 @@ def _values(dataset: LoggedDataset) -> Iterator[str]:
                 yield "Signal 'watch_time' is unknown in every row: leave it out of signals."
         elif rows[name].min() < 0 or rows[name].max() > 1:
             yield f"Signal {name!r} must be 0 or 1, got {rows[name].min()}..{rows[name].max()}."
-    if "propensity" in rows and not rows["propensity"].between(0.0, 1.0, inclusive="right").all():
-        wrong = ~rows["propensity"].between(0.0, 1.0, inclusive="right")
-        yield f"Column 'propensity' must lie in (0, 1], {wrong.sum()} rows do not: drop these rows or the column."
+    if "propensity" in rows:
+        outside = ~rows["propensity"].between(0.0, 1.0, inclusive="right")
+        if outside.any():
+            yield f"Column 'propensity' must lie in (0, 1], {outside.sum()} rows do not: drop them."
 
 
 def _units(rows: pd.DataFrame) -> Iterator[str]:
     time_ms = float(rows["time_ms"].median())
     if time_ms < _PLAUSIBLE_MS[0]:
-        yield f"Times look like seconds (median {time_ms:.0f}) where milliseconds are due: set time_unit='s'."
+        yield f"Times look like seconds, not milliseconds (median {time_ms:.0f}): set time_unit='s'."
     elif time_ms > _PLAUSIBLE_MS[1]:
-        yield f"Times look like microseconds (median {time_ms:.0f}) where milliseconds are due: set time_unit='us'."
+        yield f"Times look like microseconds, not milliseconds (median {time_ms:.0f}): set time_unit='us'."
     watch, duration = rows[WATCH_TIME], rows["duration"]
     watched = float(watch[watch > 0].median())
     length = float(duration.median())
@@ -178,10 +178,10 @@ def _units(rows: pd.DataFrame) -> Iterator[str]:
     if watched > _MAX_MEDIAN_WATCH_S:
         yield f"Watch times look like milliseconds (median {watched:.0f} s): set watch_time_unit='ms'."
     elif watched < _MIN_MEDIAN_WATCH_S:
-        yield f"Watch times look like seconds read as milliseconds (median {watched:.2g} s): set watch_time_unit='s'."
+        yield f"Watch times look too short (median {watched:.2g} s): set watch_time_unit='s'."
     elif ratio > _MAX_MEDIAN_RATIO:
         yield f"Watch time is {ratio:.0f} times the duration at the median: one of the two has another unit."
     if length > _MAX_MEDIAN_DURATION_S:
         yield f"Durations look like milliseconds (median {length:.0f} s): set duration_unit='ms'."
     elif length < _MIN_MEDIAN_DURATION_S:
-        yield f"Durations look like seconds read as milliseconds (median {length:.2g} s): set duration_unit='s'."
+        yield f"Durations look too short (median {length:.2g} s): set duration_unit='s'."

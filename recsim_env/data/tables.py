@@ -6,7 +6,6 @@ about as much again while the rows are sorted, and about 0.2 kB for each distinc
 """
 
 import csv
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from recsim_env.data import conversions
 from recsim_env.data.columns import ColumnMap
 from recsim_env.data.conversions import Array
 from recsim_env.data.schema import LoggedDataset, canonical_order
+from recsim_env.messages import nearest
 from recsim_env.types import WATCH_TIME
 
 _BATCH_ROWS = 1 << 18
@@ -83,9 +83,9 @@ def require_columns(names: Sequence[str], present: Sequence[str], path: Path) ->
     """Raises ValueError naming the first missing column and its nearest match."""
     for name in names:
         if name not in present:
-            near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{path.name} has no column {name!r}: {hint}It has {', '.join(present)}")
+            raise ValueError(
+                f"{path.name} has no column {name!r}{nearest(name, present)}; it has {', '.join(present)}"
+            )
 
 
 def read_features(path: Path) -> pd.DataFrame:
@@ -120,7 +120,7 @@ def _batches(path: Path, columns: ColumnMap) -> Iterator[pa.RecordBatch]:
 
 
 class _Codes:
-    """Numbers distinct ids in the order of their arrival; ``ranks`` renumbers them in the order of the ids."""
+    """Numbers distinct ids as they arrive; ``ranks`` renumbers them in the order of the ids."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -131,7 +131,8 @@ class _Codes:
         encoded = conversions.ids(column, self.kind).dictionary_encode()
         codes = self._codes
         lookup = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
-        return np.asarray(lookup, dtype=np.int32)[encoded.indices.to_numpy()]
+        result: Array = np.asarray(lookup, dtype=np.int32)[encoded.indices.to_numpy()]
+        return result
 
     def numeric(self) -> bool:
         """Whether the ids seen so far are numbers."""
@@ -179,7 +180,8 @@ class _RowReader:
             return batch
         if self._map.missing_time == "error":
             raise ValueError(
-                f"column {self._map.time!r} is empty in {missing.sum()} rows: remove them or set missing_time='drop'"
+                f"column {self._map.time!r} is empty in {missing.sum()} rows: remove them, or set "
+                "missing_time='drop'"
             )
         self._counts["rows_without_time"] += int(missing.sum())
         return batch.filter(pa.array(~missing))
@@ -312,16 +314,11 @@ def _sort_and_drop_duplicates(rows: dict[str, Array]) -> int:
 
 def _item_table(items: pd.DataFrame) -> pd.DataFrame:
     """Items with ``duration``, ``author`` and ``tags`` in every case."""
-    items["duration"] = (
-        items["duration"].astype(np.float32)
-        if "duration" in items
-        else np.full(len(items), np.nan, np.float32)
-    )
-    items["author"] = items["author"] if "author" in items else np.full(len(items), np.nan)
-    tags = items["tags"] if "tags" in items else [None] * len(items)
-    items["tags"] = pd.Series(
-        [list(tag) if isinstance(tag, list | tuple | np.ndarray) else [] for tag in tags]
-    )
+    unknown = np.full(len(items), np.nan, dtype=np.float32)
+    items["duration"] = np.asarray(items.get("duration", unknown), dtype=np.float32)
+    items["author"] = items.get("author", unknown)
+    tags = np.asarray(items.get("tags", unknown), dtype=object)
+    items["tags"] = [list(tag) if isinstance(tag, list | np.ndarray) else [] for tag in tags]
     return items
 
 

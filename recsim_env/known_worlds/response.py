@@ -111,7 +111,9 @@ class ShortVideoResponse:
         interest_BK, item_BKD = self._in_slate(state_BS, context_BX, items_BK)
         seconds_BKO, probability_BKO = quadrature(self._play(interest_BK, item_BKD), self._swipe)
         flags_BKC3 = self._flags_C3.expand(*interest_BK.shape, *self._flags_C3.shape)
-        like_BKC = self._like(state_BS.unsqueeze(1), interest_BK.unsqueeze(-1), item_BKD.unsqueeze(2), flags_BKC3)
+        like_BKC = self._like(
+            state_BS.unsqueeze(1), interest_BK.unsqueeze(-1), item_BKD.unsqueeze(2), flags_BKC3
+        )
         like_BKC1 = like_BKC.unsqueeze(-1)
         liked, not_liked = (
             self._others(interest_BK.unsqueeze(-1), torch.full_like(like_BKC, value), flags_BKC3)

@@ -1,0 +1,244 @@
+"""Trains GoalRank in a run folder: progress bar, TensorBoard, checkpoints, resume, export.
+
+A run folder holds ``run.json`` (what is trained), ``checkpoints/<iteration>``, TensorBoard events, and at the
+end ``policy/``. A run that was killed goes on from its last checkpoint when it is started again.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from agents.goalrank import GoalRankConfig
+from agents.networks import RequestShape
+from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus
+from agents.rllib.export import policy_of
+from recsim_env.types import ListEvaluator
+from recsim_env.world import World
+
+SESSION_ENV = "recsim_env:recsim_env/Session-v0"
+
+_KEPT_CHECKPOINTS = 2
+_PER_ENV_RUNNER = ("session", "feedback")
+_PER_LEARNER = (
+    "loss",
+    "list_entropy",
+    "group_value",
+    "group_spread",
+    "groups_used",
+    "gradients_default_optimizer_global_norm",
+)
+
+
+def train_goalrank(
+    config: GoalRankConfig,
+    env_config: dict[str, Any],
+    *,
+    iterations: int,
+    run_dir: str | Path,
+    resume: bool = True,
+    env: str = SESSION_ENV,
+    evaluator: ListEvaluator | str | None = None,
+    num_envs: int = 64,
+    steps_per_iteration: int = 8,
+    checkpoint_every: int = 10,
+    num_env_runners: int = 0,
+    num_learners: int = 0,
+    gpus_per_learner: float = 0,
+    gpus_per_env_runner: float = 0,
+) -> Path:
+    """Trains GoalRank and exports its policy.
+
+    Args:
+        config: settings of the method.
+        env_config: keyword arguments of the environment, such as ``world``. A ``World`` object is saved into
+            the run folder, from where every runner reads it.
+        iterations: rounds of sampling and updating, in all; a resumed run does what is missing.
+        run_dir: the run folder.
+        resume: go on from the last checkpoint there, if any; otherwise the folder must hold no run.
+        env: id of the environment, with the module that registers it ("module:name").
+        evaluator: values lists in place of the world's own evaluator.
+        num_envs: environments of each runner, stepped together.
+        steps_per_iteration: steps of each environment in one iteration.
+        checkpoint_every: iterations between checkpoints; the last one is always kept.
+        num_env_runners: sampling processes beside this one; 0 samples here.
+        num_learners: learning processes beside this one; 0 learns here.
+        gpus_per_learner: GPUs of each learner.
+        gpus_per_env_runner: GPUs of each sampling process.
+
+    Returns:
+        The folder of the exported policy, for ``GoalRankPolicy.load``.
+
+    Raises:
+        ValueError: settings that cannot work, a folder that holds another run, or GPUs that do not exist.
+    """
+    if min(iterations, num_envs, steps_per_iteration, checkpoint_every) < 1:
+        raise ValueError("iterations, num_envs, steps_per_iteration and checkpoint_every must be at least 1")
+    run_dir = Path(run_dir).resolve()
+    world = env_config.get("world")
+    if isinstance(world, World):
+        env_config = env_config | {"world": str(world.save(run_dir / "world"))}
+    algorithm_config = (
+        GoalRankAlgorithmConfig()
+        .environment(env, env_config=env_config)
+        .env_runners(
+            num_env_runners=num_env_runners,
+            num_envs_per_env_runner=num_envs,
+            rollout_fragment_length=steps_per_iteration,
+            num_gpus_per_env_runner=gpus_per_env_runner,
+            sample_timeout_s=600.0,
+        )
+        .learners(num_learners=num_learners, num_gpus_per_learner=gpus_per_learner)
+        .training(goalrank=config, request_shape=_request_shape(env, env_config), evaluator=evaluator)
+    )
+    check_gpus(algorithm_config)
+    _claim(run_dir, algorithm_config, resume)
+    with _running_ray(1 + num_env_runners + num_learners):
+        algorithm = algorithm_config.build_algo()
+        try:
+            _train(algorithm, run_dir, iterations, checkpoint_every)
+            return policy_of(algorithm).save(run_dir / "policy")
+        finally:
+            algorithm.stop()
+
+
+def _train(algorithm: Algorithm, run_dir: Path, iterations: int, checkpoint_every: int) -> None:
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is not None:
+        algorithm.restore_from_path(checkpoint)
+    first = algorithm.iteration
+    with (
+        SummaryWriter(str(run_dir), purge_step=first + 1 if first else None) as writer,
+        tqdm(total=iterations, initial=first, desc="GoalRank", unit="it", disable=None) as bar,
+    ):
+        if not first:
+            settings = json.dumps(dataclasses.asdict(algorithm.config.goalrank), indent=1)
+            writer.add_text("settings", f"```json\n{settings}\n```")
+        for iteration in range(first + 1, iterations + 1):
+            begun = time.perf_counter()
+            results = algorithm.train()
+            scalars = _scalars(results, time.perf_counter() - begun)
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, iteration)
+            bar.update()
+            bar.set_postfix_str(
+                f"{scalars['time/steps_per_second']:.0f} requests/s, session "
+                f"{scalars.get('session/watch_time', float('nan')):.1f} s"
+            )
+            if iteration % checkpoint_every == 0 or iteration == iterations:
+                writer.flush()
+                _save_checkpoint(algorithm, run_dir, iteration)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint folder of a run, or None."""
+    found = [path for path in (run_dir / "checkpoints").glob("[0-9]*") if path.is_dir()]
+    return max(found, default=None)
+
+
+def _save_checkpoint(algorithm: Algorithm, run_dir: Path, iteration: int) -> None:
+    folder = run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".aside-*"):  # of a run that was killed while it wrote
+        shutil.rmtree(leftover)
+    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder))
+    algorithm.save_to_path(aside)
+    os.replace(aside, folder / f"{iteration:08d}")
+    for old in sorted(folder.glob("[0-9]*"))[:-_KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _claim(run_dir: Path, config: GoalRankAlgorithmConfig, resume: bool) -> None:
+    """Writes what is trained into the run folder, or checks that it is what the folder holds."""
+    card = {
+        "method": "goalrank",
+        "config": dataclasses.asdict(config.goalrank),
+        "shape": dataclasses.asdict(config.request_shape),
+        "env": config.env,
+        "env_config": {name: str(value) for name, value in config.env_config.items()},
+    }
+    path = run_dir / "run.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
+        try:
+            held = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete the run folder and start again") from error
+        different = sorted(key for key in card.keys() | held.keys() if card.get(key) != held.get(key))
+        if different:
+            raise ValueError(
+                f"{run_dir} holds another run; these differ: "
+                + "; ".join(f"{key} was {held.get(key)}, now {card.get(key)}" for key in different)
+                + "; choose another folder or the same settings"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(aside, path)
+
+
+def _request_shape(env: str, env_config: dict[str, Any]) -> RequestShape:
+    probe = gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
+    base: Any = probe.unwrapped
+    request = base.reset_tensors(0)
+    shape = RequestShape.of(request, len(base.world.catalogue), base.config.slate_size)
+    probe.close()
+    return shape
+
+
+@contextmanager
+def _running_ray(num_cpus: int) -> Iterator[None]:
+    """Ray for the time of a run, unless it runs already."""
+    if ray.is_initialized():
+        yield
+        return
+    # Workers import this project from where this process does, and use one thread each: on shared cores more
+    # threads slow torch down many times.
+    env_vars = {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
+    ray.init(
+        num_cpus=max(num_cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": env_vars},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_path() -> list[str]:
+    root = str(Path(__file__).resolve().parents[2])
+    return [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+def _scalars(results: dict[str, Any], seconds: float) -> dict[str, float]:
+    """TensorBoard tags of one iteration."""
+    runners = results.get(ENV_RUNNER_RESULTS, {})
+    learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+    scalars = {
+        f"{group}/{name}": value
+        for group in _PER_ENV_RUNNER
+        for name, value in runners.get(group, {}).items()
+    }
+    scalars |= {f"train/{name}": learner[name] for name in _PER_LEARNER if name in learner}
+    scalars["time/steps_per_second"] = runners.get("num_env_steps_sampled", 0) / seconds
+    scalars["time/requests"] = runners.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
+    return {tag: float(value) for tag, value in scalars.items()}

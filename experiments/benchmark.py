@@ -1,0 +1,246 @@
+"""Speed, always as CPU-seconds of one process and as ratios measured in one run.
+
+    python -m experiments.benchmark env   [--world FOLDER] [--json PATH] [--peers]
+    python -m experiments.benchmark rllib [--world FOLDER] [--json PATH]
+
+Keys of ``env``: ``requests_per_cpu_second`` (by batch size: candidates, predictor, response, leaving and state
+update), ``core_requests_per_cpu_second`` (slates given, nothing retrieved or predicted),
+``face_requests_per_cpu_second`` (``RecVectorEnv.step``, at 1 ``RecEnv.step``), ``step_over_forward`` (core step
+over the response model's forward on the same places), ``reset_over_step``, ``bytes_per_session``, ``cost``
+(microseconds per request as B, C, K, H or N varies), ``peers``. Keys of ``rllib``: ``overhead_us`` (Python above
+environment step and policy forward, per environment step), ``overhead_over_stock``, and what they are made of.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.files import machine, write_json
+from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
+from recsim_env.world import resolve_world
+
+BATCHES = (1, 64, 256, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """Requests per CPU-second of the simulator and its faces."""
+
+    world: str = "short_video"
+    """A world folder or the name of a known world."""
+    json: Path | None = None
+    """Also write the figures here."""
+    peers: bool = False
+    """Also run SARDINE and RecSim, each in a virtual environment of its own."""
+    seconds: float = 2.0
+    """CPU-seconds spent on each figure."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, prints and returns every figure."""
+        torch.set_num_threads(1)
+        world = resolve_world(self.world)
+        report = measure_env(world, self.seconds)
+        if self.peers:
+            from experiments.peers import measure_peers  # builds two virtual environments
+
+            report["peers"] = measure_peers()
+        return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rllib:
+    """What RLlib's Python costs above the environment and the policy, ours and stock."""
+
+    world: str = "short_video"
+    """A world folder or the name of a known world."""
+    json: Path | None = None
+    """Also write the figures here."""
+    num_envs: int = 256
+    """Sessions stepped side by side."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, prints and returns every figure."""
+        from experiments.benchmark_rllib import measure_rllib  # imports ray
+
+        torch.set_num_threads(1)
+        return measure_rllib(resolve_world(self.world), self.num_envs)
+
+
+class FixedCandidates:
+    """A candidate source that costs nothing: measures the core step."""
+
+    def __init__(self, num_items: int):
+        self.num_items = num_items
+
+    def start(self, user_B: Tensor) -> Tensor:
+        """No state."""
+        return torch.zeros(len(user_B), 1)
+
+    def observe(self, state_BS: Tensor, *shown: Tensor) -> Tensor:
+        """No state."""
+        return state_BS
+
+    def retrieve(
+        self, state_BS: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """The first items of the catalogue, for everyone."""
+        items_C = torch.arange(num_candidates)
+        return items_C.expand(len(state_BS), -1), torch.zeros(1, 1).expand(len(state_BS), num_candidates)
+
+
+class NoPrediction:
+    """A predictor that costs nothing: measures the core step."""
+
+    def __init__(self, num_signals: int):
+        self.num_signals = num_signals
+
+    def start(self, user_B: Tensor) -> Tensor:
+        """No state."""
+        return torch.zeros(len(user_B), 1)
+
+    def observe(self, state_BS: Tensor, *shown: Tensor) -> Tensor:
+        """No state."""
+        return state_BS
+
+    def predict(self, state_BS: Tensor, context_BX: Tensor, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros."""
+        zeros = torch.zeros(1, 1, 1).expand(*items_BC.shape, self.num_signals)
+        return zeros, zeros
+
+
+def measure_env(world: World, seconds: float) -> dict[str, Any]:
+    """All figures of one world, measured in this process."""
+    core = world.replace(
+        candidates=FixedCandidates(len(world.catalogue)), predictor=NoPrediction(len(world.signals))
+    )
+    report: dict[str, Any] = {
+        "world": world.name,
+        "items": len(world.catalogue),
+        "sizes": {"candidates": 50, "slate": 6, "history": 100, "signals": len(world.signals)},
+        "machine": machine(),
+    }
+    figures = ("requests_per_cpu_second", "core_requests_per_cpu_second", "face_requests_per_cpu_second")
+    report |= {name: {} for name in figures} | {"step_over_forward": {}, "reset_over_step": {}}
+    for batch in tqdm(BATCHES, desc="batch sizes", disable=None):
+        simulator, bare = Simulator(world), Simulator(core)
+        state = _warm(simulator, batch)
+        full_us = _microseconds(_player(simulator, state), batch, seconds)
+        core_us = _microseconds(_player(bare, _warm(bare, batch)), batch, seconds)
+        forward_us = _microseconds(_forward(simulator, state), batch, seconds / 2)
+        everyone = torch.ones(batch, dtype=torch.bool)
+        reset_us = _microseconds(lambda: simulator.restart(state, everyone), batch, seconds / 2)  # noqa: B023
+        report["requests_per_cpu_second"][batch] = round(1e6 / full_us)
+        report["core_requests_per_cpu_second"][batch] = round(1e6 / core_us)
+        report["face_requests_per_cpu_second"][batch] = round(1e6 / _face_us(world, batch, seconds))
+        report["step_over_forward"][batch] = round(core_us / forward_us, 2)
+        report["reset_over_step"][batch] = round(reset_us / full_us, 2)
+        report["bytes_per_session"] = state.bytes_per_session
+    report["cost"] = _costs(world, seconds / 2)
+    return report
+
+
+def _warm(simulator: Simulator, batch: int) -> SessionState:
+    """Sessions a few requests old, so that histories and states are ordinary."""
+    state = simulator.start(batch, seed=0)
+    play = _player(simulator, state)
+    for _ in range(3):
+        state = play()
+    return state
+
+
+def _player(simulator: Simulator, state: SessionState) -> Callable[[], SessionState]:
+    """One request of every session: the retriever's first K, and a new session where the user left."""
+
+    def play() -> SessionState:
+        nonlocal state
+        items_BK = state.request.candidates_BC[:, : simulator.slate_size]
+        state, feedback = simulator.step(state, items_BK)
+        over_B = feedback.left_B | (state.request_index_B >= simulator.max_requests)
+        state = simulator.restart(state, over_B)
+        return state
+
+    return play
+
+
+def _forward(simulator: Simulator, state: SessionState) -> Callable[[], Tensor]:
+    """The response model alone, on the same B x K places."""
+    items_BK = state.request.candidates_BC[:, : simulator.slate_size]
+    uniform_BKJ = torch.rand(*items_BK.shape, simulator.world.response.num_draws)
+    context_BX, state_BS = state.request.context_BX, state.response_BS
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return simulator.world.response.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+
+    return forward
+
+
+def _face_us(world: World, batch: int, seconds: float) -> float:
+    env = RecEnv(world) if batch == 1 else RecVectorEnv(batch, world)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    action = env.action_space.sample()
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(action)
+        if batch == 1 and (terminated or truncated):
+            env.reset()
+
+    return _microseconds(step, batch, seconds)
+
+
+def _microseconds(call: Callable[[], Any], requests: int, seconds: float) -> float:
+    """CPU-microseconds per request of the best of five windows: other jobs only ever add time."""
+    call()
+    windows = []
+    for _ in range(5):
+        calls, begin = 0, time.process_time()
+        while time.process_time() - begin < seconds / 5 or calls == 0:
+            call()
+            calls += 1
+        windows.append((time.process_time() - begin) / calls / requests)
+    return min(windows) * 1e6
+
+
+def _costs(world: World, seconds: float) -> dict[str, dict[int, float]]:
+    """Microseconds per request at batch 256 as one size varies and the others keep their defaults."""
+    sizes = {
+        "num_candidates": (20, 50, 100, 200),
+        "slate_size": (3, 6, 12),
+        "history_length": (20, 50, 100, 200),
+    }
+    costs: dict[str, dict[int, float]] = {"batch": {}}
+    for batch in (16, 64, 256, 1024):
+        simulator = Simulator(world)
+        costs["batch"][batch] = _microseconds(_player(simulator, _warm(simulator, batch)), batch, seconds)
+    for name, values in sizes.items():
+        costs[name] = {}
+        for value in values:
+            simulator = Simulator(world, **{name: value})
+            costs[name][value] = _microseconds(_player(simulator, _warm(simulator, 256)), 256, seconds)
+    return {name: {k: round(v, 1) for k, v in row.items()} for name, row in costs.items()}
+
+
+def main(command: Env | Rllib) -> None:
+    """Runs one benchmark and prints it."""
+    report = command.run()
+    for key, value in report.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, figure in value.items():
+                print(f"  {name}: {figure}")
+        else:
+            print(f"{key}: {value}")
+    if command.json:
+        write_json(command.json, report)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Env | Rllib, description=__doc__))  # type: ignore[arg-type]

@@ -1,0 +1,408 @@
+"""Public checkers for plug-ins: run an object on small batches and say in words what is wrong with it.
+
+Every checker returns ``None`` when it finds nothing and raises one ValueError that lists all findings
+otherwise. They try what goes wrong in practice: shapes and dtypes, NaN, items that were not offered,
+hidden randomness, rows that depend on their neighbours, probabilities that disagree with the draws.
+
+Shape legend: B sessions, C candidates, K places, F signals, M items to leave out, S model state, J draws,
+O outcomes, X context, R reward components, L draws for each place, T = B * L.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from recsim_env.envs import EnvConfig
+from recsim_env.findings import Report, ShownBatch, check_observe, check_rows, check_state, same
+from recsim_env.rewards import Reward
+from recsim_env.simulator import Simulator
+from recsim_env.types import (
+    NO_ITEM,
+    WATCH_TIME,
+    CandidateSource,
+    Decision,
+    Feedback,
+    LeaveModel,
+    Policy,
+    Request,
+    ResponseModel,
+)
+from recsim_env.world import World, resolve_world
+
+
+def check_policy(policy: Policy, world: World | str | None = None, *, outside: bool = False) -> None:
+    """Checks a policy on the first two requests of a few sessions.
+
+    Args:
+        policy: any callable ``(request, generator) -> Decision``.
+        world: the world it was built for; the default short-video world if ``None``. Slate and candidate
+            sizes are the world's own.
+        outside: allows items from outside the candidates, as generators over the catalogue answer.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    report = Report("policy", policy)
+    found = resolve_world(world if world is not None else "short_video")
+    simulator = _simulator(found)
+    for num_sessions in (5, 1):
+        state = simulator.start(num_sessions, seed=0)
+        for _ in range(2):
+            _check_decision(report, policy, state.request, simulator, outside)
+            state, _ = simulator.step(state, state.request.candidates_BC[:, : simulator.slate_size])
+    report.close()
+
+
+def _check_decision(
+    report: Report, policy: Policy, request: Request, simulator: Simulator, outside: bool
+) -> None:
+    before = [tensor.clone() for tensor in request]
+    answers = []
+    for _ in range(2):
+        generator = torch.Generator(simulator.device).manual_seed(7)
+        decision = report.attempt("the call", lambda g=generator: policy(request, g))  # type: ignore[misc]
+        if decision is None:
+            report.add(not report.findings, "the call returned None, need a Decision")
+            return
+        if not isinstance(decision, Decision):
+            report.add(True, f"the answer must be a Decision, got {type(decision).__name__}")
+            return
+        answers.append(decision)
+    changed = any(not same(a, b) for a, b in zip(before, request, strict=True))
+    report.add(changed, "the call changes the request it was given; clone before writing")
+    first, second = answers
+    shape = (len(request.user_B), simulator.slate_size)
+    if not report.tensor("items_BK", first.items_BK, shape, torch.int64):
+        return
+    _check_items(report, first.items_BK, request, len(simulator.world.catalogue), outside)
+    report.add(
+        not same(first.items_BK, second.items_BK),
+        "the same request and generator state gave two different slates; draw from the generator only",
+    )
+    if first.log_prob_BK is not None and report.tensor(
+        "log_prob_BK", first.log_prob_BK, shape, torch.float32
+    ):
+        report.add(
+            (first.log_prob_BK > 1e-5).any(), "log_prob_BK is positive somewhere; it must be at most 0"
+        )
+
+
+def _check_items(report: Report, items_BK: Tensor, request: Request, num_items: int, outside: bool) -> None:
+    low, high = int(items_BK.min()), int(items_BK.max())
+    report.add(
+        low < 0 or high >= num_items,
+        f"slates hold item codes {low}..{high}, the catalogue has 0..{num_items - 1}",
+    )
+    sorted_BK = items_BK.sort(dim=1).values
+    report.add((sorted_BK[:, 1:] == sorted_BK[:, :-1]).any(), "a slate shows the same video twice")
+    inside_BK = (items_BK.unsqueeze(2) == request.candidates_BC.unsqueeze(1)).any(2)
+    report.add(
+        not outside and not bool(inside_BK.all()),
+        "a slate holds items that are not among its request's candidates (are these positions instead of "
+        "item codes? gather them from request.candidates_BC)",
+    )
+
+
+def check_response_model(
+    model: ResponseModel, *, num_users: int, num_items: int, tab: int = 1, num_samples: int = 4000
+) -> None:
+    """Checks a response model: shapes, purity, independent rows, and that ``outcomes`` is what it draws.
+
+    Args:
+        model: see ``recsim_env.types.ResponseModel``.
+        num_users: user codes run from 0 to this, exclusive; at least 1.
+        num_items: item codes likewise; at least 4.
+        tab: tab of the contexts it is tried in.
+        num_samples: Monte Carlo draws for each place; expectations are compared within five standard
+            errors and 3 %.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    report = Report("response model", model)
+    if _check_signals(report, model) and report.add(
+        not isinstance(model.num_draws, int) or model.num_draws < 1,
+        f"num_draws must be an int of at least 1, got {model.num_draws!r}",
+    ):
+        batch = ShownBatch(num_users, num_items, len(model.signals), tab)
+        state_BS = report.attempt("start", lambda: model.start(batch.user_B))
+        if state_BS is not None and check_state(report, "start", state_BS, len(batch.user_B)):
+            _check_responses(report, model, state_BS, batch)
+            if not report.findings:
+                check_observe(report, model.observe, state_BS, batch)
+                _check_expectations(report, model, state_BS, batch, num_samples)
+    report.close()
+
+
+def _check_signals(report: Report, model: ResponseModel) -> bool:
+    signals = getattr(model, "signals", None)
+    if not report.add(
+        not isinstance(signals, tuple) or not signals, f"signals must be a tuple of names, got {signals!r}"
+    ):
+        return False
+    assert signals is not None
+    report.add(signals[0] != WATCH_TIME, f"the first signal must be {WATCH_TIME!r}, got {signals!r}")
+    report.add(len(set(signals)) != len(signals), f"signal names repeat: {signals!r}")
+    for name in ("start", "respond", "outcomes", "observe", "num_draws"):
+        report.add(not hasattr(model, name), f"it has no {name}")
+    return not report.findings
+
+
+def _check_responses(report: Report, model: ResponseModel, state_BS: Tensor, batch: ShownBatch) -> None:
+    """Draws and outcomes: form, purity, independent rows, no look at later places."""
+    size, places, signals = batch.signals_BKF.shape
+    uniform_BKJ = torch.rand(size, places, model.num_draws, generator=batch.generator).clamp(1e-6, 1 - 1e-6)
+
+    def respond(rows: slice, items_BK: Tensor) -> Tensor:
+        return model.respond(state_BS[rows], batch.context_BX[rows], items_BK[rows], uniform_BKJ[rows])
+
+    def outcomes(rows: slice, items_BK: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(model.outcomes(state_BS[rows], batch.context_BX[rows], items_BK[rows]))  # type: ignore[return-value]
+
+    every = slice(None)
+    drawn_BKF = report.attempt("respond", lambda: respond(every, batch.items_BK))
+    expected = report.attempt("outcomes", lambda: outcomes(every, batch.items_BK))
+    if drawn_BKF is not None and report.tensor(
+        "respond's signals", drawn_BKF, (size, places, signals), torch.float32
+    ):
+        report.add((drawn_BKF[..., 0] < 0).any(), "respond draws negative watch times")
+        others = drawn_BKF[..., 1:]
+        report.add(((others != 0) & (others != 1)).any(), "respond draws signals that are neither 0 nor 1")
+        check_rows(report, "respond", lambda rows: respond(rows, batch.items_BK), batch.items_BK)
+        _check_causal(report, "respond", lambda items_BK: respond(every, items_BK), batch)
+    if expected is not None:
+        signals_BKOF, probability_BKO = expected
+        if isinstance(probability_BKO, Tensor) and probability_BKO.dim() == 3:
+            count = probability_BKO.shape[2]
+            report.tensor("outcomes' probability", probability_BKO, (size, places, count), torch.float32)
+            report.tensor("outcomes' signals", signals_BKOF, (size, places, count, signals), torch.float32)
+            total_BK = probability_BKO.sum(2)
+            report.add((probability_BKO < 0).any(), "outcomes have negative probabilities")
+            report.add(
+                (total_BK - 1).abs().max() > 1e-4,
+                f"outcomes' probabilities must sum to 1, got sums {float(total_BK.min()):.4f}.."
+                f"{float(total_BK.max()):.4f}",
+            )
+            check_rows(report, "outcomes", lambda rows: outcomes(rows, batch.items_BK)[0], batch.items_BK)
+            _check_causal(report, "outcomes", lambda items_BK: outcomes(every, items_BK)[0], batch)
+        else:
+            report.add(True, "outcomes' probability must be a tensor (B, K, O)")
+
+
+def _check_causal(report: Report, method: str, run: Callable[[Tensor], Tensor], batch: ShownBatch) -> None:
+    changed_BK = batch.items_BK.clone()
+    changed_BK[:, -1] = batch.other_items_B
+    report.add(
+        not same(run(batch.items_BK)[:, :-1], run(changed_BK)[:, :-1]),
+        f"{method} lets a later place change an earlier one",
+    )
+
+
+def _check_expectations(
+    report: Report, model: ResponseModel, state_BS: Tensor, batch: ShownBatch, num_samples: int
+) -> None:
+    """The mean of many draws against the mean of the outcomes."""
+    outcomes = model.outcomes(state_BS, batch.context_BX, batch.items_BK)
+    weight_BKO1 = outcomes.probability_BKO.unsqueeze(3)
+    expected_BKF = (outcomes.signals_BKOF * weight_BKO1).sum(2).double()
+    size, places, _ = batch.signals_BKF.shape
+    uniform_TKJ = torch.rand(size * num_samples, places, model.num_draws, generator=batch.generator).clamp(
+        1e-6, 1 - 1e-6
+    )
+    state_TS, context_TX, items_TK = (
+        t.repeat_interleave(num_samples, dim=0) for t in (state_BS, batch.context_BX, batch.items_BK)
+    )
+    drawn_TKF = model.respond(state_TS, context_TX, items_TK, uniform_TKJ).double()
+    draws_BLKF = drawn_TKF.reshape(size, num_samples, *drawn_TKF.shape[1:])
+    variance_BKF = draws_BLKF.var(1)
+    # A rare signal may not show up at all: then its expected rate bounds the noise.
+    variance_BKF[..., 1:] = variance_BKF[..., 1:].maximum(expected_BKF[..., 1:] * (1 - expected_BKF[..., 1:]))
+    allowed_BKF = 5 * (variance_BKF / num_samples).sqrt() + 0.03 * expected_BKF.abs() + 1e-3
+    mean_BKF = draws_BLKF.mean(1)
+    for index, name in enumerate(model.signals):
+        excess_BK = ((mean_BKF - expected_BKF).abs() - allowed_BKF)[..., index]
+        worst = int(excess_BK.argmax())
+        drawn = float(mean_BKF[..., index].flatten()[worst])
+        said = float(expected_BKF[..., index].flatten()[worst])
+        report.add(
+            bool(excess_BK.max() > 0),
+            f"outcomes expect {name} {said:.4g} where {num_samples} draws of respond average {drawn:.4g}",
+        )
+
+
+def check_leave_model(model: LeaveModel, *, num_signals: int) -> None:
+    """Checks a leave model: probabilities in [0, 1], with and without the axis of outcomes.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    report = Report("leave model", model)
+    batch = ShownBatch(1, 4, num_signals)
+    size, places, _ = batch.signals_BKF.shape
+    stay_BK = report.attempt("stay", lambda: model.stay(batch.context_BX, batch.signals_BKF))
+    if stay_BK is not None and report.tensor("stay", stay_BK, (size, places), torch.float32):
+        report.add(((stay_BK < 0) | (stay_BK > 1)).any(), "stay gives values outside 0..1")
+        stacked = torch.stack([batch.signals_BKF, batch.signals_BKF.flip(0)], dim=2)
+        stay_BKO = report.attempt("stay with outcomes", lambda: model.stay(batch.context_BX, stacked))
+        if stay_BKO is not None and report.tensor(
+            "stay with outcomes", stay_BKO, (size, places, 2), torch.float32
+        ):
+            report.add(not same(stay_BKO[..., 0], stay_BK), "stay with outcomes disagrees with stay without")
+        check_rows(
+            report,
+            "stay",
+            lambda rows: model.stay(batch.context_BX[rows], batch.signals_BKF[rows]),
+            batch.items_BK,
+        )
+    report.close()
+
+
+def check_reward(reward: Reward, world: World | str | None = None) -> None:
+    """Checks a reward on real feedback of a world.
+
+    Args:
+        reward: see ``recsim_env.rewards.Reward``.
+        world: the world whose signals it was built for; the default short-video world if ``None``.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    report = Report("reward", reward)
+    names, weights = getattr(reward, "names", None), getattr(reward, "weights", None)
+    named = isinstance(names, tuple) and bool(names) and all(isinstance(name, str) for name in names)
+    report.add(not named, f"names must be a tuple of at least one name, got {names!r}")
+    if named and report.add(
+        not isinstance(weights, tuple) or len(weights) != len(names or ()),
+        f"need one weight for each of the names {names!r}, got {weights!r}",
+    ):
+        report.add(len(set(names or ())) != len(names or ()), f"names repeat: {names!r}")
+        simulator = _simulator(resolve_world(world if world is not None else "short_video"))
+        state = simulator.start(8, seed=0)
+        items_BK = state.request.candidates_BC[:, : simulator.slate_size].clone()
+        _, feedback = simulator.step(state, items_BK)
+        _check_rewards(report, reward, state.request, items_BK, feedback)
+    report.close()
+
+
+def _check_rewards(
+    report: Report, reward: Reward, request: Request, items_BK: Tensor, feedback: Feedback
+) -> None:
+    def run(rows: slice) -> Tensor:
+        part = Request(*(tensor[rows] for tensor in request))
+        return reward(part, items_BK[rows], Feedback(*(tensor[rows] for tensor in feedback)))
+
+    before = [tensor.clone() for tensor in (items_BK, *feedback)]
+    rewards_BR = report.attempt("the call", lambda: run(slice(None)))
+    if rewards_BR is None or not report.tensor(
+        "the components", rewards_BR, (len(items_BK), len(reward.names)), torch.float32
+    ):
+        return
+    changed = any(not same(a, b) for a, b in zip(before, (items_BK, *feedback), strict=True))
+    report.add(changed, "the call changes the slate or feedback it was given; clone before writing")
+    check_rows(report, "the call", run, items_BK)
+    if items_BK.shape[1] > 1:
+        repeated_BK = items_BK.clone()
+        repeated_BK[:, 1] = repeated_BK[:, 0]
+        signals_BKF = torch.ones_like(feedback.signals_BKF)
+        once_BKF = signals_BKF.clone()
+        once_BKF[:, 1] = 0.0
+        all_seen = torch.ones_like(feedback.seen_BK)
+        paid = [
+            reward(request, repeated_BK, Feedback(given_BKF, all_seen, feedback.left_B))
+            for given_BKF in (signals_BKF, once_BKF)
+        ]
+        report.add(
+            not same(*paid),
+            "a video repeated in a slate is paid twice; multiply by rewards.first_showing(items_BK)",
+        )
+
+
+def check_candidate_source(
+    source: CandidateSource, *, num_users: int, num_items: int, num_signals: int, num_candidates: int = 10
+) -> None:
+    """Checks a candidate source: distinct items, best first, nothing shown before unless nothing is left.
+
+    Args:
+        source: see ``recsim_env.types.CandidateSource``.
+        num_users: user codes run from 0 to this, exclusive.
+        num_items: item codes likewise; more than ``num_candidates``.
+        num_signals: F.
+        num_candidates: C that it is asked for.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    if num_candidates >= num_items:
+        raise ValueError(f"need num_candidates < num_items, got {num_candidates} and {num_items}")
+    report = Report("candidate source", source)
+    batch = ShownBatch(num_users, num_items, num_signals)
+    state_BS = report.attempt("start", lambda: source.start(batch.user_B))
+    if state_BS is not None and check_state(report, "start", state_BS, len(batch.user_B)):
+        check_observe(report, source.observe, state_BS, batch)
+        _check_retrieve(report, source, state_BS, batch, num_items, num_candidates)
+    report.close()
+
+
+def _check_retrieve(
+    report: Report,
+    source: CandidateSource,
+    state_BS: Tensor,
+    batch: ShownBatch,
+    num_items: int,
+    num_candidates: int,
+) -> None:
+    size = len(state_BS)
+    uniform_B = torch.rand(size, generator=batch.generator).clamp(1e-6, 1 - 1e-6)
+    order_BN = torch.rand(size, num_items, generator=batch.generator).argsort(dim=1)
+    empty_B1 = torch.full((size, 1), NO_ITEM)
+    # Item 0 stays among the last: a code that fills empty places with 0 would lose it.
+    left_first = order_BN.eq(0).to(torch.int64).argsort(dim=1, stable=True)
+    order_BN = order_BN.gather(1, left_first)
+    situations = {
+        "nothing": empty_B1,
+        "some items": torch.cat([empty_B1, order_BN[:, : num_items - num_candidates][:, :3]], 1),
+        "all but C items": torch.cat([empty_B1, order_BN[:, :-num_candidates]], 1),
+        "every item": torch.cat([empty_B1, order_BN], 1),
+    }
+    for situation, shown_BM in situations.items():
+
+        def run(rows: slice, shown_BM: Tensor = shown_BM) -> tuple[Tensor, Tensor]:
+            return source.retrieve(state_BS[rows], shown_BM[rows].clone(), uniform_B[rows], num_candidates)
+
+        answer = report.attempt(f"retrieve with {situation} shown", partial(run, slice(None)))
+        if answer is None:
+            continue
+        items_BC, score_BC = answer
+        shape = (size, num_candidates)
+        if not report.tensor("retrieve's items", items_BC, shape, torch.int64):
+            return
+        report.tensor("retrieve's scores", score_BC, shape, torch.float32)
+        falls = (score_BC[:, 1:] <= score_BC[:, :-1]).all()
+        report.add(not falls, "retrieve's candidates do not stand best score first")
+        inside = (items_BC >= 0) & (items_BC < num_items)
+        report.add(not inside.all(), "retrieve gives codes of no item")
+        sorted_BC = items_BC.sort(dim=1).values
+        report.add((sorted_BC[:, 1:] == sorted_BC[:, :-1]).any(), "retrieve gives the same item twice")
+        again_BC = (items_BC.unsqueeze(2) == shown_BM.unsqueeze(1)).any(2)
+        report.add(
+            situation != "every item" and bool(again_BC.any()),
+            f"retrieve gives items of shown_BM while others are left (with {situation} shown)",
+        )
+        check_rows(report, "retrieve", partial(_first_of, run), state_BS)
+
+
+def _first_of(run: Callable[[slice], tuple[Tensor, Tensor]], rows: slice) -> Tensor:
+    return run(rows)[0]
+
+
+def _simulator(world: World) -> Simulator:
+    config = EnvConfig.of(world, {})
+    return Simulator(
+        world,
+        num_candidates=config.num_candidates,
+        slate_size=config.slate_size,
+        history_length=config.history_length,
+        max_requests=config.max_requests,
+    )

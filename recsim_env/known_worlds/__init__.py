@@ -1,0 +1,13 @@
+"""Worlds whose right answer is known: for tests, for the demo, and to judge learned worlds by.
+
+``tiny`` is small enough that its optimum is found by enumeration. ``short_video`` is calibrated to the
+statistics of a real log; its greedy oracle finds the best slate of one request by search on the true
+expected value, a reference and not an upper bound on a session.
+"""
+
+from recsim_env.known_worlds.short_video import short_video_world
+
+KNOWN_WORLDS = {"short_video": short_video_world}
+"""Builders by name."""
+
+__all__ = ["KNOWN_WORLDS", "short_video_world"]

@@ -1,0 +1,120 @@
+"""Makes predicted probabilities mean what they say, and measures whether they do.
+
+Calibrators are fitted on predictions for users that the model was not fitted on.
+Legend: P rows, M watch-time cells.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from reward_models.watch_time import cell_log_probability
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Platt:
+    """Calibrated logit = ``scale`` x logit + ``offset``."""
+
+    scale: float
+    offset: float
+
+    def __call__(self, logits: ArrayLike) -> FloatArray:
+        """Probabilities of logits."""
+        return np.asarray(1.0 / (1.0 + np.exp(-(self.scale * np.asarray(logits, np.float64) + self.offset))))
+
+
+def fit_platt(logits: ArrayLike, labels: ArrayLike, scale_prior: float = 20.0) -> Platt:
+    """Maximum likelihood by Newton's method, the scale pulled towards 1.
+
+    Args:
+        logits: (P,).
+        labels: (P,) 0/1 with at least one of each; otherwise nothing is changed.
+        scale_prior: strength of the pull; it matters for signals with few positives alone.
+    """
+    x, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    scale, offset = 1.0, 0.0
+    if not 0.0 < y.mean() < 1.0:
+        return Platt(scale, offset)
+    # A first offset that matches the mean keeps Newton's steps inside its region of convergence.
+    for _ in range(50):
+        probability = 1.0 / (1.0 + np.exp(-(x + offset)))
+        offset += np.clip(np.log(y.mean() / probability.mean()), -2.0, 2.0)
+    for _ in range(50):
+        probability = 1.0 / (1.0 + np.exp(-(scale * x + offset)))
+        error, weight = y - probability, np.maximum(probability * (1.0 - probability), 1e-12)
+        gradient = np.array([(error * x).sum() - scale_prior * (scale - 1.0), error.sum()])
+        cross = (weight * x).sum()
+        hessian = np.array([[(weight * x * x).sum() + scale_prior, cross], [cross, weight.sum()]])
+        step = np.linalg.solve(hessian, gradient)
+        scale, offset = scale + step[0], offset + step[1]
+        if np.abs(step).max() < 1e-9:
+            break
+    return Platt(float(scale), float(offset))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """A rising step-free map from scores to probabilities, given by its corners."""
+
+    scores: FloatArray
+    probabilities: FloatArray
+
+    def __call__(self, scores: ArrayLike) -> FloatArray:
+        """Probabilities of scores; flat beyond the corners."""
+        return np.interp(np.asarray(scores, np.float64), self.scores, self.probabilities)
+
+
+def fit_isotonic(scores: ArrayLike, labels: ArrayLike) -> Isotonic:
+    """Least squares among all rising maps of (P,) scores to (P,) labels."""
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(np.asarray(scores), np.asarray(labels))
+    return Isotonic(np.asarray(fitted.X_thresholds_, np.float64), np.asarray(fitted.y_thresholds_, np.float64))
+
+
+def fit_cells(logits_PM: Tensor, share_PM: Tensor, cell_P: Tensor, prior: float = 20.0) -> tuple[float, Tensor]:
+    """Platt's method for a whole distribution: cell logits become ``scale`` x logits + offset of the cell.
+
+    Maximum likelihood (convex), with a pull of ``prior`` rows towards no change.
+
+    Returns:
+        The scale and float32 offsets (M,). After it, each cell's mean probability is its share of the rows.
+    """
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    offset_M = torch.zeros(logits_PM.shape[1], dtype=torch.float64, requires_grad=True)
+    logits_PM, share_PM = logits_PM.double(), share_PM.double()
+    optimiser = torch.optim.LBFGS([scale, offset_M], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        chosen = cell_log_probability(scale * logits_PM + offset_M, share_PM).gather(1, cell_P.unsqueeze(1))
+        pull = 0.5 * prior * ((scale - 1.0) ** 2 + (offset_M**2).mean())
+        value = (pull - chosen.sum()) / len(cell_P)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return float(scale), offset_M.detach().float()
+
+
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 20) -> float:
+    """Mean distance between predicted and actual rate over bins that hold equally many rows."""
+    probability, label = np.asarray(probabilities, np.float64), np.asarray(labels, np.float64)
+    order = np.argsort(probability, kind="stable")
+    gaps = [
+        abs(float(probability[part].mean() - label[part].mean())) * len(part)
+        for part in np.array_split(order, num_bins)
+        if len(part)
+    ]
+    return float(sum(gaps) / len(label))
+
+
+def rate_ratio(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Predicted over actual number of positives; infinite where there are none."""
+    actual = float(np.asarray(labels, np.float64).sum())
+    predicted = float(np.asarray(probabilities, np.float64).sum())
+    return predicted / actual if actual else float("inf")

@@ -1,0 +1,136 @@
+"""How real a world is: what its users emit against what the log holds.
+
+``logged_fidelity`` replays held-out impressions with every user's state frozen at the start of the simulated
+days (a state that follows the user's own test rows biases within-user AUC far below its value, see the
+README). ``rollout_drift`` lets a policy act for many requests with leaving switched off and watches the emitted
+rates: a world that feeds on its own output should not wander.
+
+Shape legend: B requests, K places, F signals, R rows, O outcomes.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from recsim_env.data.requests import LoggedRequests
+from recsim_env.declared import DeclaredLeave
+from recsim_env.randomness import address, uniform
+from recsim_env.simulator import Simulator
+from recsim_env.types import Policy, ResponseModel
+from recsim_env.world import World
+from reward_models.calibration import expected_calibration_error
+from reward_models.metrics import auc, grouped_auc
+
+Array = npt.NDArray[np.float64]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+DRIFT_REQUESTS = (1, 5, 20, 50)
+
+
+@torch.no_grad()
+def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: int = 0) -> dict[str, Any]:
+    """Compares a response model with held-out impressions.
+
+    Args:
+        response: the model; every user starts from its own ``start`` state and stays there.
+        requests: held-out requests, see ``logged_requests``.
+        seed: seed of the drawn watch times.
+
+    Returns:
+        ``rows``; ``signals``: for each binary signal logged and emitted rate, their ratio, positives, AUC,
+        GAUC (both None where one class is missing) and ECE; ``watch_time``: logged and emitted mean and
+        quantiles in seconds; ``phi``: correlation of each pair of binary signals, logged and drawn.
+    """
+    means, drawn, logged, known, users = [], [], [], [], []
+    for number, batch in enumerate(requests.batches(2048)):
+        request, items_BK = batch.request, batch.items_BK
+        state_BS = response.start(request.user_B)
+        outcomes = response.outcomes(state_BS, request.context_BX, items_BK)
+        mean_BKF = (outcomes.signals_BKOF * outcomes.probability_BKO.unsqueeze(-1)).sum(2)
+        key_B = address(torch.arange(len(items_BK)), seed, number)
+        draws_BKJ = uniform(key_B, items_BK.shape[1], response.num_draws)
+        draw_BKF = response.respond(state_BS, request.context_BX, items_BK, draws_BKJ)
+        means.append(mean_BKF.flatten(0, 1))
+        drawn.append(draw_BKF.flatten(0, 1))
+        logged.append(batch.feedback.signals_BKF.flatten(0, 1))
+        known.append(batch.known_BKF.flatten(0, 1))
+        users.append(request.user_B.repeat_interleave(items_BK.shape[1]))
+    mean_RF, draw_RF, log_RF = (torch.cat(part).double().numpy() for part in (means, drawn, logged))
+    known_RF, user_R = torch.cat(known).numpy(), torch.cat(users).numpy()
+    signals = {}
+    for index, name in enumerate(response.signals[1:], start=1):
+        rows = known_RF[:, index]
+        signals[name] = _signal(mean_RF[rows, index], log_RF[rows, index], user_R[rows])
+    return {
+        "rows": len(log_RF),
+        "users": len(np.unique(user_R)),
+        "signals": signals,
+        "watch_time": _watch_time(draw_RF[known_RF[:, 0], 0], log_RF[known_RF[:, 0], 0]),
+        "phi": _phi(draw_RF[:, 1:], log_RF[:, 1:], response.signals[1:]),
+    }
+
+
+def rollout_drift(
+    world: World, policy: Policy, *, num_sessions: int = 512, seed: int = 0, **sizes: int
+) -> dict[str, dict[str, float]]:
+    """Emitted rates at requests 1, 5, 20 and 50 of sessions that nobody leaves.
+
+    Returns:
+        For each of these requests the mean of every signal over the slate.
+    """
+    patient = world.replace(leave=DeclaredLeave(per_place=0.0, per_second=0.0, per_dull_place=0.0))
+    settings = {**world.defaults, "max_requests": max(DRIFT_REQUESTS), **sizes}
+    names = ("num_candidates", "slate_size", "history_length", "max_requests")
+    simulator = Simulator(patient, **{name: settings[name] for name in names if name in settings})
+    state = simulator.start(num_sessions, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drift = {}
+    for request in range(1, max(DRIFT_REQUESTS) + 1):
+        state, feedback = simulator.step(state, policy(state.request, generator).items_BK)
+        if request in DRIFT_REQUESTS:
+            mean_F = feedback.signals_BKF.mean(dim=(0, 1)).tolist()
+            drift[str(request)] = dict(zip(world.signals, mean_F, strict=True))
+    return drift
+
+
+def _signal(probability_R: Array, label_R: Array, user_R: npt.NDArray[np.int64]) -> dict[str, Any]:
+    both = 0 < label_R.sum() < len(label_R)
+    logged, emitted = float(label_R.mean()), float(probability_R.mean())
+    return {
+        "positives": int(label_R.sum()),
+        "logged_rate": logged,
+        "emitted_rate": emitted,
+        "ratio": emitted / logged if logged > 0 else None,
+        "auc": float(auc(probability_R, label_R)) if both else None,
+        "gauc": float(grouped_auc(probability_R, label_R, user_R)) if both else None,
+        "ece": float(expected_calibration_error(probability_R, label_R)),
+    }
+
+
+def _watch_time(drawn_R: Array, logged_R: Array) -> dict[str, Any]:
+    return {
+        "logged_mean": float(logged_R.mean()),
+        "emitted_mean": float(drawn_R.mean()),
+        "levels": list(QUANTILES),
+        "logged_quantiles": np.quantile(logged_R, QUANTILES).tolist(),
+        "emitted_quantiles": np.quantile(drawn_R, QUANTILES).tolist(),
+    }
+
+
+def _phi(drawn_RF: Array, logged_RF: Array, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    pairs = {}
+    for first in range(len(names)):
+        for second in range(first + 1, len(names)):
+            pairs[f"{names[first]}-{names[second]}"] = {
+                "logged": _correlation(logged_RF[:, first], logged_RF[:, second]),
+                "emitted": _correlation(drawn_RF[:, first], drawn_RF[:, second]),
+            }
+    return pairs
+
+
+def _correlation(a_R: Array, b_R: Array) -> float | None:
+    if a_R.std() == 0 or b_R.std() == 0:
+        return None
+    return float(np.corrcoef(a_R, b_R)[0, 1])

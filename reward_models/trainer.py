@@ -1,0 +1,225 @@
+"""One trainer for every model that is fitted on a log: early stopping, progress, resumable checkpoints.
+
+After each epoch the model, the best model so far and the optimiser are written as one safetensors file,
+then a JSON file that names it replaces the previous one in a single step. A run that is killed goes on
+from the last finished epoch and ends with the same weights, since every epoch draws from its own generator.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+Batch = TypeVar("Batch")
+_STATE_FILE = "train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how fast to train."""
+
+    max_epochs: int = 10
+    """Epochs at most; all of them when there is nothing to validate on."""
+    patience: int = 2
+    """Epochs without a better validation loss before training stops."""
+    learning_rate: float = 3e-3
+    """AdamW's step size in the first epoch."""
+    learning_rate_decay: float = 0.6
+    """Factor on the step size from one epoch to the next."""
+    weight_decay: float = 1e-2
+    """AdamW's pull of weights towards zero."""
+    gradient_clip: float = 5.0
+    """Largest norm of a gradient."""
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or self.patience < 1:
+            raise ValueError(f"need max_epochs and patience of at least 1, got {self.max_epochs}, {self.patience}")
+        if self.learning_rate <= 0 or not 0 < self.learning_rate_decay <= 1 or self.gradient_clip <= 0:
+            raise ValueError(
+                "need learning_rate and gradient_clip above 0 and learning_rate_decay in (0, 1], got "
+                f"{self.learning_rate}, {self.gradient_clip} and {self.learning_rate_decay}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training went; the model holds the best epoch's weights."""
+
+    best_epoch: int
+    """Epochs after which the kept weights stood, 1 being the first."""
+    validation_losses: tuple[float, ...]
+    """One for each epoch; empty without validation."""
+
+
+@dataclass
+class _Progress:
+    epoch: int = 0
+    best_epoch: int = 0
+    losses: tuple[float, ...] = ()
+    finished: bool = False
+
+
+def train(
+    model: nn.Module,
+    *,
+    batches: Callable[[torch.Generator], Iterable[Batch]],
+    loss: Callable[[Batch, torch.Generator], Tensor],
+    validate: Callable[[], float] | None,
+    config: TrainConfig,
+    seed: int,
+    run_dir: Path | None = None,
+    label: str = "fit",
+    identity: dict[str, Any] | None = None,
+) -> TrainResult:
+    """Fits ``model`` in place.
+
+    Args:
+        model: its parameters are trained; training mode is on while ``loss`` runs, off in ``validate``.
+        batches: one epoch of batches; every draw comes from the generator.
+        loss: a scalar to be minimised; dropout and the like draw from the generator.
+        validate: a loss on held-out data, lower is better; ``None`` trains for all of ``max_epochs``.
+        config: how long and how fast.
+        seed: with the epoch's number, seeds the generators.
+        run_dir: holds checkpoints and TensorBoard files; ``None`` keeps nothing and cannot resume.
+        label: shown beside the progress bar.
+        identity: JSON values that tell this run from others, such as the model's settings and the data's
+            size; a run resumes only where they are the same.
+
+    Returns:
+        The best epoch and the validation losses.
+
+    Raises:
+        ValueError: ``run_dir`` holds a run with other settings.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
+    progress = _Progress()
+    if run_dir is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        progress = _load(run_dir, settings, model, best, optimiser)
+    writer = SummaryWriter(str(run_dir)) if run_dir is not None and not progress.finished else None
+    while not progress.finished:
+        train_loss = _epoch(model, optimiser, batches, loss, config, seed, progress.epoch, label)
+        progress.epoch += 1
+        if validate is not None:
+            model.eval()
+            with torch.no_grad():
+                progress.losses += (float(validate()),)
+        if validate is None or progress.losses[-1] < min(progress.losses[:-1], default=float("inf")):
+            progress.best_epoch = progress.epoch
+            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        waited = progress.epoch - progress.best_epoch
+        progress.finished = progress.epoch >= config.max_epochs or waited >= config.patience
+        if writer is not None:
+            writer.add_scalar("train/loss", train_loss, progress.epoch)
+            if progress.losses:
+                writer.add_scalar("validation/loss", progress.losses[-1], progress.epoch)
+        if run_dir is not None:
+            _save(run_dir, settings, model, best, optimiser, progress)
+    if writer is not None:
+        writer.close()
+    model.load_state_dict(best)
+    model.eval()
+    return TrainResult(progress.best_epoch, progress.losses)
+
+
+def _epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Callable[[torch.Generator], Iterable[Batch]],
+    loss: Callable[[Batch, torch.Generator], Tensor],
+    config: TrainConfig,
+    seed: int,
+    epoch: int,
+    label: str,
+) -> float:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate * config.learning_rate_decay**epoch
+    model.train()
+    total, steps = 0.0, 0
+    bar = tqdm(batches(generator), desc=f"{label} epoch {epoch + 1}", disable=not sys.stderr.isatty(), leave=False)
+    for batch in bar:
+        value = loss(batch, generator)
+        optimiser.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimiser.step()
+        total, steps = total + float(value.detach()), steps + 1
+        bar.set_postfix(loss=f"{total / steps:.4f}")
+    if steps == 0:
+        raise ValueError(f"{label}: no batch to train on; choose users and days that have rows in the log")
+    return total / steps
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a file beside ``path``, which then takes its place in one step."""
+    partial = path.with_name(path.name + ".part")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _save(
+    run_dir: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    best: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    progress: _Progress,
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
+    weights = run_dir / f"epoch-{progress.epoch}.safetensors"
+    write_atomically(weights, lambda path: save_file({n: t.contiguous() for n, t in tensors.items()}, path))
+    state = settings | {"progress": asdict(progress), "weights": weights.name}
+    write_atomically(run_dir / _STATE_FILE, lambda path: _write_text(path, json.dumps(state, indent=2)))
+    for old in run_dir.glob("epoch-*.safetensors*"):
+        if old != weights:
+            old.unlink()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _load(
+    run_dir: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    best: dict[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+) -> _Progress:
+    """Brings everything back to the last finished epoch; leaves it alone when there is none."""
+    path = run_dir / _STATE_FILE
+    if not path.exists():
+        return _Progress()
+    saved = json.loads(path.read_text())
+    found = {key: saved[key] for key in settings}
+    if found != json.loads(json.dumps(settings)):
+        raise ValueError(
+            f"{run_dir} holds a run with other settings ({found}, asked for {settings}); "
+            "choose another run_dir or delete this one"
+        )
+    tensors = load_file(run_dir / saved["weights"])
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    best.update({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, entry = name.split(".", 2)
+            state.setdefault(int(index), {})[entry] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    saved["progress"]["losses"] = tuple(saved["progress"]["losses"])
+    return _Progress(**saved["progress"])
