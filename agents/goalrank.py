@@ -152,15 +152,11 @@ class GoalRankPolicy(nn.Module):
         return Decision(request.candidates_BC.gather(1, positions_BGK[:, 0]), log_prob_BGK[:, 0])
 
     @torch.no_grad()
-    def sample_group(
-        self, request: Request, num_lists: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def sample_group(self, request: Request, num_lists: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws G lists per request: positions (B, G, K) and log-probabilities (B, G) of whole lists."""
         self.shape.check(request)
         encoding: Encoding = self.encoder(request)
-        positions_BGK, log_prob_BGK = self.decoder.sample(
-            encoding, num_lists, self.shape.slate_size, generator
-        )
+        positions_BGK, log_prob_BGK = self.decoder.sample(encoding, num_lists, self.shape.slate_size, generator)
         return positions_BGK, log_prob_BGK.sum(dim=-1)
 
     def group_log_prob(self, request: Request, positions_BGK: Tensor) -> Tensor:
@@ -175,9 +171,7 @@ class GoalRankPolicy(nn.Module):
         """
         match_BKC = items_BK.unsqueeze(-1) == request.candidates_BC.unsqueeze(1)
         if not match_BKC.any(dim=-1).all():
-            raise ValueError(
-                "log_prob: some items are not candidates of their request; score shown slates only"
-            )
+            raise ValueError("log_prob: some items are not candidates of their request; score shown slates only")
         positions_BGK = match_BKC.to(torch.int8).argmax(dim=-1).unsqueeze(1)
         return self.decoder.log_prob(self.encoder(request), positions_BGK).squeeze(1)
 
@@ -204,9 +198,7 @@ class GoalRankPolicy(nn.Module):
         return folder
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, greedy: bool = True, device: torch.device | str = "cpu"
-    ) -> "GoalRankPolicy":
+    def load(cls, folder: str | Path, *, greedy: bool = True, device: torch.device | str = "cpu") -> "GoalRankPolicy":
         """Reads a saved policy, ready to rank.
 
         Raises:

@@ -61,8 +61,7 @@ class RequestShape:
             raise ValueError(f"this policy was built for {self}, the request has {found}; use its own world")
         if request.candidates_BC.shape[1] < self.slate_size:
             raise ValueError(
-                f"need num_candidates >= slate_size, got {request.candidates_BC.shape[1]} and "
-                f"{self.slate_size}"
+                f"need num_candidates >= slate_size, got {request.candidates_BC.shape[1]} and {self.slate_size}"
             )
 
 

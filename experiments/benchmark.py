@@ -22,8 +22,9 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.files import machine, write_json
+from experiments.provenance import machine
 from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
+from recsim_env.files import write_json
 from recsim_env.world import resolve_world
 
 BATCHES = (1, 64, 256, 1024)

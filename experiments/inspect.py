@@ -31,13 +31,16 @@ import numpy.typing as npt
 import pandas as pd
 import tyro
 
-from experiments.files import write_json
 from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
+from recsim_env.files import write_json
 from recsim_env.types import WATCH_TIME
 
 ENOUGH = 200
 """Positives below which a rate, let alone a model of it, is too uncertain to judge by."""
 MOST = 0.5
+"""Share that makes a property one of the log rather than of a few rows."""
+WEEK = 7
+"""Days below which returning users cannot be told from weekly habit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,28 +229,28 @@ def _sessions_and_returns(sessions: dict[str, Any], days: dict[str, Any]) -> lis
             Capability("leave model", "no", f"{single}: declare how users leave"),
             Capability("return model", "no", f"{single}: pauses between them are not absences"),
         ]
-    source = (
-        "session key" if sessions["source"] == "column" else f"sessions by pauses of {sessions['gap_s']:g} s"
-    )
-    leave = Capability(
-        "leave model", "yes", f"{single}, {sessions['mean_rows']:.1f} rows on average ({source})"
-    )
-    long_enough = days["count"] >= 7
-    reason = (
-        f"{days['count']} days" if long_enough else f"{days['count']} days are too few to see users come back"
-    )
-    return [leave, Capability("return model", "yes" if long_enough else "no", reason)]
+    keyed = sessions["source"] == "column"
+    found: Literal["yes", "partly"] = "yes" if keyed else "partly"
+    source = "by the session key" if keyed else f"guessed from pauses of {sessions['gap_s']:g} s"
+    reason = f"{single}, {sessions['mean_rows']:.1f} rows on average, {source}"
+    enough_days = days["count"] >= WEEK
+    return [
+        Capability("leave model", found, reason),
+        Capability(
+            "return model", found if enough_days else "no", f"{days['count']} days, sessions {source}"
+        ),
+    ]
 
 
 def _list_effect(requests: dict[str, Any]) -> Capability:
-    shared = f"{requests['shared_row_share']:.1%} of rows share a request"
+    share = f"{requests['shared_row_share']:.1%} of rows"
+    most = requests["shared_row_share"] > MOST
     if requests["source"] == "column":
-        return Capability("list effect", "yes" if requests["shared_row_share"] > MOST else "no", shared)
-    if requests["shared_row_share"] > MOST:
-        reason = f"{requests['shared_row_share']:.1%} of rows share their time: if these are slates, set request_by_time"
+        return Capability("list effect", "yes" if most else "no", f"{share} share a request")
+    if most:
+        reason = f"{share} share their time with another: set request_by_time if these are slates"
         return Capability("list effect", "partly", reason)
-    reason = f"no request key, and {requests['shared_row_share']:.1%} of rows share their time with another"
-    return Capability("list effect", "no", reason)
+    return Capability("list effect", "no", f"no request key, and {share} share their time with another")
 
 
 def _place_effect(places: int) -> Capability:

@@ -10,11 +10,12 @@ O outcomes, X context, R reward components, L draws for each place, T = B * L.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recsim_env.envs import EnvConfig
+from recsim_env.envs import RecVectorEnv
 from recsim_env.findings import Report, ShownBatch, check_observe, check_rows, check_state, same
 from recsim_env.rewards import Reward
 from recsim_env.simulator import Simulator
@@ -29,7 +30,7 @@ from recsim_env.types import (
     Request,
     ResponseModel,
 )
-from recsim_env.world import World, resolve_world
+from recsim_env.world import World
 
 
 def check_policy(policy: Policy, world: World | str | None = None, *, outside: bool = False) -> None:
@@ -45,8 +46,7 @@ def check_policy(policy: Policy, world: World | str | None = None, *, outside: b
         ValueError: a list of everything found.
     """
     report = Report("policy", policy)
-    found = resolve_world(world if world is not None else "short_video")
-    simulator = _simulator(found)
+    simulator = RecVectorEnv(1, world or "short_video").simulator
     for num_sessions in (5, 1):
         state = simulator.start(num_sessions, seed=0)
         for _ in range(2):
@@ -55,21 +55,19 @@ def check_policy(policy: Policy, world: World | str | None = None, *, outside: b
     report.close()
 
 
-def _check_decision(
-    report: Report, policy: Policy, request: Request, simulator: Simulator, outside: bool
-) -> None:
+def _check_decision(report: Report, policy: Policy, request: Request, simulator: Simulator, outside: bool) -> None:
     before = [tensor.clone() for tensor in request]
-    answers = []
-    for _ in range(2):
-        generator = torch.Generator(simulator.device).manual_seed(7)
-        decision = report.attempt("the call", lambda g=generator: policy(request, g))  # type: ignore[misc]
-        if decision is None:
-            report.add(not report.findings, "the call returned None, need a Decision")
-            return
-        if not isinstance(decision, Decision):
-            report.add(True, f"the answer must be a Decision, got {type(decision).__name__}")
-            return
-        answers.append(decision)
+
+    def answer_twice() -> list[Any]:
+        draws = [torch.Generator(simulator.device).manual_seed(7) for _ in range(2)]
+        return [policy(request, generator) for generator in draws]
+
+    answers = report.attempt("the call", answer_twice)
+    if answers is None:
+        return
+    if not isinstance(answers[0], Decision):
+        report.add(True, f"the answer must be a Decision, got {type(answers[0]).__name__}")
+        return
     changed = any(not same(a, b) for a, b in zip(before, request, strict=True))
     report.add(changed, "the call changes the request it was given; clone before writing")
     first, second = answers
@@ -81,12 +79,8 @@ def _check_decision(
         not same(first.items_BK, second.items_BK),
         "the same request and generator state gave two different slates; draw from the generator only",
     )
-    if first.log_prob_BK is not None and report.tensor(
-        "log_prob_BK", first.log_prob_BK, shape, torch.float32
-    ):
-        report.add(
-            (first.log_prob_BK > 1e-5).any(), "log_prob_BK is positive somewhere; it must be at most 0"
-        )
+    if first.log_prob_BK is not None and report.tensor("log_prob_BK", first.log_prob_BK, shape, torch.float32):
+        report.add((first.log_prob_BK > 1e-5).any(), "log_prob_BK is positive somewhere; it must be at most 0")
 
 
 def _check_items(report: Report, items_BK: Tensor, request: Request, num_items: int, outside: bool) -> None:
@@ -164,9 +158,7 @@ def _check_responses(report: Report, model: ResponseModel, state_BS: Tensor, bat
     every = slice(None)
     drawn_BKF = report.attempt("respond", lambda: respond(every, batch.items_BK))
     expected = report.attempt("outcomes", lambda: outcomes(every, batch.items_BK))
-    if drawn_BKF is not None and report.tensor(
-        "respond's signals", drawn_BKF, (size, places, signals), torch.float32
-    ):
+    if drawn_BKF is not None and report.tensor("respond's signals", drawn_BKF, (size, places, signals), torch.float32):
         report.add((drawn_BKF[..., 0] < 0).any(), "respond draws negative watch times")
         others = drawn_BKF[..., 1:]
         report.add(((others != 0) & (others != 1)).any(), "respond draws signals that are neither 0 nor 1")
@@ -246,9 +238,7 @@ def check_leave_model(model: LeaveModel, *, num_signals: int) -> None:
         report.add(((stay_BK < 0) | (stay_BK > 1)).any(), "stay gives values outside 0..1")
         stacked = torch.stack([batch.signals_BKF, batch.signals_BKF.flip(0)], dim=2)
         stay_BKO = report.attempt("stay with outcomes", lambda: model.stay(batch.context_BX, stacked))
-        if stay_BKO is not None and report.tensor(
-            "stay with outcomes", stay_BKO, (size, places, 2), torch.float32
-        ):
+        if stay_BKO is not None and report.tensor("stay with outcomes", stay_BKO, (size, places, 2), torch.float32):
             report.add(not same(stay_BKO[..., 0], stay_BK), "stay with outcomes disagrees with stay without")
         check_rows(
             report,
@@ -278,7 +268,7 @@ def check_reward(reward: Reward, world: World | str | None = None) -> None:
         f"need one weight for each of the names {names!r}, got {weights!r}",
     ):
         report.add(len(set(names or ())) != len(names or ()), f"names repeat: {names!r}")
-        simulator = _simulator(resolve_world(world if world is not None else "short_video"))
+        simulator = RecVectorEnv(1, world or "short_video").simulator
         state = simulator.start(8, seed=0)
         items_BK = state.request.candidates_BC[:, : simulator.slate_size].clone()
         _, feedback = simulator.step(state, items_BK)
@@ -286,9 +276,7 @@ def check_reward(reward: Reward, world: World | str | None = None) -> None:
     report.close()
 
 
-def _check_rewards(
-    report: Report, reward: Reward, request: Request, items_BK: Tensor, feedback: Feedback
-) -> None:
+def _check_rewards(report: Report, reward: Reward, request: Request, items_BK: Tensor, feedback: Feedback) -> None:
     def run(rows: slice) -> Tensor:
         part = Request(*(tensor[rows] for tensor in request))
         return reward(part, items_BK[rows], Feedback(*(tensor[rows] for tensor in feedback)))
@@ -395,14 +383,3 @@ def _check_retrieve(
 
 def _first_of(run: Callable[[slice], tuple[Tensor, Tensor]], rows: slice) -> Tensor:
     return run(rows)[0]
-
-
-def _simulator(world: World) -> Simulator:
-    config = EnvConfig.of(world, {})
-    return Simulator(
-        world,
-        num_candidates=config.num_candidates,
-        slate_size=config.slate_size,
-        history_length=config.history_length,
-        max_requests=config.max_requests,
-    )

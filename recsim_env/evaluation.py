@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recsim_env.envs import EnvConfig
+from recsim_env.envs import RecVectorEnv
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
 from recsim_env.rewards import Reward, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
@@ -137,9 +137,7 @@ def evaluate(
     contenders = {name: _contender(policy) for name, policy in policies.items()}
     runs = sum(max(len(c.policies), 1) for c in contenders.values()) * len(worlds)
     cells: dict[tuple[str, str], Cell] = {}
-    with tqdm(
-        total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True
-    ) as bar:
+    with tqdm(total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True) as bar:
         for world_name, world in worlds.items():
             simulator = _simulator(world, settings)
             counter = _Counter(simulator, settings, reward, logged_impressions_N)
@@ -195,10 +193,9 @@ class _Tally:
 
 
 def _simulator(world: World, settings: EvaluationSettings) -> Simulator:
-    names = ("num_candidates", "slate_size", "history_length", "max_requests")
-    chosen = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    config = EnvConfig.of(world, chosen)
-    return Simulator(world, **{name: getattr(config, name) for name in names}, device=settings.device)
+    sizes = ("num_candidates", "slate_size", "history_length", "max_requests")
+    chosen = {name: getattr(settings, name) for name in sizes if getattr(settings, name) is not None}
+    return RecVectorEnv(1, world, device=settings.device, **chosen).simulator
 
 
 def _contender(policy: Policy | Sequence[Policy] | Contender) -> Contender:
@@ -225,9 +222,7 @@ def _play(
 ) -> _Tally:
     """Plays all sessions, batch by batch, each to its end."""
     device, places = simulator.device, simulator.slate_size
-    sums: dict[str, Tensor] = defaultdict(
-        lambda: torch.zeros(num_sessions, dtype=torch.float64, device=device)
-    )
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(num_sessions, dtype=torch.float64, device=device))
     exposures_N = torch.zeros(len(simulator.world.catalogue), dtype=torch.int64, device=device)
     for begin in range(0, num_sessions, batch_size):
         size = min(batch_size, num_sessions - begin)
@@ -331,10 +326,7 @@ class _Counter:
             "evaluator_value": ("evaluator_value", "requests"),
             "true_list_value": ("true_list_value", "requests"),
             "evaluator_gap": ("evaluator_gap", "requests"),
-            **{
-                f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}")
-                for name in self.buckets
-            },
+            **{f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}") for name in self.buckets},
             **{f"exposure_share/{b}": (f"seen/{b}", "seen") for b in self.buckets},
         }
 

@@ -136,17 +136,18 @@ def judge(
     """
     if side not in ("above", "below"):
         raise ValueError(f"side must be 'above' or 'below', got {side!r}")
-    word: VerdictWord = "no bar"
-    if bar is not None:
-        ends = (value, value) if math.isnan(low) or math.isnan(high) else (low, high)
-        near, far = ends if side == "above" else (-ends[1], -ends[0])
-        goal = bar if side == "above" else -bar
-        exact = near == far
+    sign = 1 if side == "above" else -1
+    word: VerdictWord
+    if bar is None:
+        word = "no bar"
+    elif math.isnan(low) or math.isnan(high):
+        word = "holds" if sign * (value - bar) >= 0 else "fails"
+    elif min(sign * (low - bar), sign * (high - bar)) > 0:
+        word = "holds"
+    elif max(sign * (low - bar), sign * (high - bar)) < 0:
+        word = "fails"
+    else:
         word = "undecided"
-        if near > goal or (exact and near == goal):
-            word = "holds"
-        elif far < goal or (math.isnan(value) and exact):
-            word = "fails"
     return Verdict(name=name, bar=bar, value=value, low=low, high=high, verdict=word)
 
 

@@ -9,9 +9,6 @@ Shape legend: N items, U users, D features, P users to draw from.
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsim_env.data.histories import Histories
+from recsim_env.files import whole_folder
 from recsim_env.plugins import load_object
 from recsim_env.types import (
     WATCH_TIME,
@@ -141,17 +139,9 @@ class World:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the world folder; it appears whole or not at all, replacing an older one."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with whole_folder(folder) as aside:
             self._write(aside)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        return folder
+        return Path(folder)
 
     def _write(self, folder: Path) -> None:
         models, tensors = {}, {}

@@ -3,7 +3,7 @@
 Every impression adds one vector: the video's own vector once for being shown and once for each taste signal
 it received, then each signal's value and whether it was recorded. The sums fade by a fixed factor for each
 later impression, so a state is updated from one slate alone, and re-encoding a window of 100 impressions
-gives the same numbers to within ``decay ** 100`` of their size.
+gives the same numbers to within ``decay ** 100`` of their size. Weights add up to 1 over an endless history.
 
 Shape legend: B requests, H impressions, K places, F signals, E item vector width, Y channels (shown and
 taste signals), R = Y * E + 2 * F summands of one impression, G decays, S = G * R floats of a state.
@@ -56,7 +56,8 @@ class DecayedHistory:
         summands_BHR = self._summands(history_BH.clamp(min=0), feedback_BHF, known_BHF)
         length = history_BH.shape[1]
         age_H = torch.arange(length - 1, -1, -1, device=history_BH.device)
-        weight_BGH = self._powers(age_H, length).T.unsqueeze(0) * present_BH.unsqueeze(1)
+        weight_HG = _powers(self.decays, True, length, str(age_H.device))[age_H]
+        weight_BGH = weight_HG.T.unsqueeze(0) * present_BH.unsqueeze(1)
         return torch.bmm(weight_BGH, summands_BHR).flatten(1)
 
     def observe(self, sums_BS: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor) -> Tensor:
@@ -66,10 +67,11 @@ class DecayedHistory:
         places = items_BK.shape[1]
         num_seen_B = seen_BK.sum(dim=1)
         age_BK = num_seen_B.unsqueeze(1) - 1 - torch.arange(places, device=items_BK.device)
-        weight_BKG = self._powers(age_BK.clamp(min=0), places) * seen_BK.unsqueeze(-1)
+        device = str(items_BK.device)
+        weight_BKG = _powers(self.decays, True, places, device)[age_BK.clamp(min=0)] * seen_BK.unsqueeze(-1)
         added_BGR = torch.bmm(weight_BKG.transpose(1, 2), summands_BKR)
         sums_BGR = sums_BS.view(-1, len(self.decays), self.num_summands)
-        fade_BG1 = self._powers(num_seen_B, places).unsqueeze(-1)
+        fade_BG1 = _powers(self.decays, False, places, device)[num_seen_B].unsqueeze(-1)
         return (sums_BGR * fade_BG1 + added_BGR).flatten(1)
 
     def split(self, sums_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,13 +90,11 @@ class DecayedHistory:
         watch_BK1 = torch.log1p(signals_BKF[..., :1]) / WATCH_UNIT
         return torch.cat([*channels, watch_BK1, signals_BKF[..., 1:], known_BKF.to(watch_BK1.dtype)], dim=-1)
 
-    def _powers(self, age: Tensor, largest: int) -> Tensor:
-        """``decay ** age`` for integer ages (...) up to ``largest``, as (..., G)."""
-        return _power_table(self.decays, largest, str(age.device))[age]
-
 
 @lru_cache(maxsize=64)
-def _power_table(decays: tuple[float, ...], largest: int, device: str) -> Tensor:
+def _powers(decays: tuple[float, ...], normalised: bool, largest: int, device: str) -> Tensor:
+    """``decay ** age`` for ages 0..largest, (largest + 1, G); normalised ones sum to 1 over all ages."""
     # A table, because torch's pow rounds differently for the last few elements of a tensor.
-    powers = [[decay**age for decay in decays] for age in range(largest + 1)]
+    scale = [1.0 - decay if normalised else 1.0 for decay in decays]
+    powers = [[s * decay**age for s, decay in zip(scale, decays, strict=True)] for age in range(largest + 1)]
     return torch.tensor(powers, dtype=torch.float32, device=device)

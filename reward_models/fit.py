@@ -140,10 +140,10 @@ class ResponseNetwork(nn.Module):
         row_R = batch.row_BT[batch.label_BT]
         items_R = sequences.item_P[row_R]
         inputs_RD = self.item_inputs(items_R)
-        user_R2H = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
+        user_RV = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
         tab_R = sequences.tab_P[row_R].clamp(0, self.core.num_tabs - 1)
         context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
-        hidden_RH = self.core.hidden(user_R2H, self.item_layer(inputs_RD), context_RH)
+        hidden_RH = self.core.hidden(user_RV, self.item_layer(inputs_RD), context_RH)
         if sequences.earlier_PQ is not None:
             earlier_RQ = sequences.earlier_PQ[row_R]
             vector_RQL = self.list_layer(self.item_inputs(earlier_RQ.clamp(min=0)))
@@ -153,7 +153,7 @@ class ResponseNetwork(nn.Module):
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return row_R, self.core.answer(hidden_RH)
+        return row_R, self.core.answer(hidden_RH, user_RV)
 
     @torch.no_grad()
     def export(self, dataset: LoggedDataset, before_date: int, history_length: int) -> SequenceResponse:
@@ -209,6 +209,9 @@ class _Fitting:
                     core.read_off_TGMD.shape[:3],
                 )
             )
+        sequences = self.sequences
+        duration_R = self.duration_N[sequences.item_P[rows]]
+        core.memory.measure(feedback_features(sequences.signals_PF[rows], duration_R, sequences.known_PF[rows]))
         base_rate = self.sequences.signals_PF[label_P][:, [signals.index(name) for name in core.given]].mean(0)
         with torch.no_grad():
             core.head.bias[core.cells.num_cells :] = torch.logit(base_rate, eps=1e-5)

@@ -15,7 +15,7 @@ Shape legend: B requests, C candidates, K places, F signals, M members, W hidden
 S state, I inputs of the user tower, H history, D features, N items, U users, R training rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
-from recsim_env.numerics import linear, sigmoid
+from recsim_env.numerics import sigmoid
 from recsim_env.types import Request
 from reward_models.decayed_history import WATCH_UNIT, DecayedHistory
 from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
@@ -37,6 +37,8 @@ NUM_TABS = 16
 
 LONGEST_WATCH_S = 600.0
 """Predicted watch times are cut here, s."""
+
+_MIN_ROWS = 16
 
 EXACT_WINDOW = 100
 """Impressions that initial states are encoded from."""
@@ -58,8 +60,8 @@ class PredictorConfig:
     """Signals whose items make up a user's taste; those the log lacks are left out."""
     decays: tuple[float, ...] = (0.75, 0.95)
     """Factors by which one later impression fades the history."""
-    rate_prior: float = 2.0
-    """Weight, in impressions, of the overall rate in a user's own recent rates."""
+    rate_prior: float = 0.2
+    """Weight of the overall rate in a user's own recent rates, as a share of a full history."""
     watch_weight: float = 0.3
     """Weight of the watch-time loss beside that of one 0/1 signal."""
     item_decay: float = 1e-5
@@ -101,11 +103,12 @@ class EnsemblePredictor:
             taste_signals=tuple(settings["taste_signals"]),
             decays=tuple(settings["decays"]),
         )
-        factors_NMd = tensors["item_factors_NMd"]
-        self._num_items, self._num_members, self._factor_width = factors_NMd.shape
-        self._factors_Zd = factors_NMd.transpose(0, 1).reshape(-1, self._factor_width).contiguous()
-        self._member_offset_M1 = (torch.arange(self._num_members) * self._num_items).to(factors_NMd.device)[:, None]
-        self._user_hidden_UW = linear(tensors["user_features_UD"], tensors["user_weight_WD"])
+        self._num_items, self._num_members, self._factor_width = tensors["item_factors_NMd"].shape
+        self._factors_Zd = tensors["item_factors_NMd"].transpose(0, 1).reshape(-1, self._factor_width)
+        member_M = torch.arange(self._num_members, device=self._factors_Zd.device)
+        self._first_row_M11 = (member_M * self._num_items)[:, None, None]
+        self._user_hidden_UW = self._user_hidden(tensors["user_features_UD"])
+        self._context_hidden_ZW = (tensors["tab_TW"].unsqueeze(1) + tensors["hour_TW"]).flatten(0, 1)
 
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) at the end of the fitted log."""
@@ -133,36 +136,43 @@ class EnsemblePredictor:
         sums_BS = self.history.encode(
             request.history_BH, request.history_feedback_BHF, request.history_known_BHF
         )
-        user_hidden_BW = linear(request.user_features_BD, self._tensors["user_weight_WD"])
+        user_hidden_BW = self._user_hidden(request.user_features_BD)
         return self._predict(sums_BS, user_hidden_BW, request.context_BX, items_BC)
+
+    def _user_hidden(self, features_BD: Tensor) -> Tensor:
+        tensors = self._tensors
+        return _filled(
+            lambda rows_BD: torch.nn.functional.linear(
+                rows_BD, tensors["user_weight_WD"], tensors["hidden_bias_W"]
+            ),
+            features_BD,
+        )
 
     def _predict(
         self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor, items_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch, num_signals, members = len(items_BC), len(self.signals), self._num_members
-        vector_BMdF = self._user_vectors(sums_BS, user_hidden_BW, context_BX)
-        row_BMC = items_BC.unsqueeze(1) + self._member_offset_M1
-        factor_XCd = torch.nn.functional.embedding(row_BMC, self._factors_Zd).flatten(0, 1)
-        logit_BMCF = torch.bmm(factor_XCd, vector_BMdF.flatten(0, 1)).view(batch, members, -1, num_signals)
-        watch_BMC = torch.exp(logit_BMCF[..., 0]).clamp_(max=LONGEST_WATCH_S)
-        expected_BMCF = sigmoid(logit_BMCF)
-        expected_BMCF[..., 0] = watch_BMC
-        mean_BCF = expected_BMCF.sum(dim=1) / members
-        square_BCF = (expected_BMCF - mean_BCF.unsqueeze(1)).square_().sum(dim=1)
+        members, batch, num_signals = self._num_members, len(items_BC), len(self.signals)
+        vector_MBX = _filled(self._user_vectors, sums_BS, user_hidden_BW, context_BX)
+        vector_YdF = vector_MBX.reshape(members * batch, self._factor_width, num_signals)
+        row_MBC = items_BC + self._first_row_M11
+        factor_YCd = torch.nn.functional.embedding(row_MBC, self._factors_Zd).flatten(0, 1)
+        logit_MBCF = torch.bmm(factor_YCd, vector_YdF).view(members, batch, -1, num_signals)
+        watch_MBC = torch.exp(logit_MBCF[..., 0]).clamp_(max=LONGEST_WATCH_S)
+        expected_MBCF = sigmoid(logit_MBCF)
+        expected_MBCF[..., 0] = watch_MBC
+        mean_BCF = expected_MBCF.sum(dim=0) / members
+        square_BCF = (expected_MBCF - mean_BCF).square_().sum(dim=0)
         return mean_BCF, (square_BCF / max(members - 1, 1)).sqrt_()
 
     def _user_vectors(self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor) -> Tensor:
+        """Each member's vectors of a user for all signals, (M, B, d * F)."""
         tensors = self._tensors
         inputs_BI = user_inputs(self.history, sums_BS, tensors["prior_rate_F"], self._settings["rate_prior"])
         tab_B, hour_B = context_codes(context_BX)
-        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"], tensors["hidden_bias_W"])
-        hidden_BW = (hidden_BW + user_hidden_BW + tensors["tab_TW"][tab_B] + tensors["hour_TW"][hour_B]).relu_()
-        member_hidden = hidden_BW.chunk(self._num_members, dim=1)
-        weights = zip(tensors["vector_weight_MOW"], tensors["vector_bias_MO"], strict=True)
-        vectors = [linear(h, weight, bias) for h, (weight, bias) in zip(member_hidden, weights, strict=True)]
-        return torch.stack(vectors, dim=1).view(
-            len(sums_BS), self._num_members, self._factor_width, len(self.signals)
-        )
+        hidden_BW = torch.nn.functional.linear(inputs_BI, tensors["history_weight_WI"])
+        hidden_BW = (hidden_BW + user_hidden_BW + self._context_hidden_ZW[tab_B * 24 + hour_B]).relu_()
+        hidden_MBW = hidden_BW.view(len(sums_BS), self._num_members, -1).transpose(0, 1)
+        return torch.baddbmm(tensors["vector_bias_M1X"], hidden_MBW, tensors["vector_weight_MWX"])
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -178,13 +188,24 @@ class EnsemblePredictor:
         return cls(config, tensors)
 
 
+def _filled(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Calls a function of rows with enough of them that a row's bytes depend on no other row.
+
+    Matrix products of few rows are summed in another order, the more so the longer the product: 16 rows
+    are enough for 384 terms. The result's second to last dimension is rows.
+    """
+    num_rows = len(inputs[0])
+    if num_rows >= _MIN_ROWS or num_rows == 0:
+        return function(*inputs)
+    row_B = torch.arange(_MIN_ROWS, device=inputs[0].device).clamp_(max=num_rows - 1)
+    return function(*(tensor[row_B] for tensor in inputs))[..., :num_rows, :]
+
+
 def user_inputs(history: DecayedHistory, sums_BS: Tensor, prior_rate_F: Tensor, rate_prior: float) -> Tensor:
     """Inputs (B, I) of the user tower: recent rates of every signal, how much is known, tastes."""
     taste_BGY, signal_BGF, known_BGF = history.split(sums_BS)
     rate_BGF = (signal_BGF + rate_prior * prior_rate_F) / (known_BGF + rate_prior) - prior_rate_F
-    weight_G11 = 1.0 - torch.tensor(history.decays, device=sums_BS.device)[:, None]
-    parts = (4.0 * rate_BGF, known_BGF * weight_G11, taste_BGY * (2.0 * weight_G11))
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    return torch.cat([(4.0 * rate_BGF).flatten(1), known_BGF.flatten(1), (2.0 * taste_BGY).flatten(1)], dim=1)
 
 
 def context_codes(context_BX: Tensor) -> tuple[Tensor, Tensor]:
@@ -460,8 +481,8 @@ def _export(
         "hidden_bias_W": towers.hidden_bias.flatten(),
         "tab_TW": wide(towers.tab),
         "hour_TW": wide(towers.hour),
-        "vector_weight_MOW": towers.vector.flatten(2).transpose(1, 2),
-        "vector_bias_MO": towers.vector_bias.flatten(1),
+        "vector_weight_MWX": towers.vector.flatten(2),
+        "vector_bias_M1X": towers.vector_bias.flatten(1).unsqueeze(1),
         "prior_rate_F": prior_rate_F,
     }
     settings = {

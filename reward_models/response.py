@@ -21,6 +21,7 @@ from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
+_PRIOR_EVENTS = 3.0  # a user's own rates start from the usual ones, as if seen this often
 _MAX_USERS = 1 << 24  # user codes travel in the float32 state
 
 
@@ -80,28 +81,41 @@ def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = 
 
 
 class Memory(nn.Module):
-    """Decayed sums of events: the part of a user that feedback changes."""
+    """Decayed sums of events: the part of a user that feedback changes.
+
+    Each sum holds, for the events of the past, item vectors gated by the feedback (E) and the feedback
+    itself (2 F + 2): how much of each signal there was, and how often it was recorded.
+    """
 
     def __init__(self, config: ResponseConfig, num_signals: int) -> None:
         super().__init__()
         self.gated = config.memory == "gated"
-        self.num_sums, self.width = len(config.decays), config.event_width
-        self.feedback_gate = nn.Linear(2 * num_signals + 2, config.event_width, bias=False)
+        self.num_sums, self.num_signals, self.width = len(config.decays), num_signals, config.event_width
+        num_feedback = 2 * num_signals + 2
+        self.feedback_gate = nn.Linear(num_feedback, config.event_width, bias=False)
+        self.register_buffer("mean_P", torch.ones(num_feedback))
+        self.register_buffer("scale_P", torch.ones(num_feedback))
         rate_Z = -torch.tensor(config.decays).log()
         self.register_buffer("rate_Z", rate_Z)
         if self.gated:
-            self.fade = nn.Linear(2 * num_signals + 2, self.num_sums)
+            self.fade = nn.Linear(num_feedback, self.num_sums)
             nn.init.zeros_(self.fade.weight)
             with torch.no_grad():
                 self.fade.bias.copy_(torch.expm1(rate_Z).log())  # softplus of it is the rate
 
     @property
     def state_width(self) -> int:
-        """Floats that hold the sums: each has E entries and a count of its events."""
-        return self.num_sums * (self.width + 1)
+        """Floats that hold the sums."""
+        return self.num_sums * (self.width + 2 * self.num_signals + 2)
+
+    def measure(self, feedback_PC: Tensor) -> None:
+        """Takes typical feedback from a log: rare signals then weigh as much as frequent ones."""
+        self.mean_P.copy_(feedback_PC.mean(0).clamp(min=1e-3))
+        deviation_P = feedback_PC.std(0)
+        self.scale_P.copy_(torch.where(deviation_P > 1e-4, 1.0 / deviation_P.clamp(min=0.02), 1.0))
 
     def events(self, item_event: Tensor, feedback: Tensor, happened: Tensor) -> tuple[Tensor, Tensor]:
-        """Event vectors (..., E + 1), their count last, and how much they fade the past, log (..., Z).
+        """Event vectors (..., E + 2 F + 2) and how much they fade the past, log (..., Z).
 
         Args:
             item_event: float32 (..., E) vectors of the items.
@@ -109,11 +123,12 @@ class Memory(nn.Module):
             happened: bool (...); other events neither add nor fade.
         """
         mask = happened.unsqueeze(-1).to(item_event.dtype)
-        vector = item_event * linear(feedback, self.feedback_gate.weight)
+        scaled = feedback * self.scale_P
+        vector = item_event * linear(scaled, self.feedback_gate.weight)
         rate = self.rate_Z
         if self.gated:
-            rate = torch.log1p(torch.exp(linear(feedback, self.fade.weight, self.fade.bias)))
-        return torch.cat([vector, torch.ones_like(mask)], -1) * mask, -rate * mask
+            rate = torch.log1p(torch.exp(linear(scaled, self.fade.weight, self.fade.bias)))
+        return torch.cat([vector, feedback], -1) * mask, -rate * mask
 
     def update(self, sums_BS: Tensor, events_BKE: Tensor, log_fade_BKZ: Tensor) -> Tensor:
         """Sums after K events in order."""
@@ -141,10 +156,20 @@ class Memory(nn.Module):
         return (torch.exp(faded_BTZ).unsqueeze(-1) * sums_B1ZE + added_BTZE).flatten(2)
 
     def features(self, sums: Tensor) -> Tensor:
-        """State (..., S) as inputs of a layer: averages over past events and how many they were."""
-        sums_ZE = sums.unflatten(-1, (self.num_sums, self.width + 1))
-        count = sums_ZE[..., -1:]
-        return torch.cat([sums_ZE[..., :-1] / (count + 1.0), torch.log1p(count)], -1).flatten(-2)
+        """State (..., S) as inputs of a layer: average event, log of own rates over usual ones, log count."""
+        sums_ZE = sums.unflatten(-1, (self.num_sums, -1))
+        vector, amount, recorded = sums_ZE.split([self.width, self.num_signals + 1, self.num_signals + 1], -1)
+        count = recorded[..., -1:]
+        # ``amount`` ends with completion, which is recorded where watch time is.
+        shown = torch.cat([recorded[..., :-1], recorded[..., :1]], -1)
+        usual = self.mean_P[: self.num_signals + 1]
+        rate = torch.log((amount + _PRIOR_EVENTS * usual) / (usual * (shown + _PRIOR_EVENTS)))
+        return torch.cat([vector / (count + 1.0), rate, torch.log1p(count)], -1).flatten(-2)
+
+    @property
+    def num_features(self) -> int:
+        """Length of ``features``."""
+        return self.num_sums * (self.width + self.num_signals + 2)
 
 
 class Answer(NamedTuple):
@@ -171,8 +196,8 @@ class ResponseCore(nn.Module):
         self.given = tuple(name for name in signals[1:] if name not in config.read_off)
         width, num_given = config.width, len(self.given)
         self.memory = Memory(config, len(signals))
-        self.state_layer = nn.Linear(self.memory.state_width, width)
-        self.user_layer = nn.Linear(width, 2 * width)
+        self.state_layer = nn.Linear(self.memory.num_features, width)
+        self.user_layer = nn.Linear(width, 2 * width + num_given)
         self.trunk = nn.Linear(width, width)
         self.head = nn.Linear(width, cells.num_cells + num_given)
         self.cell_effect_MA = nn.Parameter(torch.zeros(cells.num_cells, num_given))
@@ -183,7 +208,7 @@ class ResponseCore(nn.Module):
             self.list_layer = nn.Linear(2 * config.list_width, width, bias=False)
 
     def user(self, sums: Tensor, static: Tensor) -> Tensor:
-        """(..., 2 H): what a user adds to a place and multiplies it by."""
+        """(..., 2 H + A): what a user adds to a place, multiplies it by, and adds to rare signals' logits."""
         hidden = linear(self.memory.features(sums), self.state_layer.weight, self.state_layer.bias) + static
         return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias)
 
@@ -192,16 +217,18 @@ class ResponseCore(nn.Module):
         return linear(torch.cat([earlier, earlier * own], -1), self.list_layer.weight)
 
     def hidden(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
-        """First layer (..., H) of user (..., 2 H), item (..., 2 H) and context (..., H)."""
-        user_added, user_factor = user.chunk(2, -1)
+        """First layer (..., H) of user (..., 2 H + A), item (..., 2 H) and context (..., H)."""
+        width = self.config.width
+        user_added, user_factor = user[..., :width], user[..., width : 2 * width]
         item_added, item_factor = item.chunk(2, -1)
         return user_added + context + item_added + user_factor * item_factor
 
-    def answer(self, hidden: Tensor) -> Answer:
-        """Logits of a place from its first layer, which is taken before its nonlinearity."""
+    def answer(self, hidden: Tensor, user: Tensor) -> Answer:
+        """Logits of a place from its first layer (taken before its nonlinearity) and its user."""
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias)
-        return Answer(*logits.split([self.cells.num_cells, len(self.given)], -1))
+        cells, given = logits.split([self.cells.num_cells, len(self.given)], -1)
+        return Answer(cells, given + user[..., 2 * self.config.width :])
 
     def given_logits(self, given: Tensor, cell: Tensor, parent: Tensor) -> Tensor:
         """Logits (..., A) once the cell and the first of the A signals (``parent``, 0/1) are known."""
@@ -303,14 +330,14 @@ class SequenceResponse(nn.Module):
 
     def _answer(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Answer:
         core = self.core
-        user_B2H = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
+        user_B1V = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()]).unsqueeze(1)
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
         context_B1H = self.tab_TH[self._tab(context_BX)] + self.hour_24H[hour_B1]
-        hidden_BKH = core.hidden(user_B2H.unsqueeze(1), self.item_N2H[items_BK], context_B1H)
+        hidden_BKH = core.hidden(user_B1V, self.item_N2H[items_BK], context_B1H)
         if core.has_lists:
             own_BKL = self.item_list_NL[items_BK]
             hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
-        return core.answer(hidden_BKH)
+        return core.answer(hidden_BKH, user_B1V)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

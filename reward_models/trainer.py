@@ -39,10 +39,14 @@ class TrainConfig:
     """AdamW's pull of weights towards zero."""
     gradient_clip: float = 5.0
     """Largest norm of a gradient."""
+    averaging: float = 0.995
+    """The weights kept are a running average over steps; share of it that a step leaves as it was."""
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1 or self.patience < 1:
             raise ValueError(f"need max_epochs and patience of at least 1, got {self.max_epochs}, {self.patience}")
+        if not 0.0 <= self.averaging < 1.0:
+            raise ValueError(f"averaging must be in [0, 1), got {self.averaging}; 0 keeps the last step alone")
         if self.learning_rate <= 0 or not 0 < self.learning_rate_decay <= 1 or self.gradient_clip <= 0:
             raise ValueError(
                 "need learning_rate and gradient_clip above 0 and learning_rate_decay in (0, 1], got "
@@ -101,23 +105,21 @@ def train(
         ValueError: ``run_dir`` holds a run with other settings.
     """
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    average, best = _copy(model.state_dict()), _copy(model.state_dict())
     settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
     progress = _Progress()
     if run_dir is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        progress = _load(run_dir, settings, model, best, optimiser)
+        progress = _load(run_dir, settings, model, average, best, optimiser)
     writer = SummaryWriter(str(run_dir)) if run_dir is not None and not progress.finished else None
     while not progress.finished:
-        train_loss = _epoch(model, optimiser, batches, loss, config, seed, progress.epoch, label)
+        train_loss = _epoch(model, average, optimiser, batches, loss, config, seed, progress.epoch, label)
         progress.epoch += 1
         if validate is not None:
-            model.eval()
-            with torch.no_grad():
-                progress.losses += (float(validate()),)
+            progress.losses += (_validated(model, average, validate),)
         if validate is None or progress.losses[-1] < min(progress.losses[:-1], default=float("inf")):
             progress.best_epoch = progress.epoch
-            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            best = _copy(average)
         waited = progress.epoch - progress.best_epoch
         progress.finished = progress.epoch >= config.max_epochs or waited >= config.patience
         if writer is not None:
@@ -125,7 +127,7 @@ def train(
             if progress.losses:
                 writer.add_scalar("validation/loss", progress.losses[-1], progress.epoch)
         if run_dir is not None:
-            _save(run_dir, settings, model, best, optimiser, progress)
+            _save(run_dir, settings, model, average, best, optimiser, progress)
     if writer is not None:
         writer.close()
     model.load_state_dict(best)
@@ -135,6 +137,7 @@ def train(
 
 def _epoch(
     model: nn.Module,
+    average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
     batches: Callable[[torch.Generator], Iterable[Batch]],
     loss: Callable[[Batch, torch.Generator], Tensor],
@@ -148,6 +151,7 @@ def _epoch(
         group["lr"] = config.learning_rate * config.learning_rate_decay**epoch
     model.train()
     total, steps = 0.0, 0
+    done = _steps_done(optimiser)
     bar = tqdm(batches(generator), desc=f"{label} epoch {epoch + 1}", disable=not sys.stderr.isatty(), leave=False)
     for batch in bar:
         value = loss(batch, generator)
@@ -155,11 +159,42 @@ def _epoch(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step()
+        # Young averages forget faster, or they would keep the initial weights.
+        keep = min(config.averaging, (1 + done) / (10 + done))
+        _move_towards(average, model.state_dict(), 1.0 - keep)
+        done += 1
         total, steps = total + float(value.detach()), steps + 1
         bar.set_postfix(loss=f"{total / steps:.4f}")
     if steps == 0:
         raise ValueError(f"{label}: no batch to train on; choose users and days that have rows in the log")
     return total / steps
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _steps_done(optimiser: torch.optim.Optimizer) -> int:
+    return max((int(state["step"]) for state in optimiser.state.values()), default=0)
+
+
+def _move_towards(average: dict[str, Tensor], current: dict[str, Tensor], share: float) -> None:
+    for name, tensor in average.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(current[name], share)
+        else:
+            tensor.copy_(current[name])
+
+
+def _validated(model: nn.Module, average: dict[str, Tensor], validate: Callable[[], float]) -> float:
+    """Validation loss of the averaged weights; the model goes on with its own."""
+    own = _copy(model.state_dict())
+    model.load_state_dict(average)
+    model.eval()
+    with torch.no_grad():
+        loss = float(validate())
+    model.load_state_dict(own)
+    return loss
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -173,11 +208,13 @@ def _save(
     run_dir: Path,
     settings: dict[str, Any],
     model: nn.Module,
+    average: dict[str, Tensor],
     best: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
     progress: _Progress,
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
@@ -198,6 +235,7 @@ def _load(
     run_dir: Path,
     settings: dict[str, Any],
     model: nn.Module,
+    average: dict[str, Tensor],
     best: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> _Progress:
@@ -214,6 +252,7 @@ def _load(
         )
     tensors = load_file(run_dir / saved["weights"])
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    average.update({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average.")})
     best.update({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

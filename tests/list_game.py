@@ -1,4 +1,4 @@
-"""A list game with a known optimum, in the form of a batched environment, for training tests that must be fast.
+"""A list game with a known optimum, as a batched environment, for training tests that must be fast.
 
 The value of a list is the sum of its items' values by place, less a penalty for each tag shown before. So a
 sort by item value is wrong, and the best of all ordered lists is found by enumeration.

@@ -131,7 +131,8 @@ def test_sorting_baselines_against_python_sorts() -> None:
     weighted = PointwiseGreedy(3, {"watch_time": 0.1, "like": 5.0}, SIGNALS)(request, draw())
     popular = Popularity(count_N, 3)(request, draw())
     for row, candidates in enumerate(request.candidates_BC.tolist()):
-        score = {c: 0.1 * float(p[0]) + 5 * float(p[1]) for c, p in zip(candidates, request.predicted_BCF[row])}
+        predicted = request.predicted_BCF[row].tolist()
+        score = {c: 0.1 * p[0] + 5 * p[1] for c, p in zip(candidates, predicted, strict=True)}
         assert weighted.items_BK[row].tolist() == sorted(candidates, key=lambda c: -score[c])[:3]
         # Python's sort is stable: ties stay in the retriever's order.
         assert popular.items_BK[row].tolist() == sorted(candidates, key=lambda c: -float(count_N[c]))[:3]
@@ -197,7 +198,9 @@ def enumerated_optimum(request: Request, evaluator: PairEvaluator | PlantedEvalu
     return evaluator.score(request, lists_BGK).value_BG.amax(1)
 
 
-def planted_log(num_requests: int, with_candidates: bool, weight: float = 1.5) -> tuple[LoggedRequests, Tensor]:
+def planted_log(
+    num_requests: int, with_candidates: bool, weight: float = 1.5
+) -> tuple[LoggedRequests, Tensor]:
     """Slates of three of ten candidates, drawn by Plackett-Luce from one feature; and its logits."""
     generator, num_items = draw(2), 40
     features_ND = torch.randn(num_items, 2, generator=generator)
@@ -206,34 +209,42 @@ def planted_log(num_requests: int, with_candidates: bool, weight: float = 1.5) -
     positions_LK = plackett_luce.sample(logits_LC, 1, 3, generator)[:, 0]
     items_R = candidates_LC.gather(1, positions_LK).flatten().numpy()
     row_request = np.repeat(np.arange(num_requests), 3)
-    rows = pd.DataFrame(
+    rows = log_rows(items_R, user=(row_request >= num_requests // 2), time=row_request)
+    rows["request"] = row_request
+    rows["place"] = np.tile(np.arange(3, dtype=np.int8), num_requests)
+    if with_candidates:
+        rows["candidates"] = list(candidates_LC.numpy()[row_request].astype(np.int32))
+    log = logged_requests(
+        logged(rows, num_items),
+        item_features_ND=features_ND,
+        user_features_UD=torch.zeros(2, 1),
+        history_length=3,
+    )
+    return log, logits_LC
+
+
+def log_rows(items: np.ndarray, user: np.ndarray, time: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(
         {
-            "user": np.zeros(3 * num_requests, np.int32),
-            "item": items_R.astype(np.int32),
-            "time_ms": row_request * 60_000,
-            "date": np.int32(20220408),
+            "user": user.astype(np.int32),
+            "item": items.astype(np.int32),
+            "time_ms": 1_650_000_000_000 + 60_000 * time.astype(np.int64),
+            "date": np.int32(20220415),
             "watch_time": np.float32(5.0),
             "duration": np.float32(10.0),
             "like": np.int8(0),
-            "request": row_request,
-            "place": np.tile(np.arange(3, dtype=np.int8), num_requests),
         }
     )
-    if with_candidates:
-        rows["candidates"] = list(candidates_LC.numpy()[row_request].astype(np.int32))
-    items = pd.DataFrame({"item_id": np.arange(num_items), "duration": 10.0})
-    dataset = LoggedDataset("planted", rows, pd.DataFrame({"user_id": [0]}), items, SIGNALS)
-    return (
-        logged_requests(
-            dataset, item_features_ND=features_ND, user_features_UD=torch.zeros(1, 1), history_length=3
-        ),
-        logits_LC,
-    )
+
+
+def logged(rows: pd.DataFrame, num_items: int) -> LoggedDataset:
+    items = pd.DataFrame({"item_id": np.arange(num_items), "duration": np.float32(10.0)})
+    return LoggedDataset("planted", rows, pd.DataFrame({"user_id": [5, 6]}), items, SIGNALS)
 
 
 def test_the_clone_recovers_a_planted_logging_policy() -> None:
     log, logits_LC = planted_log(3000, with_candidates=True)
-    clone = fit_logging_clone(log, 3, config=LoggingCloneConfig(hidden=0, epochs=8))
+    clone = fit_logging_clone(log, 3, config=LoggingCloneConfig(hidden=0, epochs=8, learning_rate=0.1))
     request = log.batch(torch.arange(3000)).request
     true_LC, cloned_LC = logits_LC.log_softmax(1), clone.logits(request).detach().log_softmax(1)
     divergence = float((true_LC.exp() * (true_LC - cloned_LC)).sum(1).mean())
@@ -271,11 +282,12 @@ def test_the_clone_fits_the_same_twice_and_survives_saving() -> None:
 
 
 def test_logged_counts_against_python() -> None:
-    rows = pd.DataFrame({"item": [0, 2, 2, 2], "date": [1, 1, 2, 3], "watch_time": [1.0, 2.0, np.nan, 4.0]})
-    items = pd.DataFrame({"item_id": [7, 8, 9]})
-    dataset = LoggedDataset("counts", rows, pd.DataFrame(), items, ("watch_time",))
+    rows = log_rows(np.array([0, 2, 2, 2]), user=np.array([0, 0, 1, 1]), time=np.arange(4))
+    rows["date"] = np.array([20220415, 20220415, 20220416, 20220417], dtype=np.int32)
+    rows["watch_time"] = np.array([1.0, 2.0, np.nan, 4.0], dtype=np.float32)
+    dataset = logged(rows, num_items=3)
     assert logged_counts(dataset).tolist() == [1, 0, 3]
-    assert logged_counts(dataset, before_date=2).tolist() == [1, 0, 1]
+    assert logged_counts(dataset, before_date=20220416).tolist() == [1, 0, 1]
     assert logged_counts(dataset, "watch_time").tolist() == [1, 0, 6]
-    with pytest.raises(ValueError, match="no signal 'like'"):
-        logged_counts(dataset, "like")
+    with pytest.raises(ValueError, match="no signal 'follow'"):
+        logged_counts(dataset, "follow")

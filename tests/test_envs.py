@@ -48,7 +48,9 @@ def test_stable_baselines_checker_is_silent(world: World, action: str) -> None:
 def test_every_way_of_making_it() -> None:
     single = gym.make("recsim_env:recsim_env/Session-v0", world="tiny")
     assert isinstance(single.unwrapped, RecEnv)
-    vector = gym.make_vec("recsim_env/Session-v0", num_envs=3, vectorization_mode="vector_entry_point", world="tiny")
+    vector = gym.make_vec(
+        "recsim_env/Session-v0", num_envs=3, vectorization_mode="vector_entry_point", world="tiny"
+    )
     assert isinstance(vector.unwrapped, RecVectorEnv)
     assert vector.num_envs == 3
     assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
@@ -88,7 +90,9 @@ def endings(world: World, mode: str, steps: int) -> list[tuple[np.ndarray, ...]]
         items = env.request.candidates_BC[:, :4]
         step = env.step_tensors(items)
         found.append(
-            tuple(t.clone().numpy() for t in (step.reward_B, step.terminated_B, step.truncated_B, step.valid_B))
+            tuple(
+                t.clone().numpy() for t in (step.reward_B, step.terminated_B, step.truncated_B, step.valid_B)
+            )
         )
     return found
 

@@ -62,8 +62,8 @@ class LoggingClone(nn.Module):
     def __init__(self, num_inputs: int, slate_size: int, hidden: int = 32, greedy: bool = False):
         super().__init__()
         self.num_inputs, self.slate_size, self.hidden, self.greedy = num_inputs, slate_size, hidden, greedy
-        layers = [nn.Linear(num_inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1)]
-        self.score_D = nn.Sequential(*(layers if hidden else [nn.Linear(num_inputs, 1)]))
+        first = [nn.Linear(num_inputs, hidden), nn.ReLU()] if hidden else []
+        self.score_D = nn.Sequential(*first, nn.Linear(hidden or num_inputs, 1))
         self.register_buffer("mean_D", torch.zeros(num_inputs))
         self.register_buffer("std_D", torch.ones(num_inputs))
 
@@ -159,13 +159,13 @@ def fit_logging_clone(
     with tqdm(total=steps, unit="batch", desc="logging clone", disable=None) as bar:
         for _ in range(config.epochs):
             for batch in requests.batches(config.batch_size, generator, among):
-                loss = -_mean_log_prob(clone, offered(batch))
+                log_prob = _mean_log_prob(clone, offered(batch))
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                (-log_prob).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 bar.update()
-                bar.set_postfix(nats_per_place=f"{float(loss):.3f}")
+                bar.set_postfix(nats_per_place=f"{-float(log_prob.detach()):.3f}")
     _LOGGER.info("logging clone fitted to %d requests with %s", len(requests), asdict(config))
     return clone.eval()
 

@@ -62,8 +62,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
             steps = [self._step() for _ in range(-(-num_timesteps // self.num_envs))]
             valid_M = torch.cat([valid_B for _, valid_B in steps]).cpu().numpy()
             batch = {
-                name: torch.cat([columns[name] for columns, _ in steps]).cpu().numpy()[valid_M]
-                for name in steps[0][0]
+                name: torch.cat([columns[name] for columns, _ in steps]).cpu().numpy()[valid_M] for name in steps[0][0]
             }
             num_steps = int(valid_M.sum())
             self.num_env_steps_sampled_lifetime += num_steps
@@ -92,9 +91,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         """One step of all environments: the columns it adds to the batch, and which rows are valid (B,)."""
         request, policy = self._request, self.module.policy
         on_device = Request(*(tensor.to(self._device) for tensor in request))
-        positions_BGK, log_prob_BG = policy.sample_group(
-            on_device, self.config.goalrank.group_size, self._generator
-        )
+        positions_BGK, log_prob_BG = policy.sample_group(on_device, self.config.goalrank.group_size, self._generator)
         positions_BGK = positions_BGK.to(request.user_B.device)
         items_BGK = request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
         value_BG: Tensor = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
@@ -142,10 +139,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
     def _log_feedback(self) -> None:
         seen, *sums = torch.stack(self._feedback).sum(dim=0).tolist()
         self._feedback = []
-        rates = {
-            name: total / max(seen, 1.0)
-            for name, total in zip(self._tensor_env.world.signals, sums, strict=True)
-        }
+        rates = {name: total / max(seen, 1.0) for name, total in zip(self._tensor_env.world.signals, sums, strict=True)}
         self.metrics.log_dict({"feedback": rates}, window=1)
 
 

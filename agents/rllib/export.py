@@ -18,9 +18,7 @@ def policy_of(algorithm: Algorithm, *, greedy: bool = True) -> GoalRankPolicy:
     for part in path:
         state = state[part]
     policy = GoalRankPolicy(algorithm.config.goalrank, algorithm.config.request_shape, greedy=greedy)
-    policy.load_state_dict(
-        {name.removeprefix("policy."): torch.tensor(value) for name, value in state.items()}
-    )
+    policy.load_state_dict({name.removeprefix("policy."): torch.tensor(value) for name, value in state.items()})
     return policy.eval()
 
 
@@ -34,9 +32,7 @@ def policy_of_checkpoint(folder: str | Path, *, greedy: bool = True) -> GoalRank
     """
     inside = Path(folder) / "learner_group" / COMPONENT_LEARNER / COMPONENT_RL_MODULE / DEFAULT_MODULE_ID
     if not inside.is_dir():
-        raise ValueError(
-            f"{folder} is not a checkpoint of an algorithm: it has no {inside.relative_to(folder)}"
-        )
+        raise ValueError(f"{folder} is not a checkpoint of an algorithm: it has no {inside.relative_to(folder)}")
     module = RLModule.from_checkpoint(inside)
     if not isinstance(module, GoalRankModule):
         raise ValueError(f"{folder} holds a {type(module).__name__}, need a GoalRankModule")

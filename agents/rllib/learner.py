@@ -19,9 +19,7 @@ class GoalRankLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
         settings = config.goalrank
         log_prob_BG, value_BG = fwd_out[GROUP_LOG_PROB], batch[GROUP_VALUE]
         if settings.objective == "group_relative":
-            loss = group_relative_cross_entropy(
-                log_prob_BG, value_BG, settings.temperature, settings.min_spread
-            )
+            loss = group_relative_cross_entropy(log_prob_BG, value_BG, settings.temperature, settings.min_spread)
         else:
             loss = grpo_loss(log_prob_BG, batch[GROUP_LOG_PROB], value_BG, settings.clip, settings.min_spread)
         self.metrics.log_dict(

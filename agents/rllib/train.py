@@ -93,6 +93,7 @@ def train_goalrank(
     world = env_config.get("world")
     if isinstance(world, World):
         env_config = env_config | {"world": str(world.save(run_dir / "world"))}
+    shape = _request_shape(env, env_config)
     algorithm_config = (
         GoalRankAlgorithmConfig()
         .environment(env, env_config=env_config)
@@ -104,10 +105,10 @@ def train_goalrank(
             sample_timeout_s=600.0,
         )
         .learners(num_learners=num_learners, num_gpus_per_learner=gpus_per_learner)
-        .training(goalrank=config, request_shape=_request_shape(env, env_config), evaluator=evaluator)
+        .training(goalrank=config, request_shape=shape, evaluator=evaluator)
     )
     check_gpus(algorithm_config)
-    _claim(run_dir, algorithm_config, resume)
+    _claim(run_dir, _card(config, shape, env, env_config), resume)
     with _running_ray(1 + num_env_runners + num_learners):
         algorithm = algorithm_config.build_algo()
         try:
@@ -163,15 +164,18 @@ def _save_checkpoint(algorithm: Algorithm, run_dir: Path, iteration: int) -> Non
         shutil.rmtree(old)
 
 
-def _claim(run_dir: Path, config: GoalRankAlgorithmConfig, resume: bool) -> None:
-    """Writes what is trained into the run folder, or checks that it is what the folder holds."""
-    card = {
+def _card(config: GoalRankConfig, shape: RequestShape, env: str, env_config: dict[str, Any]) -> dict[str, Any]:
+    return {
         "method": "goalrank",
-        "config": dataclasses.asdict(config.goalrank),
-        "shape": dataclasses.asdict(config.request_shape),
-        "env": config.env,
-        "env_config": {name: str(value) for name, value in config.env_config.items()},
+        "config": dataclasses.asdict(config),
+        "shape": dataclasses.asdict(shape),
+        "env": env,
+        "env_config": {name: str(value) for name, value in env_config.items()},
     }
+
+
+def _claim(run_dir: Path, card: dict[str, Any], resume: bool) -> None:
+    """Writes what is trained into the run folder, or checks that it is what the folder holds."""
     path = run_dir / "run.json"
     if path.exists():
         if not resume:
@@ -233,11 +237,7 @@ def _scalars(results: dict[str, Any], seconds: float) -> dict[str, float]:
     """TensorBoard tags of one iteration."""
     runners = results.get(ENV_RUNNER_RESULTS, {})
     learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
-    scalars = {
-        f"{group}/{name}": value
-        for group in _PER_ENV_RUNNER
-        for name, value in runners.get(group, {}).items()
-    }
+    scalars = {f"{group}/{name}": value for group in _PER_ENV_RUNNER for name, value in runners.get(group, {}).items()}
     scalars |= {f"train/{name}": learner[name] for name in _PER_LEARNER if name in learner}
     scalars["time/steps_per_second"] = runners.get("num_env_steps_sampled", 0) / seconds
     scalars["time/requests"] = runners.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)

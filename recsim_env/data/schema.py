@@ -171,10 +171,9 @@ def _units(rows: pd.DataFrame) -> Iterator[str]:
         yield f"Times look like seconds, not milliseconds (median {time_ms:.0f}): set time_unit='s'."
     elif time_ms > _PLAUSIBLE_MS[1]:
         yield f"Times look like microseconds, not milliseconds (median {time_ms:.0f}): set time_unit='us'."
-    watch, duration = rows[WATCH_TIME], rows["duration"]
-    watched = float(watch[watch > 0].median())
-    length = float(duration.median())
-    ratio = float((watch[watch > 0] / duration).median())
+    played = rows[WATCH_TIME].to_numpy() > 0
+    watched, length = float(rows.loc[played, WATCH_TIME].median()), float(rows["duration"].median())
+    ratio = float((rows.loc[played, WATCH_TIME] / rows.loc[played, "duration"]).median())
     if watched > _MAX_MEDIAN_WATCH_S:
         yield f"Watch times look like milliseconds (median {watched:.0f} s): set watch_time_unit='ms'."
     elif watched < _MIN_MEDIAN_WATCH_S:

@@ -10,10 +10,7 @@ Shape legend: B sessions, C candidates, K places, F signals, N items, U users, P
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recsim_env.data.histories import Histories
-from recsim_env.data.schema import SIGNALS, LoggedDataset
+from recsim_env.data.schema import LoggedDataset
 from recsim_env.randomness import address, uniform
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import WATCH_TIME, ContextSource, Decision, Feedback
@@ -129,7 +126,7 @@ def synthetic_log(
         sessions = min(quota, num_sessions - quota * day)
         if sessions <= 0:
             break
-        state = _start(simulator, sessions, int(address(torch.tensor(seed), day)))
+        state = _start(simulator, sessions, int(address(torch.tensor([seed]), day)))
         rows = _play(simulator, state, ranker, keep_candidates)
         log.append(_dated(rows, date, day))
         histories = _extended(histories, rows, world.signals, simulator.history_length)
@@ -314,7 +311,7 @@ def _extended(histories: Histories, rows: pd.DataFrame, signals: tuple[str, ...]
     end_U = np.cumsum(count_U)
     age_P = end_U[user_P[order_P]] - np.arange(len(order_P))
     kept_P = torch.from_numpy(order_P[age_P <= length])
-    feedback_PF = torch.from_numpy(rows[list(signals)].to_numpy(np.float32))
+    feedback_PF = torch.tensor(rows[list(signals)].to_numpy(np.float32))
     known_PF = torch.ones_like(feedback_PF, dtype=torch.bool)
     item_P = torch.from_numpy(rows["item"].to_numpy(np.int64))
     kept_U = np.minimum(count_U, length)

@@ -20,7 +20,7 @@ LONG_VIEW_AT = 18.0
 """A play of at least this many seconds, or of nearly the whole video, counts as a long view."""
 LONG_VIEW_RATIO = 0.95
 """Share of a short video that counts as a long view."""
-END_RATIO = 0.97
+END_RATIO = 0.985
 """A play that reaches this share of the video ends near its end, or goes round again."""
 REPLAY_RATIO = 1.03
 """Plays beyond this share are replays."""
@@ -30,11 +30,11 @@ REPLAY_RATIO = 1.03
 class ShortVideoParameters:
     """Every constant of the short-video users; logits unless another unit is named."""
 
-    base_interest: float = -1.06
+    base_interest: float = -0.78
     """Interest of an average user in an average video."""
-    usual_interest: float = 0.65
+    usual_interest: float = 0.95
     """Interest at which the duration table below was fitted."""
-    user_bias: float = 0.62
+    user_bias: float = 0.64
     """Spread of users' general interest."""
     activity_bias: float = -0.22
     """Change of general interest for each standard deviation of log activity: heavy users are pickier."""
@@ -42,11 +42,11 @@ class ShortVideoParameters:
     """Spread of the match between a user's taste and a video's vector."""
     tag_share: float = 0.6
     """Share of a video vector's variance that its main tag explains."""
-    quality: float = 0.55
+    quality: float = 1.0
     """Spread of video quality."""
     reach_quality: float = 0.5
     """Correlation of a video's past reach with its quality."""
-    reach: float = 1.0
+    reach: float = 1.3
     """Spread of log reach: how unevenly the retriever picks."""
     trait: float = 0.55
     """Spread of the match on the hidden trait."""
@@ -57,37 +57,34 @@ class ShortVideoParameters:
     """Seconds before an uninteresting video is swiped away."""
     skip_scale: float = 0.3
     """Log-logistic scale of these seconds."""
-    interest_in_time: float = 0.75
+    interest_in_swipe: float = 0.5
+    """Change of the log-odds of not swiping with interest."""
+    interest_in_time: float = 0.95
     """Change of log watch time with interest."""
     durations: tuple[float, ...] = (8.5, 12.5, 17.5, 25.0, 43.0, 88.0, 170.0, 370.0)
     """Knots of the duration table, s; straight lines in log duration between them."""
-    duration_interest: tuple[float, ...] = (0.8, 0.42, 0.13, -0.16, -0.04, 0.16, 0.0, -0.15)
+    duration_interest: tuple[float, ...] = (0.5, 0.75, 0.85, 0.05, 0.3, 0.65, 0.25, 0.05)
     """Interest that a video gains from its duration alone."""
-    duration_location: tuple[float, ...] = (1.87, 2.25, 2.51, 2.97, 3.11, 3.33, 3.09, 2.96)
+    duration_location: tuple[float, ...] = (1.3, 1.5, 1.8, 2.15, 2.5, 2.92, 2.65, 2.45)
     """Median log seconds of a play that was not swiped away, at the usual interest."""
-    duration_scale: tuple[float, ...] = (0.62, 0.72, 0.79, 0.83, 0.86, 0.9, 0.98, 1.0)
+    duration_scale: tuple[float, ...] = (0.8, 0.85, 0.8, 0.75, 0.72, 0.72, 0.75, 0.78)
     """Log-logistic scale of these seconds."""
     replay_share: tuple[float, ...] = (0.92, 0.9, 0.88, 0.83, 0.59, 0.31, 0.165, 0.11)
     """Share of plays reaching the end that go round again."""
     replay_scale: tuple[float, ...] = (0.42, 0.33, 0.24, 0.16, 0.11, 0.09, 0.08, 0.08)
     """How far replays go, in lengths of the video."""
 
-    like: tuple[float, float, float, float] = (-6.3, 1.3, 0.35, 0.25)
+    like: tuple[float, float, float, float] = (-8.8, 1.4, 0.3, 0.3)
     """Like: intercept, and what a click, a long view and an end add."""
-    like_user: float = 1.75
+    like_user: float = 2.6
     """Spread of users' readiness to like."""
-    like_video: float = 0.35
+    like_video: float = 1.6
     """Spread of videos' likeability."""
-    like_duration: float = -0.2
+    like_duration: float = -0.45
     """Change of likeability with log duration."""
-    others: tuple[tuple[float, float, float, float], ...] = (
-        (-7.8, 3.2, 1.1, 0.1),
-        (-9.8, 1.2, 3.2, 1.2),
-        (-8.5, 1.6, 1.2, 0.3),
-        (-7.0, -0.8, 0.3, -0.8),
-    )
+    others: tuple[tuple[float, float, float, float], ...] = ((-7.6, 3.1, 1.0, 0.1), (-9.6, 1.3, 3.0, 1.3), (-8.0, 1.4, 1.2, 0.3), (-6.9, -0.8, 0.3, -0.6))
     """Follow, comment, forward, hate: intercept, and what a like, a click and a long view add."""
-    interest_in_signals: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2, -0.2)
+    interest_in_signals: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, -0.05)
     """Change of like, follow, comment, forward and hate with interest itself: what they tell beyond time."""
 
     repeat_fatigue: float = 0.75
@@ -107,7 +104,7 @@ class ShortVideoParameters:
     """Interest lost for each recently seen video's worth of likeness."""
     satiation_memory: float = 0.7
     """Share of satiation left after one more slate."""
-    mood: float = 0.07
+    mood: float = 0.035
     """Interest gained everywhere after a click, and lost after none."""
     mood_memory: float = 0.8
     """Share of mood left after one more slate."""

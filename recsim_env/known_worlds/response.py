@@ -191,8 +191,9 @@ class ShortVideoResponse:
     def _play(self, interest_BK: Tensor, item_BKD: Tensor) -> Play:
         p = self.parameters
         location, scale, *rest = item_BKD[..., TASTE_SIZE + 3 :].unbind(-1)
-        location_BK = location + p.interest_in_time * (interest_BK - p.usual_interest)
-        return Play(sigmoid(interest_BK).clamp(1e-4, 1 - 1e-4), location_BK, scale, *rest)
+        beyond_BK = interest_BK - p.usual_interest
+        watch_BK = sigmoid(p.usual_interest + p.interest_in_swipe * beyond_BK).clamp(1e-4, 1 - 1e-4)
+        return Play(watch_BK, location + p.interest_in_time * beyond_BK, scale, *rest)
 
     def _like(self, state_BS: Tensor, interest: Tensor, item_D: Tensor, flags_3: Tensor) -> Tensor:
         """Chance of a like given the kind of play; leading axes as in ``interest``."""

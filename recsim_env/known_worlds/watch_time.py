@@ -9,6 +9,7 @@ by ``exp`` and ``log`` alone, which keeps rows independent of their batch.
 Shape legend: B sessions, K places, O outcomes, C five kinds of play.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +143,7 @@ def _replay_cells() -> tuple[list[float], list[float]]:
     tail = -np.log((np.arange(200_000) + 0.5) / 200_000)
     length = np.minimum(tail, _LONGEST_REPLAY) ** 1.5
     inside = [
-        (tail >= low) & (tail < high) for low, high in zip(_REPLAY_EDGES, _REPLAY_EDGES[1:], strict=False)
+        (tail >= low) & (tail < high) for low, high in itertools.pairwise(_REPLAY_EDGES)
     ]
     inside[-1] |= tail >= _LONGEST_REPLAY
     return [float(i.mean()) for i in inside], [float(length[i].mean()) for i in inside]

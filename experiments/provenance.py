@@ -1,26 +1,13 @@
-"""Small files that experiments leave behind: JSON written whole or not at all, and where it was made."""
+"""Where and from what a figure was made."""
 
-import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def write_json(path: Path, content: Any) -> Path:
-    """Writes JSON atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path)
-    return path
 
 
 def machine() -> dict[str, Any]:

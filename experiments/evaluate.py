@@ -1,0 +1,107 @@
+"""Plays policies in worlds on the same sessions and reports the differences.
+
+    python -m experiments.evaluate --worlds runs/demo/worlds --policies goalrank=runs/demo/goalrank/policy
+
+``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, a
+reference's name, or ``module:object`` of your own; the references are always there. Writes ``report.json`` (key
+``rows``: policy, world, metric, mean, low, high, seeds, feedback class), ``report.csv``, ``report.html`` and
+TensorBoard scalars into ``--out``; ``--json`` writes the same JSON elsewhere too.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+
+from experiments.contenders import policy_of, references
+from experiments.report import write_report
+from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.results import EvaluationResult
+from recsim_env.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to evaluate."""
+
+    worlds: Path
+    """A world folder, or a folder of them."""
+    policies: tuple[str, ...] = ()
+    """``name=what`` for each policy beside the references."""
+    num_sessions: int = 2000
+    """Sessions of each policy in each world."""
+    seed: int = 1_000_000
+    """First session seed; training uses small ones."""
+    out: Path = Path("runs/evaluation")
+    """Where the report goes."""
+    json: Path | None = None
+    """Also write the JSON report here."""
+    settings: tyro.conf.OmitArgPrefixes[EvaluationSettings] = field(default_factory=EvaluationSettings)
+    """How sessions are played and counted."""
+
+
+def worlds_in(folder: Path) -> dict[str, World]:
+    """Every world of a folder by name, A first; or the one world that the folder is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / "world.json").exists():
+        world = World.load(folder)
+        return {world.name: world}
+    found = sorted(path.parent for path in folder.glob("*/world.json"))
+    if not found:
+        raise ValueError(f"{folder} holds no world: build some with python -m experiments.build_world")
+    return {path.name: World.load(path) for path in found}
+
+
+def run(arguments: Arguments) -> EvaluationResult:
+    """Evaluates and writes the report."""
+    torch.set_num_threads(1)
+    worlds = worlds_in(arguments.worlds)
+    first = next(iter(worlds.values()))
+    slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
+    contenders = references(first, slate_size)
+    for given in arguments.policies:
+        name, separator, what = given.partition("=")
+        if not separator:
+            raise ValueError(f"policies are given as name=what, got {given!r}")
+        contenders[name] = policy_of(what, first, slate_size)
+    result = evaluate(
+        contenders,
+        worlds,
+        num_sessions=arguments.num_sessions,
+        seed=arguments.seed,
+        settings=arguments.settings,
+    )
+    write_report(result, arguments.out, title="Policies in their worlds")
+    return result
+
+
+def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
+    """Policies by worlds, with 95 % intervals, as plain text."""
+    width = max(len(name) for name in result.policies)
+    head = " " * width + "".join(f"{name:>26}" for name in result.world_names)
+    lines = [head]
+    for policy in result.policies:
+        cells = []
+        for world in result.world_names:
+            row = result.row(policy, world, metric)
+            cells.append(f"{row.mean:10.1f} [{row.low:6.1f}, {row.high:6.1f}]".rjust(26))
+        lines.append(policy.ljust(width) + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(arguments: Arguments) -> None:
+    """Evaluates, prints the table and says where the report is."""
+    result = run(arguments)
+    print("session watch time (s), mean and 95 % interval over sessions")
+    print(table(result))
+    print(f"report: {arguments.out / 'report.html'}")
+    if arguments.json:
+        result.write_json(arguments.json)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

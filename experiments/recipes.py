@@ -1,0 +1,69 @@
+"""Named runs: each recipe is a function that returns a full configuration.
+
+``python -m experiments.train <recipe> [--field value]`` runs one; every field can be overridden.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agents.goalrank import GoalRankConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """One training run of a list ranker through RLlib."""
+
+    goalrank: GoalRankConfig = field(default_factory=GoalRankConfig)
+    """The method."""
+    env: str = "recsim_env:recsim_env/Session-v0"
+    """Environment id, with the module that registers it."""
+    world: str = "runs/worlds/A"
+    """World folder, or the name of a known world."""
+    iterations: int = 120
+    """Rounds of sampling and updating; a resumed run does what is missing."""
+    num_envs: int = 64
+    """Sessions stepped together by each runner."""
+    steps_per_iteration: int = 8
+    """Requests of each session between updates."""
+    checkpoint_every: int = 20
+    """Rounds between checkpoints."""
+    num_env_runners: int = 0
+    """Sampling processes; 0 samples in this one."""
+    num_learners: int = 0
+    """Learning processes; 0 learns in this one."""
+    gpus_per_learner: float = 0
+    """GPUs of each learner."""
+    run_dir: Path = Path("runs/train")
+    """Checkpoints, TensorBoard events and the exported policy."""
+    json: Path | None = None
+    """Also write the outcome here."""
+
+
+def goalrank() -> TrainRun:
+    """GoalRank as published: cross-entropy to the group-relative reference, in whole sessions."""
+    return TrainRun(run_dir=Path("runs/goalrank"))
+
+
+def goalrank_request() -> TrainRun:
+    """The same in single requests."""
+    return TrainRun(env="recsim_env:recsim_env/Request-v0", run_dir=Path("runs/goalrank-request"))
+
+
+def goalrank_grpo() -> TrainRun:
+    """The clipped policy gradient on the same groups: the comparison that the paper lacks."""
+    return TrainRun(goalrank=GoalRankConfig(objective="grpo"), run_dir=Path("runs/goalrank-grpo"))
+
+
+def goalrank_one_softmax() -> TrainRun:
+    """One softmax over the candidates with its exact Plackett-Luce probability."""
+    return TrainRun(goalrank=GoalRankConfig(decoder="one_softmax"), run_dir=Path("runs/goalrank-one-softmax"))
+
+
+RECIPES: dict[str, Callable[[], TrainRun]] = {
+    "goalrank": goalrank,
+    "goalrank-request": goalrank_request,
+    "goalrank-grpo": goalrank_grpo,
+    "goalrank-one-softmax": goalrank_one_softmax,
+}
+"""Recipes by name."""
