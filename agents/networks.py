@@ -212,12 +212,12 @@ class ListDecoder(nn.Module, ABC):
     """
 
     @abstractmethod
-    def begin(self, encoding: Encoding, num_lists: int) -> Any:
-        """Summary of G empty lists per request."""
+    def begin(self, encoding: Encoding) -> Any:
+        """Summary of the empty list, with an axis of size 1 where lists will differ."""
 
     @abstractmethod
     def logits(self, encoding: Encoding, summary: Any) -> Tensor:
-        """Scores (B, G, C) of every candidate for the next place."""
+        """Scores (B, G, C), or (B, 1, C) where all lists agree, of every candidate for the next place."""
 
     @abstractmethod
     def extend(self, encoding: Encoding, summary: Any, chosen_BG: Tensor) -> Any:
@@ -251,7 +251,7 @@ class ListDecoder(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         B, C = encoding.candidates_BCW.shape[:2]
         taken_BGC = torch.zeros((B, num_lists, C), dtype=torch.bool, device=encoding.request_BW.device)
-        summary = self.begin(encoding, num_lists)
+        summary = self.begin(encoding)
         positions, log_probs = [], []
         for place in range(num_places):
             logits_BGC = self.logits(encoding, summary).masked_fill(taken_BGC, -torch.inf)
@@ -273,13 +273,13 @@ class OneSoftmaxDecoder(ListDecoder):
         super().__init__()
         self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def begin(self, encoding: Encoding, num_lists: int) -> Tensor:
+    def begin(self, encoding: Encoding) -> Tensor:
         """The scores themselves; they never change."""
-        logits_BC: Tensor = self.score(encoding.candidates_BCW).squeeze(-1)
-        return logits_BC.unsqueeze(1).expand(-1, num_lists, -1)
+        logits_B1C: Tensor = self.score(encoding.candidates_BCW).transpose(1, 2)
+        return logits_B1C
 
     def logits(self, encoding: Encoding, summary: Tensor) -> Tensor:
-        """Scores (B, G, C)."""
+        """The same scores for every list and place."""
         return summary
 
     def extend(self, encoding: Encoding, summary: Tensor, chosen_BG: Tensor) -> Tensor:
@@ -297,11 +297,11 @@ class AutoregressiveDecoder(ListDecoder):
         self.key, self.query = nn.Linear(width, width), nn.Linear(width, width)
         self.scale = 1 / math.sqrt(width)
 
-    def begin(self, encoding: Encoding, num_lists: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Summary (B, G, S), with what every place needs of the candidates: keys and input gates."""
-        summary_BGS = torch.tanh(encoding.request_BW).unsqueeze(1).expand(-1, num_lists, -1)
+    def begin(self, encoding: Encoding) -> tuple[Tensor, Tensor, Tensor]:
+        """Summary (B, 1, S), with what every place needs of the candidates: keys and input gates."""
+        summary_B1S = torch.tanh(encoding.request_BW).unsqueeze(1)
         key_BWC = self.key(encoding.candidates_BCW).transpose(1, 2) * self.scale
-        return summary_BGS, key_BWC, self.gates_of_candidate(encoding.candidates_BCW)
+        return summary_B1S, key_BWC, self.gates_of_candidate(encoding.candidates_BCW)
 
     def logits(self, encoding: Encoding, summary: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Scores (B, G, C)."""

@@ -212,13 +212,9 @@ def _watch_model(watch: dict[str, Any], duration: dict[str, Any]) -> Capability:
     if watch["known_share"] < MOST:
         return Capability(name, "no", f"watch time is known in {watch['known_share']:.0%} of rows")
     if duration["known_share"] < MOST:
-        reason = (
-            f"duration is known in {duration['known_share']:.0%} of rows: no completion, no duration bias"
-        )
+        reason = f"duration is known in {duration['known_share']:.0%} of rows: no completion, no duration bias"
         return Capability(name, "partly", reason)
-    reason = (
-        f"watch time known in {watch['known_share']:.0%} of rows, duration in {duration['known_share']:.0%}"
-    )
+    reason = f"watch time known in {watch['known_share']:.0%} of rows, duration in {duration['known_share']:.0%}"
     return Capability(name, "yes", reason)
 
 
@@ -236,9 +232,7 @@ def _sessions_and_returns(sessions: dict[str, Any], days: dict[str, Any]) -> lis
     enough_days = days["count"] >= WEEK
     return [
         Capability("leave model", found, reason),
-        Capability(
-            "return model", found if enough_days else "no", f"{days['count']} days, sessions {source}"
-        ),
+        Capability("return model", found if enough_days else "no", f"{days['count']} days, sessions {source}"),
     ]
 
 
@@ -260,9 +254,7 @@ def _place_effect(places: int) -> Capability:
 
 def _off_policy(propensities: dict[str, Any]) -> Capability:
     if not propensities["known_share"]:
-        return Capability(
-            "off-policy evaluation", "no", "no propensities: estimators need an estimated logging policy"
-        )
+        return Capability("off-policy evaluation", "no", "no propensities: estimators need an estimated logging policy")
     reason = f"propensities from {propensities['lowest']:.2g} to {propensities['highest']:.2g}"
     return Capability("off-policy evaluation", "yes", reason)
 
@@ -297,8 +289,7 @@ def describe(found: dict[str, Any]) -> str:
         f"times: {found['times']['first']} to {found['times']['last']}",
         f"sessions: {sessions['count']:,} ({sessions['source']}), {sessions['mean_rows']:.2f} rows on "
         f"average, {sessions['one_row_share']:.1%} with one row",
-        f"requests: {requests['count']:,} ({requests['source']}), {requests['shared_row_share']:.1%} of rows "
-        "share one",
+        f"requests: {requests['count']:,} ({requests['source']}), {requests['shared_row_share']:.1%} of rows share one",
         f"watch time: {_seconds(watch)}{ratio}, zero in {watch['zero_share']:.1%}, "
         f"above the duration in {watch['over_duration_share']:.1%}",
         f"duration: {_seconds(found['duration'])}",

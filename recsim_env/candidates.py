@@ -136,3 +136,49 @@ class LogRatePredictor:
     def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "LogRatePredictor":
         """Rebuilds the predictor."""
         return cls(**tensors)
+
+
+class AllCandidates:
+    """The whole of a small catalogue in one fixed order; nothing is left out, as nothing would be left.
+
+    Args:
+        num_items: N, which every request must ask for.
+    """
+
+    def __init__(self, num_items: int):
+        self.num_items = num_items
+
+    def start(self, user_B: Tensor) -> Tensor:
+        """No state (B, 0)."""
+        return torch.zeros(len(user_B), 0, device=user_B.device)
+
+    def observe(
+        self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
+    ) -> Tensor:
+        """No state."""
+        return state_BS
+
+    def retrieve(
+        self, state_BS: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Every item in the order of its code, all with score 0."""
+        if num_candidates != self.num_items:
+            raise ValueError(
+                f"this world offers all its {self.num_items} items to every request, "
+                f"set num_candidates={self.num_items}, got {num_candidates}"
+            )
+        items_BC = torch.arange(num_candidates, device=uniform_B.device).repeat(len(uniform_B), 1)
+        return items_BC, torch.zeros(items_BC.shape, device=uniform_B.device)
+
+    def config(self) -> dict[str, Any]:
+        """The number of items."""
+        return {"num_items": self.num_items}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "AllCandidates":
+        """Rebuilds the source."""
+        return cls(**config)

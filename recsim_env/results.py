@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +176,11 @@ class EvaluationResult:
         """Every metric that some cell holds."""
         return tuple(dict.fromkeys(metric for cell in self.cells.values() for metric in cell.metrics))
 
+    def measured(self, policy: str, world: str, metric: str = "session_watch_time") -> bool:
+        """Whether there is such a figure: an oracle may have played in one world only."""
+        cell = self.cells.get((policy, world))
+        return cell is not None and metric in cell.metrics
+
     def row(self, policy: str, world: str, metric: str) -> Row:
         """One figure.
 
@@ -204,9 +208,7 @@ class EvaluationResult:
     def rows(self) -> list[Row]:
         """All figures, ordered by policy, world and metric as they were given."""
         return [
-            self.row(policy, world, metric)
-            for (policy, world), cell in self.cells.items()
-            for metric in cell.metrics
+            self.row(policy, world, metric) for (policy, world), cell in self.cells.items() for metric in cell.metrics
         ]
 
     def difference(self, policy: str, baseline: str, world: str, metric: str = "session_watch_time") -> Row:
@@ -259,10 +261,9 @@ class EvaluationResult:
         ):
             if name not in known:
                 raise ValueError(f"no {kind} {name!r} in this result; it holds {', '.join(known)}")
-        cell = self.cells.get((policy, world))
-        if cell is None or metric not in cell.metrics:
+        if not self.measured(policy, world, metric):
             raise ValueError(f"{metric!r} was not measured for {policy!r} in world {world!r}")
-        return cell
+        return self.cells[policy, world]
 
 
 def as_json(value: Row | Verdict) -> dict[str, Any]:
@@ -297,14 +298,12 @@ def write_atomically(path: str | Path, text: str) -> Path:
     """Writes text aside and renames it, so that no reader ever meets half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

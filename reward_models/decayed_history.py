@@ -98,3 +98,20 @@ def _powers(decays: tuple[float, ...], normalised: bool, largest: int, device: s
     scale = [1.0 - decay if normalised else 1.0 for decay in decays]
     powers = [[s * decay**age for s, decay in zip(scale, decays, strict=True)] for age in range(largest + 1)]
     return torch.tensor(powers, dtype=torch.float32, device=device)
+
+
+def signal_rates(signals_RF: Tensor, known_RF: Tensor) -> Tensor:
+    """Mean of each recorded signal (F,), watch time in the unit of the sums."""
+    scaled_RF = torch.cat([torch.log1p(signals_RF[:, :1]) / WATCH_UNIT, signals_RF[:, 1:]], dim=1)
+    return (scaled_RF * known_RF).sum(dim=0) / known_RF.sum(dim=0).clamp(min=1)
+
+
+def principal_components(features_ND: Tensor, width: int) -> Tensor:
+    """The item features' leading components (N, E), each of unit variance, signs fixed."""
+    centred_ND = (features_ND - features_ND.mean(dim=0)).to(torch.float64)
+    values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / max(len(features_ND), 1))
+    width = min(width, int((values_D > 1e-6).sum()))
+    leading_DE = vectors_DD[:, len(values_D) - width :].flip(1)
+    signs_E = leading_DE.gather(0, leading_DE.abs().argmax(dim=0, keepdim=True)).sign()
+    components_NE: Tensor = centred_ND @ (leading_DE * signs_E)
+    return (components_NE / components_NE.std(dim=0).clamp(min=1e-6)).to(torch.float32)

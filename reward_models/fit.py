@@ -41,7 +41,7 @@ class FitConfig:
     """Grid of watch times."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The trainer's settings."""
-    batch_users: int = 96
+    batch_users: int = 48
     """Users in a batch."""
     history_length: int = 50
     """Past impressions of a user that lead to the first state."""
@@ -53,8 +53,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.batch_users < 1 or self.history_length < 1:
             raise ValueError(
-                "need batch_users and history_length of at least 1, "
-                f"got {self.batch_users} and {self.history_length}"
+                f"need batch_users and history_length of at least 1, got {self.batch_users} and {self.history_length}"
             )
         if self.calibration_folds == 1 or self.calibration_folds < 0:
             raise ValueError(f"calibration_folds must be 0 (none) or at least 2, got {self.calibration_folds}")
@@ -62,6 +61,11 @@ class FitConfig:
 
 class ResponseNetwork(nn.Module):
     """A response model in training: encoders of items, users and contexts around the shared core."""
+
+    item_features_ND: Tensor
+    user_features_UD: Tensor
+    duration_N: Tensor
+    share_NM: Tensor
 
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
         super().__init__()
@@ -71,7 +75,6 @@ class ResponseNetwork(nn.Module):
         self.register_buffer("user_features_UD", user_features_UD, persistent=False)
         self.register_buffer("duration_N", duration_N, persistent=False)
         self.register_buffer("share_NM", core.cells.share(duration_N), persistent=False)
-        self.register_buffer("group_N", core.cells.group(duration_N), persistent=False)
         self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
         item_inputs = item_features_ND.shape[1] + config.item_width
         self.item_layer = nn.Linear(item_inputs, 2 * width)
@@ -160,7 +163,7 @@ class ResponseNetwork(nn.Module):
         """Turns the encoders into tables; users start from what they did before ``before_date``."""
         inputs_ND = self.item_inputs(torch.arange(len(self.item_features_ND)))
         histories = user_histories(dataset, before_date, keep=history_length)
-        users = torch.arange(len(self.user_features_UD)).split(4096)
+        users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
         sums = [self.past_sums(histories.window(user_B, history_length)) for user_B in users]
         tables = {
             "item_N2H": self.item_layer(inputs_ND),
@@ -206,7 +209,7 @@ class _Fitting:
                     self.group_P[rows],
                     self.sequences.tab_P[rows],
                     self.sequences.signals_PF[rows][:, columns],
-                    core.read_off_TGMD.shape[:3],
+                    (self.num_tabs, core.cells.num_groups, core.cells.num_cells),
                 )
             )
         sequences = self.sequences
@@ -307,9 +310,9 @@ def fit_response(
         dataset: a checked log; only its pre-log history and rows up to the last training or validation day
             are looked at.
         users: codes of the users to learn from; ``None`` takes all. The model can simulate every user.
-        train_until: YYYYMMDD, last day of the search's training rows.
-        validation_dates: YYYYMMDD days for early stopping; the final fit and the calibration include them.
-            Without any, training takes ``config.train.max_epochs``.
+        train_until: YYYYMMDD, last day to learn from.
+        validation_dates: YYYYMMDD days that the search leaves out and stops early on; the calibration and
+            the final fit include them. Without any, training takes ``config.train.max_epochs``.
         config: settings; defaults suit logs of 1e5 to 1e7 rows.
         seed: of weights, order and dropout.
         run_dir: keeps checkpoints and TensorBoard files; the same call resumes a run that was killed.
@@ -326,8 +329,9 @@ def fit_response(
     chosen_U = torch.zeros(len(dataset.users), dtype=torch.bool)
     chosen_U[torch.arange(len(chosen_U)) if users is None else torch.as_tensor(np.asarray(users))] = True
     is_chosen_P = chosen_U[sequences.user_P]
-    train_P = is_chosen_P & (sequences.date_P <= train_until)
-    validation_P = is_chosen_P & torch.isin(sequences.date_P, torch.tensor(sorted(validation_dates)).long())
+    is_held_out_P = torch.isin(sequences.date_P, torch.tensor(sorted(validation_dates)).long())
+    validation_P = is_chosen_P & is_held_out_P
+    train_P = is_chosen_P & (sequences.date_P <= train_until) & ~is_held_out_P
     last_date = max([train_until, *validation_dates])
     all_P = is_chosen_P & (sequences.date_P <= last_date)
     if not train_P.any() or (len(validation_dates) > 0 and not validation_P.any()):

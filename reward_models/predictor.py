@@ -29,7 +29,7 @@ from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.numerics import sigmoid
 from recsim_env.types import Request
-from reward_models.decayed_history import WATCH_UNIT, DecayedHistory
+from reward_models.decayed_history import DecayedHistory, principal_components, signal_rates
 from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
 
 NUM_TABS = 16
@@ -133,26 +133,19 @@ class EnsemblePredictor:
             request: only user features, context and history are read, so users may be unknown.
             items_BC: int64 item codes.
         """
-        sums_BS = self.history.encode(
-            request.history_BH, request.history_feedback_BHF, request.history_known_BHF
-        )
+        sums_BS = self.history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF)
         user_hidden_BW = self._user_hidden(request.user_features_BD)
         return self._predict(sums_BS, user_hidden_BW, request.context_BX, items_BC)
 
     def _user_hidden(self, features_BD: Tensor) -> Tensor:
-        tensors = self._tensors
-        return _filled(
-            lambda rows_BD: torch.nn.functional.linear(
-                rows_BD, tensors["user_weight_WD"], tensors["hidden_bias_W"]
-            ),
-            features_BD,
-        )
+        weight_WD, bias_W = self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"]
+        return enough_rows(lambda rows_BD: torch.nn.functional.linear(rows_BD, weight_WD, bias_W), features_BD)
 
     def _predict(
         self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor, items_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
         members, batch, num_signals = self._num_members, len(items_BC), len(self.signals)
-        vector_MBX = _filled(self._user_vectors, sums_BS, user_hidden_BW, context_BX)
+        vector_MBX = enough_rows(self._user_vectors, sums_BS, user_hidden_BW, context_BX)
         vector_YdF = vector_MBX.reshape(members * batch, self._factor_width, num_signals)
         row_MBC = items_BC + self._first_row_M11
         factor_YCd = torch.nn.functional.embedding(row_MBC, self._factors_Zd).flatten(0, 1)
@@ -188,7 +181,7 @@ class EnsemblePredictor:
         return cls(config, tensors)
 
 
-def _filled(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def enough_rows(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Calls a function of rows with enough of them that a row's bytes depend on no other row.
 
     Matrix products of few rows are summed in another order, the more so the longer the product: 16 rows
@@ -258,12 +251,13 @@ class _Towers(torch.nn.Module):
     def forward(self, rows: "_Rows", index_R: Tensor) -> Tensor:
         """Logits (M, R, F) of training rows."""
         request_R, item_R = rows.request_R[index_R], rows.item_R[index_R]
-        hidden_MRW = rows.inputs_LI[request_R] @ self.history + rows.user_features_UD[rows.user_L[request_R]] @ self.user
+        user_features_RD = rows.user_features_UD[rows.user_L[request_R]]
+        hidden_MRW = rows.inputs_LI[request_R] @ self.history + user_features_RD @ self.user
         hidden_MRW = hidden_MRW + self.tab[:, rows.tab_L[request_R]] + self.hour[:, rows.hour_L[request_R]]
         hidden_MRW = (hidden_MRW + self.hidden_bias[:, None]).relu()
         factor_MRd = self.item_factors(rows.item_features_ND[item_R], self.item_own[:, item_R])
         vector_MRX = hidden_MRW @ self.vector.flatten(2) + self.vector_bias.flatten(1)[:, None]
-        vector_MRdF = vector_MRX.unflatten(-1, self.vector.shape[2:])
+        vector_MRdF = vector_MRX.view(*vector_MRX.shape[:2], *self.vector.shape[2:])
         return torch.einsum("mrd,mrdf->mrf", factor_MRd, vector_MRdF)
 
 
@@ -322,7 +316,7 @@ def fit_predictor(
         last_date=until_date,
     )
     history = DecayedHistory(
-        item_vectors_NE=_principal_components(item_features_ND, config.event_width),
+        item_vectors_NE=principal_components(item_features_ND, config.event_width),
         num_signals=len(requests.signals),
         taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),
         decays=config.decays,
@@ -335,25 +329,20 @@ def fit_predictor(
 
 
 @torch.no_grad()
-def _encode(
-    requests: LoggedRequests, history: DecayedHistory, config: PredictorConfig
-) -> tuple[_Rows, Tensor]:
+def _encode(requests: LoggedRequests, history: DecayedHistory, config: PredictorConfig) -> tuple[_Rows, Tensor]:
     """Training rows, and the overall rate of each signal (watch time in the history's own unit)."""
     sums, targets, known, items, order = [], [], [], [], []
     for index_B in requests.batch_indices(config.batch_size):
         batch = requests.batch(index_B)
         request, slate_size = batch.request, batch.items_BK.shape[1]
-        sums.append(
-            history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF)
-        )
+        sums.append(history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF))
         targets.append(batch.feedback.signals_BKF.flatten(0, 1))
         known.append(batch.known_BKF.flatten(0, 1))
         items.append(batch.items_BK.flatten())
         order.append(index_B.repeat_interleave(slate_size))
     index_L = torch.cat(requests.batch_indices(config.batch_size))
     target_RF, known_RF = torch.cat(targets), torch.cat(known).to(torch.float32)
-    scaled_RF = torch.cat([torch.log1p(target_RF[:, :1]) / WATCH_UNIT, target_RF[:, 1:]], dim=1)
-    prior_rate_F = (scaled_RF * known_RF).sum(dim=0) / known_RF.sum(dim=0).clamp(min=1)
+    prior_rate_F = signal_rates(target_RF, known_RF)
     encoded = user_inputs(history, torch.cat(sums), prior_rate_F, config.rate_prior)
     inputs_LI = torch.empty_like(encoded)
     inputs_LI[index_L] = encoded
@@ -391,7 +380,7 @@ def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path 
     def batches(shuffle: torch.Generator | None) -> Iterable[Tensor]:
         count = len(user_R)
         order_R = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
-        return order_R.split(config.batch_size)
+        return torch.split(order_R, config.batch_size)
 
     def losses(index_R: Tensor) -> tuple[Tensor, Tensor]:
         logit_MRF = towers(rows, index_R)
@@ -425,9 +414,7 @@ def signal_losses(
     """Loss of each row (M, R): Poisson for watch time, in units of its mean, and log loss for the rest."""
     watch_MR = (torch.exp(logit_MRF[..., 0]) - target_RF[:, 0] * logit_MRF[..., 0]) / mean_watch
     target_MRF = target_RF[:, 1:].expand_as(logit_MRF[..., 1:])
-    binary_MRF = torch.nn.functional.binary_cross_entropy_with_logits(
-        logit_MRF[..., 1:], target_MRF, reduction="none"
-    )
+    binary_MRF = torch.nn.functional.binary_cross_entropy_with_logits(logit_MRF[..., 1:], target_MRF, reduction="none")
     return watch_weight * watch_MR * known_RF[:, 0] + (binary_MRF * known_RF[:, 1:]).sum(dim=-1)
 
 
@@ -464,7 +451,7 @@ def _export(
     num_users = len(rows.user_features_UD)
     sums = [
         history.encode(*histories.window(user_B, EXACT_WINDOW))
-        for user_B in torch.arange(num_users).split(config.batch_size)
+        for user_B in torch.split(torch.arange(num_users), config.batch_size)
     ]
     factors_MNd = towers.item_factors(rows.item_features_ND, towers.item_own)
 
@@ -492,14 +479,3 @@ def _export(
         "rate_prior": config.rate_prior,
     }
     return EnsemblePredictor(settings, {name: t.detach().contiguous() for name, t in tensors.items()})
-
-
-def _principal_components(features_ND: Tensor, width: int) -> Tensor:
-    """The item features' leading components (N, E), each of unit variance, signs fixed."""
-    centred_ND = (features_ND - features_ND.mean(dim=0)).to(torch.float64)
-    values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / max(len(features_ND), 1))
-    width = min(width, int((values_D > 1e-6).sum()))
-    leading_DE = vectors_DD[:, len(values_D) - width :].flip(1)
-    signs_E = leading_DE.gather(0, leading_DE.abs().argmax(dim=0, keepdim=True)).sign()
-    components_NE = centred_ND @ (leading_DE * signs_E)
-    return (components_NE / components_NE.std(dim=0).clamp(min=1e-6)).to(torch.float32)

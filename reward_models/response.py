@@ -42,7 +42,7 @@ class ResponseConfig:
     list_width: int = 8
     """L: length of the vector by which earlier places of a slate act on later ones. Used only for logs
     with a request key; others cannot teach such effects."""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """Share of hidden units left out in training."""
     read_off: tuple[str, ...] = ("click", "long_view")
     """Signals that are functions of watch time in the log; names the log lacks are passed over."""
@@ -65,7 +65,9 @@ class ResponseConfig:
 
 
 def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = None) -> Tensor:
-    """What an event's feedback says to the memory: (..., 2 F + 2).
+    """What an event's feedback says to the memory: (..., 2 F + 3).
+
+    Amounts (the signals and the completion), then which of these were recorded, then a constant 1.
 
     Args:
         signals: float32 (..., F), watch time first, 0 where unknown.
@@ -74,28 +76,35 @@ def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = 
     """
     watch_time = signals[..., :1]
     completion = (watch_time / duration.unsqueeze(-1)).clamp(max=2.0)
-    flags = torch.ones_like(signals) if known is None else known.to(signals.dtype)
-    return torch.cat(
-        [torch.log1p(watch_time) * 0.25, signals[..., 1:], completion, flags, torch.ones_like(watch_time)], -1
-    )
+    amounts = [torch.log1p(watch_time) * 0.25, signals[..., 1:], completion]
+    if known is None:
+        return torch.cat([*amounts, signals.new_ones(1).expand(*signals.shape[:-1], signals.shape[-1] + 2)], -1)
+    flags = known.to(signals.dtype)
+    return torch.cat([*amounts, flags, flags[..., :1], torch.ones_like(watch_time)], -1)
 
 
 class Memory(nn.Module):
     """Decayed sums of events: the part of a user that feedback changes.
 
     Each sum holds, for the events of the past, item vectors gated by the feedback (E) and the feedback
-    itself (2 F + 2): how much of each signal there was, and how often it was recorded.
+    itself (2 F + 3): how much of each signal there was, and how often it was recorded.
     """
+
+    usual_Y: Tensor
+    prior_Y: Tensor
+    scale_P: Tensor
+    rate_Z: Tensor
 
     def __init__(self, config: ResponseConfig, num_signals: int) -> None:
         super().__init__()
         self.gated = config.memory == "gated"
         self.num_sums, self.num_signals, self.width = len(config.decays), num_signals, config.event_width
-        num_feedback = 2 * num_signals + 2
+        num_feedback = 2 * num_signals + 3
         self.feedback_gate = nn.Linear(num_feedback, config.event_width, bias=False)
-        self.register_buffer("mean_P", torch.ones(num_feedback))
-        self.register_buffer("scale_P", torch.ones(num_feedback))
         rate_Z = -torch.tensor(config.decays).log()
+        self.register_buffer("usual_Y", torch.ones(num_signals + 1))
+        self.register_buffer("prior_Y", torch.full((num_signals + 1,), _PRIOR_EVENTS))
+        self.register_buffer("scale_P", torch.ones(num_feedback))
         self.register_buffer("rate_Z", rate_Z)
         if self.gated:
             self.fade = nn.Linear(num_feedback, self.num_sums)
@@ -106,20 +115,21 @@ class Memory(nn.Module):
     @property
     def state_width(self) -> int:
         """Floats that hold the sums."""
-        return self.num_sums * (self.width + 2 * self.num_signals + 2)
+        return self.num_sums * (self.width + 2 * self.num_signals + 3)
 
     def measure(self, feedback_PC: Tensor) -> None:
         """Takes typical feedback from a log: rare signals then weigh as much as frequent ones."""
-        self.mean_P.copy_(feedback_PC.mean(0).clamp(min=1e-3))
+        self.usual_Y.copy_(feedback_PC.mean(0)[: self.num_signals + 1].clamp(min=1e-3))
+        self.prior_Y.copy_(_PRIOR_EVENTS * self.usual_Y)
         deviation_P = feedback_PC.std(0)
         self.scale_P.copy_(torch.where(deviation_P > 1e-4, 1.0 / deviation_P.clamp(min=0.02), 1.0))
 
     def events(self, item_event: Tensor, feedback: Tensor, happened: Tensor) -> tuple[Tensor, Tensor]:
-        """Event vectors (..., E + 2 F + 2) and how much they fade the past, log (..., Z).
+        """Event vectors (..., E + 2 F + 3) and how much they fade the past, log (..., Z).
 
         Args:
             item_event: float32 (..., E) vectors of the items.
-            feedback: float32 (..., 2 F + 2), see ``feedback_features``.
+            feedback: float32 (..., 2 F + 3), see ``feedback_features``.
             happened: bool (...); other events neither add nor fade.
         """
         mask = happened.unsqueeze(-1).to(item_event.dtype)
@@ -157,13 +167,10 @@ class Memory(nn.Module):
 
     def features(self, sums: Tensor) -> Tensor:
         """State (..., S) as inputs of a layer: average event, log of own rates over usual ones, log count."""
-        sums_ZE = sums.unflatten(-1, (self.num_sums, -1))
-        vector, amount, recorded = sums_ZE.split([self.width, self.num_signals + 1, self.num_signals + 1], -1)
-        count = recorded[..., -1:]
-        # ``amount`` ends with completion, which is recorded where watch time is.
-        shown = torch.cat([recorded[..., :-1], recorded[..., :1]], -1)
-        usual = self.mean_P[: self.num_signals + 1]
-        rate = torch.log((amount + _PRIOR_EVENTS * usual) / (usual * (shown + _PRIOR_EVENTS)))
+        sums_ZE = sums.reshape(*sums.shape[:-1], self.num_sums, -1)
+        amounts = self.num_signals + 1
+        vector, amount, recorded, count = torch.split(sums_ZE, [self.width, amounts, amounts, 1], -1)
+        rate = torch.log((amount + self.prior_Y) / (recorded * self.usual_Y + self.prior_Y))
         return torch.cat([vector / (count + 1.0), rate, torch.log1p(count)], -1).flatten(-2)
 
     @property
@@ -183,6 +190,8 @@ class Answer(NamedTuple):
 
 class ResponseCore(nn.Module):
     """From encoded users, items and contexts to the answer; the same for training and simulation."""
+
+    read_off_TGMD: Tensor
 
     def __init__(
         self, config: ResponseConfig, signals: tuple[str, ...], cells: WatchTimeCells, num_tabs: int, has_lists: bool
@@ -227,7 +236,7 @@ class ResponseCore(nn.Module):
         """Logits of a place from its first layer (taken before its nonlinearity) and its user."""
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias)
-        cells, given = logits.split([self.cells.num_cells, len(self.given)], -1)
+        cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
         return Answer(cells, given + user[..., 2 * self.config.width :])
 
     def given_logits(self, given: Tensor, cell: Tensor, parent: Tensor) -> Tensor:
@@ -235,6 +244,15 @@ class ResponseCore(nn.Module):
         effect_A = self.parent_effect_A.clone()
         effect_A[:1] = 0.0
         return given + self.cell_effect_MA[cell] + effect_A * parent.unsqueeze(-1)
+
+
+class _Place(NamedTuple):
+    """The model's answer for B x K places and what is needed to draw from it."""
+
+    answer: Answer
+    share_BKM: Tensor
+    log_duration_BK: Tensor
+    tab_B1: Tensor
 
 
 class SequenceResponse(nn.Module):
@@ -249,6 +267,18 @@ class SequenceResponse(nn.Module):
             ``user_UH``, ``sums_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
     """
 
+    item_N2H: Tensor
+    item_event_NE: Tensor
+    item_list_NL: Tensor
+    user_UH: Tensor
+    sums_US: Tensor
+    tab_TH: Tensor
+    hour_24H: Tensor
+    duration_N: Tensor
+    group_N: Tensor
+    item_row_NR: Tensor
+    context_T24H: Tensor
+
     def __init__(self, core: ResponseCore, tables: dict[str, Tensor]) -> None:
         super().__init__()
         self.core, self.signals = core, core.signals
@@ -257,8 +287,15 @@ class SequenceResponse(nn.Module):
             raise ValueError(f"at most {_MAX_USERS} users fit the state, got {len(tables['user_UH'])}; split them")
         for name, table in tables.items():
             self.register_buffer(name, table.detach().float().contiguous())
-        self.register_buffer("share_NM", core.cells.share(self.duration_N), persistent=False)
-        self.register_buffer("group_N", core.cells.group(self.duration_N), persistent=False)
+        cells, duration_N = core.cells, self.duration_N
+        # One gather brings everything that a place needs of its item.
+        rows = [self.item_N2H, cells.share(duration_N), cells.log_duration(duration_N).unsqueeze(1)]
+        if core.has_lists:
+            rows.append(self.item_list_NL)
+        self._row_widths = [row.shape[1] for row in rows]
+        self.register_buffer("item_row_NR", torch.cat(rows, 1), persistent=False)
+        self.register_buffer("group_N", cells.group(duration_N), persistent=False)
+        self.register_buffer("context_T24H", self.tab_TH.unsqueeze(1) + self.hour_24H, persistent=False)
         drawn = (WATCH_TIME, *core.read_off, *core.given)
         self._order = None if drawn == core.signals else [drawn.index(name) for name in core.signals]
         self.requires_grad_(False)
@@ -271,37 +308,35 @@ class SequenceResponse(nn.Module):
     @torch.inference_mode()
     def respond(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, uniform_BKJ: Tensor) -> Tensor:
         """Draws signals (B, K, F) as if every place were reached; uniforms lie in (0, 1)."""
-        core = self.core
-        answer = self._answer(state_BS, context_BX, items_BK)
-        mass_BKM = cell_mass(answer.cells, self.share_NM[items_BK])
-        cell_BK, position_BK = draw_cell(mass_BKM, uniform_BKJ[..., 0])
-        watch_time_BK = core.cells.seconds_at(cell_BK, position_BK, self.duration_N[items_BK])
+        core, place = self.core, self._place(state_BS, context_BX, items_BK)
+        cell_BK, position_BK = draw_cell(cell_mass(place.answer.cells, place.share_BKM), uniform_BKJ[..., 0])
+        watch_time_BK = core.cells.seconds_at(cell_BK, position_BK, place.log_duration_BK)
         parts, used = [watch_time_BK.unsqueeze(-1)], 1
         if core.read_off:
             # One draw for all: a long view that is rarer than a click then never comes without it.
-            chance_BKD = core.read_off_TGMD[self._tab(context_BX), self.group_N[items_BK], cell_BK]
+            chance_BKD = core.read_off_TGMD[place.tab_B1, self.group_N[items_BK], cell_BK]
             parts.append((uniform_BKJ[..., 1:2] < chance_BKD).float())
             used = 2
         if core.given:
-            logit_BKA = answer.given + core.cell_effect_MA[cell_BK]
             uniform_BKA = uniform_BKJ[..., used:]
-            parent_BK1 = (uniform_BKA[..., :1] < sigmoid(logit_BKA[..., :1])).float()
+            threshold_BKA = torch.log(uniform_BKA / (1.0 - uniform_BKA))
+            logit_BKA = place.answer.given + core.cell_effect_MA[cell_BK]
+            parent_BK1 = (threshold_BKA[..., :1] < logit_BKA[..., :1]).float()
             logit_BKA = logit_BKA[..., 1:] + core.parent_effect_A[1:] * parent_BK1
-            parts += [parent_BK1, (uniform_BKA[..., 1:] < sigmoid(logit_BKA)).float()]
+            parts += [parent_BK1, (threshold_BKA[..., 1:] < logit_BKA).float()]
         signals_BKF = torch.cat(parts, -1)
         return signals_BKF if self._order is None else signals_BKF[..., self._order]
 
     @torch.inference_mode()
     def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
         """The distribution that ``respond`` draws from: one outcome a watch-time cell (O = M)."""
-        core = self.core
-        answer = self._answer(state_BS, context_BX, items_BK)
-        mass_BKM = cell_mass(answer.cells, self.share_NM[items_BK])
-        parts = [core.cells.mean(self.duration_N[items_BK]).unsqueeze(-1)]
+        core, place = self.core, self._place(state_BS, context_BX, items_BK)
+        mass_BKM = cell_mass(place.answer.cells, place.share_BKM)
+        parts = [core.cells.mean(place.log_duration_BK).unsqueeze(-1)]
         if core.read_off:
-            parts.append(core.read_off_TGMD[self._tab(context_BX), self.group_N[items_BK]])
+            parts.append(core.read_off_TGMD[place.tab_B1, self.group_N[items_BK]])
         if core.given:
-            logit_BKMA = answer.given.unsqueeze(-2) + core.cell_effect_MA
+            logit_BKMA = place.answer.given.unsqueeze(-2) + core.cell_effect_MA
             parent_BKM1 = sigmoid(logit_BKMA[..., :1])
             without_BKMA = sigmoid(logit_BKMA[..., 1:])
             with_BKMA = sigmoid(logit_BKMA[..., 1:] + core.parent_effect_A[1:])
@@ -325,19 +360,17 @@ class SequenceResponse(nn.Module):
         events = self.core.memory.events(self.item_event_NE[items_BK], feedback_BKP, seen_BK)
         return torch.cat([state_BS[:, :1], self.core.memory.update(state_BS[:, 1:], *events)], -1)
 
-    def _tab(self, context_BX: Tensor) -> Tensor:
-        return context_BX[:, _TAB : _TAB + 1].long().clamp_(0, self.core.num_tabs - 1)
-
-    def _answer(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Answer:
+    def _place(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> _Place:
         core = self.core
-        user_B1V = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()]).unsqueeze(1)
+        tab_B1 = context_BX[:, _TAB : _TAB + 1].long().clamp_(0, core.num_tabs - 1)
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
-        context_B1H = self.tab_TH[self._tab(context_BX)] + self.hour_24H[hour_B1]
-        hidden_BKH = core.hidden(user_B1V, self.item_N2H[items_BK], context_B1H)
+        user_B1V = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()]).unsqueeze(1)
+        item_BK2H, share_BKM, log_duration_BK1, *lists = torch.split(self.item_row_NR[items_BK], self._row_widths, -1)
+        hidden_BKH = core.hidden(user_B1V, item_BK2H, self.context_T24H[tab_B1, hour_B1])
         if core.has_lists:
-            own_BKL = self.item_list_NL[items_BK]
+            own_BKL = lists[0]
             hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
-        return core.answer(hidden_BKH, user_B1V)
+        return _Place(core.answer(hidden_BKH, user_B1V), share_BKM, log_duration_BK1.squeeze(-1), tab_B1)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

@@ -125,7 +125,7 @@ def sequence_batches(
     order_key = length_U[user_V].float()
     if generator is not None:
         order_key = order_key * (1.0 + 0.3 * torch.rand(len(user_V), generator=generator))
-    chunks = user_V[order_key.argsort(stable=True)].split(batch_users)
+    chunks = torch.split(user_V[order_key.argsort(stable=True)], batch_users)
     order = range(len(chunks)) if generator is None else torch.randperm(len(chunks), generator=generator).tolist()
     for index in order:
         user_B = chunks[index]

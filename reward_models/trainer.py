@@ -6,7 +6,6 @@ from the last finished epoch and ends with the same weights, since every epoch d
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from recsim_env.files import read_json, write_json, write_whole
 
 Batch = TypeVar("Batch")
 _STATE_FILE = "train.json"
@@ -31,11 +32,11 @@ class TrainConfig:
     """Epochs at most; all of them when there is nothing to validate on."""
     patience: int = 2
     """Epochs without a better validation loss before training stops."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """AdamW's step size in the first epoch."""
-    learning_rate_decay: float = 0.6
+    learning_rate_decay: float = 0.7
     """Factor on the step size from one epoch to the next."""
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.2
     """AdamW's pull of weights towards zero."""
     gradient_clip: float = 5.0
     """Largest norm of a gradient."""
@@ -197,13 +198,6 @@ def _validated(model: nn.Module, average: dict[str, Tensor], validate: Callable[
     return loss
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a file beside ``path``, which then takes its place in one step."""
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    os.replace(partial, path)
-
-
 def _save(
     run_dir: Path,
     settings: dict[str, Any],
@@ -219,16 +213,11 @@ def _save(
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
     weights = run_dir / f"epoch-{progress.epoch}.safetensors"
-    write_atomically(weights, lambda path: save_file({n: t.contiguous() for n, t in tensors.items()}, path))
-    state = settings | {"progress": asdict(progress), "weights": weights.name}
-    write_atomically(run_dir / _STATE_FILE, lambda path: _write_text(path, json.dumps(state, indent=2)))
+    write_whole(weights, lambda path: save_file({n: t.contiguous() for n, t in tensors.items()}, path))
+    write_json(run_dir / _STATE_FILE, settings | {"progress": asdict(progress), "weights": weights.name})
     for old in run_dir.glob("epoch-*.safetensors*"):
         if old != weights:
             old.unlink()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _load(
@@ -243,7 +232,7 @@ def _load(
     path = run_dir / _STATE_FILE
     if not path.exists():
         return _Progress()
-    saved = json.loads(path.read_text())
+    saved = read_json(path)
     found = {key: saved[key] for key in settings}
     if found != json.loads(json.dumps(settings)):
         raise ValueError(

@@ -10,11 +10,13 @@ Legend: N items, M cells, T tabs, G duration groups; ``...`` any leading shape.
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_LOG_ZERO = -200.0  # its exponential is 0 in float32, and unlike -inf it can be subtracted
 _SECONDS = (
     *(0.1, 0.5, 0.8, 1.1, 1.5, 2.0, 2.6, 3.5, 5.0, 7.0, 9.0, 12.0, 15.0, 18.0, 23.0, 30.0, 40.0, 55.0),
     *(75.0, 105.0, 150.0, 220.0, 330.0, 600.0, 1200.0, 3600.0, 36000.0),
@@ -39,10 +41,9 @@ class WatchTimeCells:
         for name in ("seconds", "ratios", "durations"):
             edges = getattr(self, name)
             object.__setattr__(self, name, tuple(float(edge) for edge in edges))
-            if len(edges) < 2 or edges[0] <= 0 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+            if len(edges) < 2 or edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
                 raise ValueError(
-                    f"{name} needs two or more increasing edges above 0, got {edges}; "
-                    "leave it out to take the default"
+                    f"{name} needs two or more increasing edges above 0, got {edges}; leave it out to take the default"
                 )
 
     @property
@@ -60,44 +61,38 @@ class WatchTimeCells:
         return {name: list(edges) for name, edges in asdict(self).items()}
 
     @cached_property
-    def _edges(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log lower and upper bounds of each cell in seconds (``time``) and in ratio; infinite = not bound."""
+    def edges_M4(self) -> Tensor:
+        """Log bounds of each cell: low and high in seconds, low and high in ratio; inf where not bound."""
         log_seconds, log_ratios = torch.tensor(self.seconds).log(), torch.tensor(self.ratios).log()
         num_seconds, num_ratios = len(log_seconds) - 1, len(log_ratios) - 1
-        infinity = torch.full((num_ratios,), torch.inf)
-        end = log_ratios[:1].expand(num_seconds)
-        atom = torch.full((1,), -torch.inf)
-        return (
-            torch.cat([atom, log_seconds[:-1], infinity]),
-            torch.cat([atom, log_seconds[1:], infinity]),
-            torch.cat([atom, end, log_ratios[:-1]]),
-            torch.cat([atom, end, log_ratios[1:]]),
-        )
+        infinity, end = torch.full((num_ratios,), torch.inf), log_ratios[:1].expand(num_seconds)
+        by_seconds = torch.stack([log_seconds[:-1], log_seconds[1:], end, end], 1)
+        by_ratio = torch.stack([infinity, infinity, log_ratios[:-1], log_ratios[1:]], 1)
+        return torch.cat([torch.full((1, 4), _LOG_ZERO), by_seconds, by_ratio])
 
-    def bounds(self, cell: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
-        """Log seconds at the lower and the upper end of cells (-inf for the atom).
+    def log_duration(self, duration: Tensor) -> Tensor:
+        """Log seconds, kept inside the range of the edges."""
+        return torch.log(duration.clamp(self.seconds[0], self.seconds[-1]))
+
+    def bounds(self, cell: Tensor, log_duration: Tensor) -> tuple[Tensor, Tensor]:
+        """Log seconds at the lower and the upper end of cells.
 
         Args:
             cell: int64, any shape.
-            duration: float32 seconds, broadcast with ``cell``.
+            log_duration: float32, of the shape of ``cell`` or with a last axis of 1 in its place.
         """
-        time_low, time_high, ratio_low, ratio_high = (edges.to(duration.device)[cell] for edges in self._edges)
-        log_duration = self._log_duration(duration)
-        return (
-            torch.minimum(time_low, log_duration + ratio_low),
-            torch.minimum(time_high, log_duration + ratio_high),
-        )
-
-    def _log_duration(self, duration: Tensor) -> Tensor:
-        return torch.log(duration.clamp(self.seconds[0], self.seconds[-1]))
+        edges = self.edges_M4.to(log_duration.device)[cell]
+        both = torch.minimum(edges[..., :2], edges[..., 2:] + log_duration.unsqueeze(-1))
+        return both[..., 0], both[..., 1]
 
     def share(self, duration_N: Tensor) -> Tensor:
         """Share (N, M) of each cell's log width that lies before the video's end; 1 for atom and ratios."""
         cells_M = torch.arange(self.num_cells, device=duration_N.device)
-        low_NM, high_NM = self.bounds(cells_M, duration_N.unsqueeze(-1))
-        time_low_M, time_high_M, _, _ = (edges.to(duration_N.device) for edges in self._edges)
-        share_NM = (high_NM - low_NM) / (time_high_M - time_low_M)
-        return torch.where(torch.isfinite(time_low_M), share_NM, 1.0).clamp(0.0, 1.0)
+        low_NM, high_NM = self.bounds(cells_M, self.log_duration(duration_N).unsqueeze(-1))
+        edges_M4 = self.edges_M4.to(duration_N.device)
+        is_cut_M = (cells_M > 0) & torch.isfinite(edges_M4[:, 0])
+        share_NM = (high_NM - low_NM) / (edges_M4[:, 1] - edges_M4[:, 0])
+        return torch.where(is_cut_M, share_NM, 1.0).clamp(0.0, 1.0)
 
     def index(self, watch_time: Tensor, duration: Tensor) -> Tensor:
         """Cell (int64) of watch times in seconds; longer than the last ratio counts as the last cell."""
@@ -110,19 +105,18 @@ class WatchTimeCells:
         cell = torch.where(ratio < self.ratios[0], by_time, by_ratio)
         return torch.where(watch_time > 0, cell, 0)
 
-    def seconds_at(self, cell: Tensor, position: Tensor, duration: Tensor) -> Tensor:
+    def seconds_at(self, cell: Tensor, position: Tensor, log_duration: Tensor) -> Tensor:
         """Watch time at a relative position in [0, 1] of a cell, on the scale of log seconds."""
-        low, high = self.bounds(cell, duration)
-        # The atom has no width: -inf minus -inf would be NaN, so its position is not looked at.
-        return torch.exp(low + position * torch.where(cell > 0, high - low, 0.0))
+        low, high = self.bounds(cell, log_duration)
+        return torch.exp(low + position * (high - low))
 
-    def mean(self, duration_N: Tensor) -> Tensor:
-        """Expected watch time (N, M) within each cell, positions being uniform."""
-        cells_M = torch.arange(self.num_cells, device=duration_N.device)
-        low_NM, high_NM = self.bounds(cells_M, duration_N.unsqueeze(-1))
-        width_NM = torch.where(cells_M > 0, high_NM - low_NM, 0.0)
-        growth_NM = torch.where(width_NM.abs() > 1e-4, torch.expm1(width_NM) / width_NM, 1.0)
-        return torch.exp(low_NM) * growth_NM
+    def mean(self, log_duration: Tensor) -> Tensor:
+        """Expected watch time (..., M) within each cell, positions being uniform."""
+        cells_M = torch.arange(self.num_cells, device=log_duration.device)
+        low, high = self.bounds(cells_M, log_duration.unsqueeze(-1))
+        width = high - low
+        growth = torch.where(width > 1e-4, torch.expm1(width) / width.clamp(min=1e-4), 1.0)
+        return torch.exp(low) * growth
 
     def group(self, duration_N: Tensor) -> Tensor:
         """Duration group (int64, 0..G-1) of each video."""
@@ -159,7 +153,7 @@ def quantile(cells: WatchTimeCells, mass: Tensor, duration: Tensor, levels: Tens
     columns = []
     for level in levels:
         cell, position = draw_cell(mass, level.expand(mass.shape[:-1]))
-        columns.append(cells.seconds_at(cell, position, duration))
+        columns.append(cells.seconds_at(cell, position, cells.log_duration(duration)))
     return torch.stack(columns, -1)
 
 

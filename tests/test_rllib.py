@@ -200,16 +200,23 @@ def update(learner: object, batch: dict[str, np.ndarray], minibatch_size: int = 
     )
 
 
-@pytest.mark.parametrize("objective", ["group_relative", "grpo"])
-@pytest.mark.parametrize("decoder", ["one_softmax", "autoregressive"])
-def test_solves_the_list_game(objective: str, decoder: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "decoder", "iterations"),
+    [
+        ("group_relative", "one_softmax", 40),
+        ("group_relative", "autoregressive", 25),
+        ("grpo", "one_softmax", 70),
+        ("grpo", "autoregressive", 30),
+    ],
+)
+def test_solves_the_list_game(objective: str, decoder: str, iterations: int) -> None:
     # A sort by item value reaches 0.73 of the optimum, random lists 0.36.
     config = GoalRankConfig(
         objective=objective, decoder=decoder, width=32, item_embedding=4, lr=3e-3, minibatch_size=128
     )
     runner = make_runner(settings(config, num_envs=64))
     learner = settings(config).build_learner(spaces=runner.get_spaces())
-    for _ in range(70):
+    for _ in range(iterations):
         update(learner, runner.sample())
         runner.set_state({"rl_module": learner.get_state(components="rl_module")["rl_module"]})
     policy = runner.module.policy
@@ -225,6 +232,13 @@ def test_missing_gpus_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         check_gpus(settings().learners(num_learners=2, num_gpus_per_learner=1))
     with pytest.raises(ValueError, match=r"asked for 1.5 GPUs"):
         check_gpus(settings().env_runners(num_env_runners=3, num_gpus_per_env_runner=0.5))
+
+
+def test_a_run_without_its_gpu_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="GPUs"):
+        train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path / "run", env=ENV, num_learners=2, gpus_per_learner=64)
+    assert list(tmp_path.iterdir()) == []
+    assert not ray.is_initialized()
 
 
 def test_unknown_request_sizes_are_named() -> None:

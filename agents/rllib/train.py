@@ -64,6 +64,8 @@ def train_goalrank(
 ) -> Path:
     """Trains GoalRank and exports its policy.
 
+    A Ray that runs already is used; otherwise a local one is started for the time of the run.
+
     Args:
         config: settings of the method.
         env_config: keyword arguments of the environment, such as ``world``. A ``World`` object is saved into
@@ -90,13 +92,12 @@ def train_goalrank(
     if min(iterations, num_envs, steps_per_iteration, checkpoint_every) < 1:
         raise ValueError("iterations, num_envs, steps_per_iteration and checkpoint_every must be at least 1")
     run_dir = Path(run_dir).resolve()
-    world = env_config.get("world")
-    if isinstance(world, World):
-        env_config = env_config | {"world": str(world.save(run_dir / "world"))}
     shape = _request_shape(env, env_config)
+    world = env_config.get("world")
+    from_run_dir = {"world": str(run_dir / "world")} if isinstance(world, World) else {}
     algorithm_config = (
         GoalRankAlgorithmConfig()
-        .environment(env, env_config=env_config)
+        .environment(env, env_config=env_config | from_run_dir)
         .env_runners(
             num_env_runners=num_env_runners,
             num_envs_per_env_runner=num_envs,
@@ -107,8 +108,10 @@ def train_goalrank(
         .learners(num_learners=num_learners, num_gpus_per_learner=gpus_per_learner)
         .training(goalrank=config, request_shape=shape, evaluator=evaluator)
     )
-    check_gpus(algorithm_config)
-    _claim(run_dir, _card(config, shape, env, env_config), resume)
+    check_gpus(algorithm_config)  # before Ray starts, and before anything is written
+    _claim(run_dir, _card(config, shape, env, env_config, evaluator), resume)
+    if isinstance(world, World):
+        world.save(run_dir / "world")
     with _running_ray(1 + num_env_runners + num_learners):
         algorithm = algorithm_config.build_algo()
         try:
@@ -164,13 +167,23 @@ def _save_checkpoint(algorithm: Algorithm, run_dir: Path, iteration: int) -> Non
         shutil.rmtree(old)
 
 
-def _card(config: GoalRankConfig, shape: RequestShape, env: str, env_config: dict[str, Any]) -> dict[str, Any]:
+def _card(
+    config: GoalRankConfig,
+    shape: RequestShape,
+    env: str,
+    env_config: dict[str, Any],
+    evaluator: ListEvaluator | str | None,
+) -> dict[str, Any]:
+    """What makes a run the run it is."""
+    world = env_config.get("world")
+    named = {"world": f"object: {world.name}"} if isinstance(world, World) else {}
     return {
         "method": "goalrank",
         "config": dataclasses.asdict(config),
         "shape": dataclasses.asdict(shape),
         "env": env,
-        "env_config": {name: str(value) for name, value in env_config.items()},
+        "env_config": {name: str(value) for name, value in (env_config | named).items()},
+        "evaluator": evaluator if isinstance(evaluator, str) or evaluator is None else type(evaluator).__qualname__,
     }
 
 
@@ -208,7 +221,17 @@ def _request_shape(env: str, env_config: dict[str, Any]) -> RequestShape:
 
 @contextmanager
 def _running_ray(num_cpus: int) -> Iterator[None]:
-    """Ray for the time of a run, unless it runs already."""
+    """Ray for the time of a run, unless it runs already; without RLlib's warnings about its own old parts."""
+    rllib_logger = logging.getLogger("ray.rllib")
+    level = rllib_logger.level
+    rllib_logger.setLevel(logging.ERROR)
+    try:
+        yield from _ray(num_cpus)
+    finally:
+        rllib_logger.setLevel(level)
+
+
+def _ray(num_cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return

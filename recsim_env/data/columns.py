@@ -104,9 +104,7 @@ class ColumnMap:
             self.session,
         ]
         names += [self.request, self.place, self.propensity, self.candidates, *self.pxtr.values()]
-        names += [
-            source.column if isinstance(source, AtLeast) else source for source in self.signals.values()
-        ]
+        names += [source.column if isinstance(source, AtLeast) else source for source in self.signals.values()]
         names += [self.is_random] if isinstance(self.is_random, str) else []
         return tuple(dict.fromkeys(name for name in names if name is not None))
 

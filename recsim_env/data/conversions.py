@@ -60,9 +60,7 @@ def whole(batch: pa.RecordBatch, name: str, dtype: type[np.integer[Any]], minus:
     exact = pa.types.is_integer(column.type) and not column.null_count
     values = column.to_numpy() if exact else floats(batch, name)
     if np.isnan(values).any():
-        raise ValueError(
-            f"column {name!r} is empty in {np.isnan(values).sum()} rows: fill it or leave it out"
-        )
+        raise ValueError(f"column {name!r} is empty in {np.isnan(values).sum()} rows: fill it or leave it out")
     limits = np.iinfo(dtype)
     low, high = limits.min + minus, limits.max + minus
     wrong = values[(values != np.floor(values)) | (values < low) | (values > high)]
@@ -90,16 +88,12 @@ def zero_one(batch: pa.RecordBatch, source: str | AtLeast) -> Array:
     name = source.column if isinstance(source, AtLeast) else source
     values = floats(batch, name)
     if np.isnan(values).any():
-        raise ValueError(
-            f"column {name!r} is empty in {np.isnan(values).sum()} rows: a signal is 0 or 1 in each"
-        )
+        raise ValueError(f"column {name!r} is empty in {np.isnan(values).sum()} rows: a signal is 0 or 1 in each")
     if isinstance(source, AtLeast):
         return (values >= source.threshold).astype(np.int8)
     other = values[(values != 0) & (values != 1)]
     if len(other):
-        raise ValueError(
-            f"column {name!r} must hold 0 or 1, got {other[0]:g}: for graded feedback use AtLeast"
-        )
+        raise ValueError(f"column {name!r} must hold 0 or 1, got {other[0]:g}: for graded feedback use AtLeast")
     return values.astype(np.int8)
 
 
@@ -111,9 +105,7 @@ def milliseconds(batch: pa.RecordBatch, columns: ColumnMap) -> Array:
         values: Array = whole_ms.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return values
     if columns.time_unit == "timestamp":
-        raise ValueError(
-            f"column {columns.time!r} does not hold timestamps, got {column.type}: set time_unit"
-        )
+        raise ValueError(f"column {columns.time!r} does not hold timestamps, got {column.type}: set time_unit")
     return floats(batch, columns.time) * _MILLISECONDS[columns.time_unit]
 
 

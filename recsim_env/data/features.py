@@ -4,7 +4,6 @@ Every column is bounded and roughly standardised, so that any learner can take t
 Legend: N items, U users, D features.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +62,7 @@ def item_features(
         "duration_known": np.isfinite(duration).astype(np.float32),
     }
     if "tags" in items:
-        columns |= _multi_hot(items["tags"].tolist(), max_tags)
+        columns |= _multi_hot(items["tags"], max_tags)
     columns |= _raw_columns(items, {"item_id", "duration", "tags", "author", "music_id"}, max_levels)
     columns |= _past_counts(dataset, before_date)
     return _table(columns, len(items))
@@ -105,8 +104,8 @@ def _standardised(values: NDArray[np.float64]) -> FloatArray:
     return np.where(known, centred / max(float(deviation), 1e-6), 0.0).astype(np.float32)
 
 
-def _multi_hot(tag_lists: Sequence[list[int]], max_tags: int) -> dict[str, FloatArray]:
-    tags = pd.Series(tag_lists).explode().dropna()
+def _multi_hot(tag_lists: pd.Series, max_tags: int) -> dict[str, FloatArray]:
+    tags = tag_lists.reset_index(drop=True).explode().dropna()
     item = np.arange(len(tag_lists))
     return {
         f"tag={int(tag)}": np.isin(item, tags.index[tags == tag]).astype(np.float32)
@@ -133,9 +132,7 @@ def _label(level: object) -> str:
     return str(int(level)) if isinstance(level, float) and level.is_integer() else str(level)
 
 
-def _past_counts(
-    dataset: LoggedDataset, before_date: int | None, prior: float = 20.0
-) -> dict[str, FloatArray]:
+def _past_counts(dataset: LoggedDataset, before_date: int | None, prior: float = 20.0) -> dict[str, FloatArray]:
     """Log popularity and, for each binary signal recorded, the log-odds of its rate shrunk to the mean."""
     wanted = ["item", *(name for name in dataset.signals if name != WATCH_TIME)]
     parts = [] if dataset.history is None else [dataset.history.reindex(columns=wanted)]

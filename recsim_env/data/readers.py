@@ -58,9 +58,7 @@ def load_kuairand(folder: str | Path, *, request_by_time: bool = False) -> Logge
     """
     logs, tables = _kuairand_files(Path(folder))
     present = set(column_names(logs[0]))
-    known = {
-        name: name for name in ("session", "request", "place", "propensity", "candidates") if name in present
-    }
+    known = {name: name for name in ("session", "request", "place", "propensity", "candidates") if name in present}
     columns = dataclasses.replace(
         KUAIRAND,
         request_by_time=request_by_time and "request" not in known,
@@ -92,7 +90,7 @@ def load_kuairec(folder: str | Path, matrix: str = "big") -> LoggedDataset:
     found = _kuairec_folder(Path(folder))
     if found is None or not _one_copy(found, f"{matrix}_matrix"):
         raise ValueError(f"no {matrix}_matrix.csv in {folder}, its data/ or KuaiRec*/data: check the folder")
-    items = _read_all(_one_copy(found, "item_categories"))
+    items = _read_all(_one_copy(found, "item_categories"), "video_id", "feat")
     if items is not None:
         items = items.rename(columns={"video_id": "item_id"})
         items["tags"] = _tag_lists(items.pop("feat"))
@@ -100,7 +98,7 @@ def load_kuairec(folder: str | Path, matrix: str = "big") -> LoggedDataset:
         _one_copy(found, f"{matrix}_matrix"),
         KUAIREC,
         name=f"kuairec_{matrix}",
-        users=_known_flags(_read_all(_one_copy(found, "user_features"))),
+        users=_known_flags(_read_all(_one_copy(found, "user_features"), "user_id")),
         items=items,
     )
 
@@ -127,9 +125,7 @@ def _kuairand_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     versions = sorted({version for log in logs if (version := _version(log))})
     if len(siblings) > 1 or len(versions) > 1:
         names = versions if len(versions) > 1 else sorted(other.parent.name for other in siblings)
-        raise ValueError(
-            f"{folder} holds several KuaiRand versions ({', '.join(names)}): give the folder of one"
-        )
+        raise ValueError(f"{folder} holds several KuaiRand versions ({', '.join(names)}): give the folder of one")
     tables = {kind: _one_copy(candidate, f"{kind}_*") for kind in _KUAIRAND_TABLES}
     tables["user_history"] = [path for path in tables["user_history"] if "summary" not in path.name]
     return logs, tables
@@ -147,8 +143,8 @@ def _version(log: Path) -> str | None:
     return match.group(1) if match else None
 
 
-def _read_all(paths: list[Path]) -> pd.DataFrame | None:
-    return pd.concat([read_features(path) for path in paths], ignore_index=True) if paths else None
+def _read_all(paths: list[Path], *required: str) -> pd.DataFrame | None:
+    return pd.concat([read_features(path, required) for path in paths], ignore_index=True) if paths else None
 
 
 def _known_flags(users: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -157,11 +153,11 @@ def _known_flags(users: pd.DataFrame | None) -> pd.DataFrame | None:
 
 
 def _kuairand_users(paths: list[Path]) -> pd.DataFrame | None:
-    return _known_flags(_read_all(paths))
+    return _known_flags(_read_all(paths, "user_id"))
 
 
 def _kuairand_items(paths: list[Path]) -> pd.DataFrame | None:
-    items = _read_all(paths)
+    items = _read_all(paths, "video_id", "author_id", "video_duration", "tag")
     if items is None:
         return None
     items = items.rename(columns={"video_id": "item_id", "author_id": "author"})
@@ -178,7 +174,7 @@ def _tag_lists(texts: pd.Series) -> list[list[int]]:
 
 
 def _kuairand_history(paths: list[Path]) -> pd.DataFrame | None:
-    history = _read_all(paths)
+    history = _read_all(paths, "user_id", "video_id", "pos")
     if history is None:
         return None
     flags = {str(source): signal for signal, source in KUAIRAND.signals.items()}

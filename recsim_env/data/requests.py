@@ -94,9 +94,7 @@ class LoggedRequests:
         """Places of each request, int64."""
         return self.slate_start_L1.diff()
 
-    def annotated(
-        self, predictor: RequestPredictor | None, retriever: RequestScorer | None = None
-    ) -> "LoggedRequests":
+    def annotated(self, predictor: RequestPredictor | None, retriever: RequestScorer | None = None) -> "LoggedRequests":
         """The same requests, whose batches carry these models' predictions and scores."""
         return dataclasses.replace(self, predictor=predictor, retriever=retriever)
 
@@ -131,8 +129,8 @@ class LoggedRequests:
         sizes_L2 = torch.stack([self.slate_size_L[index_L], self.candidate_start_L1.diff()[index_L]], dim=1)
         shapes, group_L = torch.unique(sizes_L2, dim=0, return_inverse=True)
         order_L = torch.argsort(group_L, stable=True)
-        groups = index_L[order_L].split(torch.bincount(group_L, minlength=len(shapes)).tolist())
-        chunks = [chunk for group in groups for chunk in group.split(batch_size)]
+        groups = torch.split(index_L[order_L], torch.bincount(group_L, minlength=len(shapes)).tolist())
+        chunks = [chunk for group in groups for chunk in torch.split(group, batch_size)]
         if generator is not None:
             chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
         return chunks

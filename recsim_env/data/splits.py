@@ -67,9 +67,7 @@ def split_by_time(
                 f"no rows in the {part} days with last days {bounds}: "
                 f"the log {dataset.name!r} runs from {date_R.min()} to {date_R.max()}"
             )
-    return TimeSplit(
-        train_R=period_R == 0, validation_R=period_R == 1, fit_R=period_R <= 1, test_R=period_R == 2
-    )
+    return TimeSplit(train_R=period_R == 0, validation_R=period_R == 1, fit_R=period_R <= 1, test_R=period_R == 2)
 
 
 def split_by_user(
@@ -124,9 +122,7 @@ def split_by_exposure(dataset: LoggedDataset) -> ExposureSplit:
     return ExposureSplit(~random_R, random_R)
 
 
-def slates(
-    dataset: LoggedDataset, size: int, mode: Literal["request", "blocks"] = "request"
-) -> NDArray[np.int64]:
+def slates(dataset: LoggedDataset, size: int, mode: Literal["request", "blocks"] = "request") -> NDArray[np.int64]:
     """Builds lists from the rows of a log.
 
     Mode ``request`` takes the log's request key: what was really shown together. A longer request keeps

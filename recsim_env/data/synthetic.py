@@ -11,6 +11,7 @@ Shape legend: B sessions, C candidates, K places, F signals, N items, U users, P
 import dataclasses
 import datetime
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,10 @@ UTC_OFFSET_HOURS = 8
 _DAY_S = 86_400
 _ACTIVITY = "log_activity"
 _ACTIVITY_SPREAD = 0.94
+_COPIES = 4  # of a user of average activity, in the list that sessions are drawn from
 _ACTIVE_DEGREES = ("low_active", "middle_active", "high_active", "full_active")
 _LEVELS = 6
+_LOGISTIC = 3**0.5 / torch.pi  # scale of a logistic law of spread 1
 _MAX_SESSIONS = 1_000_000
 _MAX_REQUESTS = 1_000
 
@@ -109,7 +112,6 @@ def synthetic_log(
             f"{num_sessions} sessions in {days} days need at least {2 * quota} users, the world has "
             f"{len(world.population_P)}: ask for fewer sessions, more days or a larger world"
         )
-    sizes = {"num_candidates": num_candidates, "slate_size": slate_size, "max_requests": max_requests}
     generator = torch.Generator().manual_seed(seed)
     started = datetime.datetime.strptime(str(first_date), "%Y%m%d").date()
     histories, log = world.users.histories, []
@@ -121,7 +123,7 @@ def synthetic_log(
             population_P=population_P,
             contexts=_OneDay(world.contexts, date.weekday()),
         )
-        simulator = Simulator(today, **sizes)
+        simulator = Simulator(today, num_candidates=num_candidates, slate_size=slate_size, max_requests=max_requests)
         ranker = _Ranker(simulator, policy, seed, generator)
         sessions = min(quota, num_sessions - quota * day)
         if sessions <= 0:
@@ -144,6 +146,14 @@ class _OneDay:
         return tab_B, clock_B % _DAY_S + self._weekday * _DAY_S
 
 
+class _Choice(NamedTuple):
+    """What the logging policy shows."""
+
+    items_BK: Tensor
+    propensity_BK: Tensor
+    is_uniform_B: Tensor
+
+
 class _Ranker:
     """The logging policy at work."""
 
@@ -153,23 +163,21 @@ class _Ranker:
         self._seed = seed
         self._signal = simulator.world.signals.index(policy.signal)
 
-    def __call__(self, state: SessionState) -> tuple[Decision, Tensor]:
-        """Slates with the log-probability of each place, and which of them are uniform (B,) bool."""
-        ranked = plackett_luce(
-            state.request.candidates_BC, self._logit(state), self._simulator.slate_size, self._generator
-        )
+    def __call__(self, state: SessionState) -> "_Choice":
+        """Slates for the current requests."""
+        slate_size, num_items = self._simulator.slate_size, len(self._simulator.world.catalogue)
+        ranked = plackett_luce(state.request.candidates_BC, self._logit(state), slate_size, self._generator)
+        assert ranked.log_prob_BK is not None
+        propensity_BK = ranked.log_prob_BK.exp()
         is_uniform_B = self._draws(state.num_sessions) < self._policy.uniform_share
         rows = is_uniform_B.nonzero().squeeze(1)
-        if not len(rows) or ranked.log_prob_BK is None:
-            return ranked, is_uniform_B
-        num_items, places = len(self._simulator.world.catalogue), self._simulator.slate_size
-        items_BK = self._draws(len(rows), num_items).topk(places, dim=1).indices
-        log_prob_K = -torch.log(num_items - torch.arange(places, dtype=torch.float32))
-        return (
-            Decision(
-                ranked.items_BK.index_copy(0, rows, items_BK),
-                ranked.log_prob_BK.index_copy(0, rows, log_prob_K.expand(len(rows), -1)),
-            ),
+        if not len(rows):
+            return _Choice(ranked.items_BK, propensity_BK, is_uniform_B)
+        uniform_BK = self._draws(len(rows), num_items).topk(slate_size, dim=1).indices
+        chance_BK = (1.0 / (num_items - torch.arange(slate_size))).expand(len(rows), -1)
+        return _Choice(
+            ranked.items_BK.index_copy(0, rows, uniform_BK),
+            propensity_BK.index_copy(0, rows, chance_BK),
             is_uniform_B,
         )
 
@@ -181,16 +189,15 @@ class _Ranker:
         chance_BC = chance_BC.clamp(1e-6, 1 - 1e-6)
         key_B1 = address(request.user_B, self._seed).unsqueeze(1)
         draw_BC = uniform(address(key_B1, request.candidates_BC))
-        error_BC = policy.error * (np.sqrt(3) / np.pi) * torch.log(draw_BC / (1 - draw_BC))
-        return (torch.log(chance_BC / (1 - chance_BC)) + error_BC) / policy.temperature
+        error_BC = policy.error * _LOGISTIC * torch.log(draw_BC / (1 - draw_BC))
+        logit_BC = torch.log(chance_BC / (1 - chance_BC)) + error_BC
+        return logit_BC / policy.temperature
 
     def _draws(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self._generator)
 
 
-def plackett_luce(
-    items_BC: Tensor, logit_BC: Tensor, slate_size: int, generator: torch.Generator
-) -> Decision:
+def plackett_luce(items_BC: Tensor, logit_BC: Tensor, slate_size: int, generator: torch.Generator) -> Decision:
     """Draws slates place by place, each by a softmax over the candidates that are left.
 
     Args:
@@ -216,7 +223,7 @@ def _by_activity(world: World) -> Tensor:
         return world.population_P
     column = world.users.feature_names.index(_ACTIVITY)
     activity_P = world.users.features_UD[world.population_P, column]
-    copies_P = (4 * torch.exp(_ACTIVITY_SPREAD * activity_P)).round().long().clamp(min=1)
+    copies_P = (_COPIES * torch.exp(_ACTIVITY_SPREAD * activity_P)).round().long().clamp(min=1)
     return world.population_P.repeat_interleave(copies_P)
 
 
@@ -235,52 +242,42 @@ def _play(simulator: Simulator, state: SessionState, ranker: _Ranker, keep_candi
     """Plays sessions to their end. One row for each place that was reached, in the order of play."""
     session_B = torch.arange(state.num_sessions)
     parts = []
-    for request_index in range(simulator.max_requests):
-        decision, is_uniform_B = ranker(state)
-        after, feedback = simulator.step(state, decision.items_BK)
-        parts.append(
-            _impressions(state, session_B, request_index, decision, feedback, is_uniform_B, keep_candidates)
-        )
+    for _ in range(simulator.max_requests):
+        choice = ranker(state)
+        after, feedback = simulator.step(state, choice.items_BK)
+        rows = _impressions(state, session_B, choice, feedback, simulator.world.signals)
+        if keep_candidates:
+            lists = list(state.request.candidates_BC.numpy().astype(np.int32))
+            rows["candidates"] = [lists[row] for row in feedback.seen_BK.nonzero()[:, 0].tolist()]
+        parts.append(rows)
         going_on_B = ~feedback.left_B
         state, session_B = after.select(going_on_B), session_B[going_on_B]
         if not len(session_B):
             break
-    signals = simulator.world.signals
-    return pd.concat(parts, ignore_index=True).rename(columns=dict(enumerate(signals)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _impressions(
-    state: SessionState,
-    session_B: Tensor,
-    request_index: int,
-    decision: Decision,
-    feedback: Feedback,
-    is_uniform_B: Tensor,
-    keep_candidates: bool,
+    state: SessionState, session_B: Tensor, choice: _Choice, feedback: Feedback, signals: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Rows of one request of each session; signals are columns 0, 1, ..."""
-    assert decision.log_prob_BK is not None
+    """Rows of one request of each session."""
     seen_BK = feedback.seen_BK
-    row_P, place_P = (index.numpy() for index in seen_BK.nonzero(as_tuple=True))
-    request = state.request
-    rows = pd.DataFrame(
+    row_P, place_P = seen_BK.nonzero(as_tuple=True)
+    request_B = session_B * _MAX_REQUESTS + state.request_index_B
+    return pd.DataFrame(
         {
-            "user": request.user_B.numpy()[row_P].astype(np.int32),
-            "item": decision.items_BK[seen_BK].numpy().astype(np.int32),
-            "seconds": state.clock_s_B.numpy()[row_P],
-            "tab": request.context_BX[:, 0].numpy()[row_P].astype(np.int8),
-            "session": session_B.numpy()[row_P],
-            "request": session_B.numpy()[row_P] * _MAX_REQUESTS + request_index,
-            "place": place_P.astype(np.int8),
-            "propensity": torch.exp(decision.log_prob_BK[seen_BK]).numpy(),
-            "is_random": is_uniform_B.numpy()[row_P],
-            **dict(enumerate(feedback.signals_BKF[seen_BK].numpy().T)),
+            "user": state.request.user_B[row_P].to(torch.int32).numpy(),
+            "item": choice.items_BK[seen_BK].to(torch.int32).numpy(),
+            "seconds": state.clock_s_B[row_P].numpy(),
+            "tab": state.request.context_BX[row_P, 0].to(torch.int8).numpy(),
+            "session": session_B[row_P].numpy(),
+            "request": request_B[row_P].numpy(),
+            "place": place_P.to(torch.int8).numpy(),
+            "propensity": choice.propensity_BK[seen_BK].numpy(),
+            "is_random": choice.is_uniform_B[row_P].numpy(),
+            **dict(zip(signals, feedback.signals_BKF[seen_BK].T.numpy(), strict=True)),
         }
     )
-    if keep_candidates:
-        lists = list(request.candidates_BC.numpy().astype(np.int32))
-        rows["candidates"] = [lists[row] for row in row_P]
-    return rows
 
 
 def _dated(rows: pd.DataFrame, date: datetime.date, day: int) -> pd.DataFrame:

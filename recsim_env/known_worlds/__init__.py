@@ -5,9 +5,20 @@ statistics of a real log; its greedy oracle finds the best slate of one request 
 expected value, a reference and not an upper bound on a session.
 """
 
+from recsim_env.known_worlds.oracles import greedy_oracle, pointwise_oracle
 from recsim_env.known_worlds.short_video import short_video_world
+from recsim_env.known_worlds.tiny import TINY_SIZES, TinyOptimum, tiny_optimum, tiny_world
 
-KNOWN_WORLDS = {"short_video": short_video_world}
+KNOWN_WORLDS = {"short_video": short_video_world, "tiny": tiny_world}
 """Builders by name."""
 
-__all__ = ["KNOWN_WORLDS", "short_video_world"]
+__all__ = [
+    "KNOWN_WORLDS",
+    "TINY_SIZES",
+    "TinyOptimum",
+    "greedy_oracle",
+    "pointwise_oracle",
+    "short_video_world",
+    "tiny_optimum",
+    "tiny_world",
+]

@@ -30,11 +30,11 @@ REPLAY_RATIO = 1.03
 class ShortVideoParameters:
     """Every constant of the short-video users; logits unless another unit is named."""
 
-    base_interest: float = -0.78
+    base_interest: float = -0.82
     """Interest of an average user in an average video."""
     usual_interest: float = 0.95
     """Interest at which the duration table below was fitted."""
-    user_bias: float = 0.64
+    user_bias: float = 0.72
     """Spread of users' general interest."""
     activity_bias: float = -0.22
     """Change of general interest for each standard deviation of log activity: heavy users are pickier."""
@@ -46,7 +46,7 @@ class ShortVideoParameters:
     """Spread of video quality."""
     reach_quality: float = 0.5
     """Correlation of a video's past reach with its quality."""
-    reach: float = 1.3
+    reach: float = 1.45
     """Spread of log reach: how unevenly the retriever picks."""
     trait: float = 0.55
     """Spread of the match on the hidden trait."""
@@ -74,15 +74,20 @@ class ShortVideoParameters:
     replay_scale: tuple[float, ...] = (0.42, 0.33, 0.24, 0.16, 0.11, 0.09, 0.08, 0.08)
     """How far replays go, in lengths of the video."""
 
-    like: tuple[float, float, float, float] = (-8.8, 1.4, 0.3, 0.3)
+    like: tuple[float, float, float, float] = (-8.85, 1.4, 0.3, 0.3)
     """Like: intercept, and what a click, a long view and an end add."""
-    like_user: float = 2.6
+    like_user: float = 2.85
     """Spread of users' readiness to like."""
     like_video: float = 1.6
     """Spread of videos' likeability."""
     like_duration: float = -0.45
     """Change of likeability with log duration."""
-    others: tuple[tuple[float, float, float, float], ...] = ((-7.6, 3.1, 1.0, 0.1), (-9.6, 1.3, 3.0, 1.3), (-8.0, 1.4, 1.2, 0.3), (-6.9, -0.8, 0.3, -0.6))
+    others: tuple[tuple[float, float, float, float], ...] = (
+        (-7.6, 3.1, 1.0, 0.1),
+        (-9.6, 1.3, 3.0, 1.3),
+        (-8.0, 1.4, 1.2, 0.3),
+        (-6.9, -0.8, 0.3, -0.6),
+    )
     """Follow, comment, forward, hate: intercept, and what a like, a click and a long view add."""
     interest_in_signals: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, -0.05)
     """Change of like, follow, comment, forward and hate with interest itself: what they tell beyond time."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recsim_env.data.schema import SIGNALS
-from recsim_env.known_worlds.parameters import TASTE_SIZE, Dials, ShortVideoParameters
+from recsim_env.known_worlds.parameters import CLICK_AT, TASTE_SIZE, Dials, ShortVideoParameters
 from recsim_env.known_worlds.watch_time import KIND_OF_OUTCOME, KINDS, Play, Swipe, draw, quadrature
 from recsim_env.numerics import sigmoid
 from recsim_env.types import CONTEXT, Outcomes
@@ -55,7 +55,7 @@ class ShortVideoResponse:
         parameters: the constants.
     """
 
-    signals = SIGNALS
+    signals: tuple[str, ...] = SIGNALS
     num_draws = 1 + len(SIGNALS) - 3
     """One for the watch time, one for each signal that is not a threshold of it."""
 
@@ -98,7 +98,7 @@ class ShortVideoResponse:
         interest_BK, item_BKD = self._in_slate(state_BS, context_BX, items_BK)
         play = self._play(interest_BK, item_BKD)
         watch_BK, ended_BK = draw(play, self._swipe, uniform_BKJ[..., 0])
-        flags_BK3 = torch.stack([watch_BK >= 7.0, watch_BK >= play.long_view_at, ended_BK], dim=-1).float()
+        flags_BK3 = torch.stack([watch_BK >= CLICK_AT, watch_BK >= play.long_view_at, ended_BK], dim=-1).float()
         like_BK = self._like(state_BS, interest_BK, item_BKD, flags_BK3)
         liked_BK = (uniform_BKJ[..., 1] < like_BK).float()
         others_BK4 = self._others(interest_BK, liked_BK, flags_BK3)
@@ -111,9 +111,7 @@ class ShortVideoResponse:
         interest_BK, item_BKD = self._in_slate(state_BS, context_BX, items_BK)
         seconds_BKO, probability_BKO = quadrature(self._play(interest_BK, item_BKD), self._swipe)
         flags_BKC3 = self._flags_C3.expand(*interest_BK.shape, *self._flags_C3.shape)
-        like_BKC = self._like(
-            state_BS.unsqueeze(1), interest_BK.unsqueeze(-1), item_BKD.unsqueeze(2), flags_BKC3
-        )
+        like_BKC = self._like(state_BS.unsqueeze(1), interest_BK.unsqueeze(-1), item_BKD.unsqueeze(2), flags_BKC3)
         like_BKC1 = like_BKC.unsqueeze(-1)
         liked, not_liked = (
             self._others(interest_BK.unsqueeze(-1), torch.full_like(like_BKC, value), flags_BKC3)
@@ -138,9 +136,9 @@ class ShortVideoResponse:
         drift_BL = p.drift_memory * state_BS[:, size : 2 * size] + p.drift_rate * (
             pleased_BK.unsqueeze(-1) * vector_BKL
         ).sum(dim=1)
-        satiation_BL = p.satiation_memory * state_BS[:, 2 * size : 3 * size] + (
-            seen_BK.unsqueeze(-1) * vector_BKL
-        ).sum(dim=1)
+        satiation_BL = p.satiation_memory * state_BS[:, 2 * size : 3 * size] + (seen_BK.unsqueeze(-1) * vector_BKL).sum(
+            dim=1
+        )
         lift_B1 = (seen_BK * (signals_BKF[..., _CLICK] - 0.5)).sum(dim=1, keepdim=True)
         mood_B1 = p.mood_memory * state_BS[:, -1:] + p.mood * lift_B1
         fixed_BX = state_BS[:, 3 * size : -1]

@@ -133,7 +133,8 @@ def _items(
     duration_N = np.exp(p.duration_log_mean + p.duration_log_std * length_N).clip(p.shortest, p.longest)
 
     def by_duration(table: tuple[float, ...]) -> Array:
-        return np.interp(np.log(duration_N), np.log(p.durations), table)
+        values: Array = np.interp(np.log(duration_N), np.log(p.durations), table)
+        return values
 
     columns = [
         p.base_interest + p.quality * quality_N + by_duration(p.duration_interest),
@@ -201,8 +202,8 @@ def _onboard(
 
 
 def _unit(x: Array) -> Array:
-    unit: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
-    return unit
+    norm: Array = np.sqrt((x**2).sum(axis=-1, keepdims=True))
+    return x / norm
 
 
 def _float(x: Array) -> Tensor:

@@ -142,8 +142,6 @@ def _replay_cells() -> tuple[list[float], list[float]]:
     """Mass and mean length of slices of the replay tail."""
     tail = -np.log((np.arange(200_000) + 0.5) / 200_000)
     length = np.minimum(tail, _LONGEST_REPLAY) ** 1.5
-    inside = [
-        (tail >= low) & (tail < high) for low, high in itertools.pairwise(_REPLAY_EDGES)
-    ]
+    inside = [(tail >= low) & (tail < high) for low, high in itertools.pairwise(_REPLAY_EDGES)]
     inside[-1] |= tail >= _LONGEST_REPLAY
     return [float(i.mean()) for i in inside], [float(length[i].mean()) for i in inside]
