@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval
-from reward_models.slate import SlateConfig, SlateEvaluator, fit_evaluator
 from torch import Tensor
 
 from agents.baselines.retriever_order import RetrieverOrder
@@ -39,6 +37,8 @@ from reward_models.fidelity import logged_fidelity, rollout_drift
 from reward_models.fit import FitConfig, fit_response
 from reward_models.predictor import EnsemblePredictor, PredictorConfig, fit_predictor
 from reward_models.response import ResponseConfig
+from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval
+from reward_models.slate import EvaluatorConfig, SlateEvaluator, fit_evaluator
 
 JUDGE_FAMILIES = (
     ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95), item_width=4),
@@ -69,7 +69,7 @@ class BuildConfig:
     """The recommender's predictor."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """The recommender's candidate source."""
-    evaluator: SlateConfig = field(default_factory=SlateConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     """The recommender's list evaluator."""
 
     def __post_init__(self) -> None:

@@ -87,6 +87,9 @@ def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
     for policy in result.policies:
         cells = []
         for world in result.world_names:
+            if (policy, world) not in result.cells:
+                cells.append(" " * 26)
+                continue
             row = result.row(policy, world, metric)
             cells.append(f"{row.mean:10.1f} [{row.low:6.1f}, {row.high:6.1f}]".rjust(26))
         lines.append(policy.ljust(width) + "".join(cells))

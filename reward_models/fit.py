@@ -30,6 +30,8 @@ from reward_models.sequences import SequenceBatch, Sequences, read_sequences, se
 from reward_models.trainer import TrainConfig, train
 from reward_models.watch_time import WatchTimeCells, cell_log_probability, read_off_table
 
+_KNOTS_S = (4.0, 7.0, 10.0, 14.0, 18.0, 25.0, 40.0, 60.0, 100.0, 160.0, 260.0, 500.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -66,6 +68,7 @@ class ResponseNetwork(nn.Module):
     user_features_UD: Tensor
     duration_N: Tensor
     share_NM: Tensor
+    duration_hat_NC: Tensor
 
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
         super().__init__()
@@ -76,7 +79,8 @@ class ResponseNetwork(nn.Module):
         self.register_buffer("duration_N", duration_N, persistent=False)
         self.register_buffer("share_NM", core.cells.share(duration_N), persistent=False)
         self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
-        item_inputs = item_features_ND.shape[1] + config.item_width
+        self.register_buffer("duration_hat_NC", _hats(core.cells.log_duration(duration_N)), persistent=False)
+        item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
         self.item_layer = nn.Linear(item_inputs, 2 * width)
         self.event_layer = nn.Linear(item_inputs, config.event_width)
         self.list_layer = nn.Linear(item_inputs, config.list_width)
@@ -87,17 +91,18 @@ class ResponseNetwork(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Draws fresh weights from ``generator``."""
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not getattr(self.core.memory, "fade", None):
+            if isinstance(module, nn.Linear):
                 bound = 1.0 / math.sqrt(max(module.in_features, 1))
                 module.weight.data.uniform_(-bound, bound, generator=generator)
                 if module.bias is not None:
                     module.bias.data.zero_()
             elif isinstance(module, nn.Embedding):
                 module.weight.data.zero_()  # an item without rows stays at its features
+        self.core.memory.initialise_fading()
 
     def item_inputs(self, items: Tensor) -> Tensor:
-        """Features and learned vector of items (...): (..., D + item_width)."""
-        return torch.cat([self.item_features_ND[items], self.item_vector(items)], -1)
+        """Features, duration and learned vector of items (...), side by side."""
+        return torch.cat([self.item_features_ND[items], self.duration_hat_NC[items], self.item_vector(items)], -1)
 
     def past_sums(self, window: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Decayed sums (B, S) of a history window (items, feedback, known), see ``Histories.window``."""
@@ -179,6 +184,17 @@ class ResponseNetwork(nn.Module):
         return SequenceResponse(copy.deepcopy(self.core), tables)
 
 
+def _hats(log_duration_N: Tensor) -> Tensor:
+    """Overlapping triangles (N, C) over log duration: users treat 10, 20 and 60 s in no linear way."""
+    knots_C = torch.tensor(_KNOTS_S).log()
+    position_N = torch.bucketize(log_duration_N, knots_C[1:-1])
+    low_N, high_N = knots_C[position_N], knots_C[position_N + 1]
+    part_N = ((log_duration_N - low_N) / (high_N - low_N)).clamp(0.0, 1.0)
+    hat_NC = torch.zeros(len(log_duration_N), len(knots_C))
+    hat_NC.scatter_(1, position_N.unsqueeze(1), (1.0 - part_N).unsqueeze(1))
+    return hat_NC.scatter_(1, position_N.unsqueeze(1) + 1, part_N.unsqueeze(1))
+
+
 class _Fitting:
     """What the three stages share: the log as tensors, and how to build, train and read a network."""
 
@@ -215,9 +231,9 @@ class _Fitting:
         sequences = self.sequences
         duration_R = self.duration_N[sequences.item_P[rows]]
         core.memory.measure(feedback_features(sequences.signals_PF[rows], duration_R, sequences.known_PF[rows]))
-        base_rate = self.sequences.signals_PF[label_P][:, [signals.index(name) for name in core.given]].mean(0)
-        with torch.no_grad():
-            core.head.bias[core.cells.num_cells :] = torch.logit(base_rate, eps=1e-5)
+        given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
+        if core.given:
+            _count_effects(core, self.cell_P[rows], given_RA)
         return network
 
     def loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
@@ -267,6 +283,7 @@ class _Fitting:
             seed=self.seed,
             run_dir=None if run_dir is None else run_dir / label,
             label=label,
+            undecayed=("cell_effect_MA", "parent_effect_A"),
             identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
         )
         return network, result.best_epoch
@@ -280,6 +297,25 @@ class _Fitting:
         ]
         rows = torch.cat([row for row, _ in parts])
         return rows, Answer(*(torch.cat(logits) for logits in zip(*(answer for _, answer in parts), strict=True)))
+
+
+def _count_effects(core: ResponseCore, cell_R: Tensor, given_RA: Tensor, prior: float = 20.0) -> None:
+    """Starts the effects of cell and first signal at the log-odds counted in the log, shrunk by ``prior`` rows."""
+
+    def log_odds(selected_RC: Tensor) -> Tensor:
+        selected_RC = selected_RC.double()
+        hits_CA = selected_RC.T @ given_RA.double() + prior * rate_A
+        return torch.logit(hits_CA / (selected_RC.sum(0).unsqueeze(1) + prior), eps=1e-6).float()
+
+    rate_A = given_RA.double().mean(0)
+    base_A = torch.logit(rate_A, eps=1e-6).float()
+    parent_R = given_RA[:, 0]
+    with torch.no_grad():
+        core.head.bias[core.cells.num_cells :] = base_A
+        core.cell_effect_MA.copy_(log_odds(nn.functional.one_hot(cell_R, core.cells.num_cells)) - base_A)
+        without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
+        core.parent_effect_A.copy_(with_A - without_A)
+        core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
 
 
 def known_durations(dataset: LoggedDataset) -> Tensor:

@@ -28,7 +28,7 @@ from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.numerics import sigmoid
-from recsim_env.types import Request
+from recsim_env.types import WATCH_TIME, Request
 from reward_models.decayed_history import DecayedHistory, principal_components, signal_rates
 from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
 
@@ -305,9 +305,12 @@ def fit_predictor(
         run_dir: where TensorBoard finds the losses; none are written by default.
 
     Raises:
-        ValueError: nothing to fit on, see ``logged_requests``; or fewer than two users.
+        ValueError: the log records no watch time or nothing to fit on, see ``logged_requests``; or it has
+            fewer than two users.
     """
     config = config or PredictorConfig()
+    if dataset.signals[:1] != (WATCH_TIME,):
+        raise ValueError(f"the log records {dataset.signals}; a predictor needs {WATCH_TIME!r} as the first signal")
     requests = logged_requests(
         dataset,
         item_features_ND=item_features_ND,
@@ -409,13 +412,19 @@ def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path 
 
 
 def signal_losses(
-    logit_MRF: Tensor, target_RF: Tensor, known_RF: Tensor, mean_watch: Tensor, watch_weight: float
+    logit_MRF: Tensor,
+    target_RF: Tensor,
+    known_RF: Tensor,
+    mean_watch: Tensor,
+    watch_weight: float,
+    chance_weight: float = 1.0,
 ) -> Tensor:
     """Loss of each row (M, R): Poisson for watch time, in units of its mean, and log loss for the rest."""
     watch_MR = (torch.exp(logit_MRF[..., 0]) - target_RF[:, 0] * logit_MRF[..., 0]) / mean_watch
     target_MRF = target_RF[:, 1:].expand_as(logit_MRF[..., 1:])
-    binary_MRF = torch.nn.functional.binary_cross_entropy_with_logits(logit_MRF[..., 1:], target_MRF, reduction="none")
-    return watch_weight * watch_MR * known_RF[:, 0] + (binary_MRF * known_RF[:, 1:]).sum(dim=-1)
+    chance_MRF = torch.nn.functional.binary_cross_entropy_with_logits(logit_MRF[..., 1:], target_MRF, reduction="none")
+    chance_MR = (chance_MRF * known_RF[:, 1:]).sum(dim=-1)
+    return watch_weight * watch_MR * known_RF[:, 0] + chance_weight * chance_MR
 
 
 def level_shifts(logit_MRF: Tensor, target_RF: Tensor, weight_MRF: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recsim_env.numerics import linear, sigmoid
+from recsim_env.numerics import sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
 _PRIOR_EVENTS = 3.0  # a user's own rates start from the usual ones, as if seen this often
+_MIN_ROWS = 8
 _MAX_USERS = 1 << 24  # user codes travel in the float32 state
 
 
@@ -64,6 +65,15 @@ class ResponseConfig:
             )
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``numerics.linear`` for any width: with 100 inputs or more, five rows still take another kernel."""
+    rows = x.numel() // x.shape[-1]
+    if rows >= _MIN_ROWS or rows == 0:
+        return torch.nn.functional.linear(x, weight, bias)
+    flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
+    return torch.nn.functional.linear(flat, weight, bias)[:rows].reshape(*x.shape[:-1], len(weight))
+
+
 def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = None) -> Tensor:
     """What an event's feedback says to the memory: (..., 2 F + 3).
 
@@ -100,17 +110,20 @@ class Memory(nn.Module):
         self.gated = config.memory == "gated"
         self.num_sums, self.num_signals, self.width = len(config.decays), num_signals, config.event_width
         num_feedback = 2 * num_signals + 3
-        self.feedback_gate = nn.Linear(num_feedback, config.event_width, bias=False)
+        # One matrix for gate and fading: a product with two columns would not be the same in every batch.
+        self.gate = nn.Linear(num_feedback, config.event_width + self.num_sums * self.gated, bias=False)
         rate_Z = -torch.tensor(config.decays).log()
         self.register_buffer("usual_Y", torch.ones(num_signals + 1))
         self.register_buffer("prior_Y", torch.full((num_signals + 1,), _PRIOR_EVENTS))
         self.register_buffer("scale_P", torch.ones(num_feedback))
         self.register_buffer("rate_Z", rate_Z)
+
+    def initialise_fading(self) -> None:
+        """Lets every event fade the past at the configured rates to begin with."""
         if self.gated:
-            self.fade = nn.Linear(num_feedback, self.num_sums)
-            nn.init.zeros_(self.fade.weight)
             with torch.no_grad():
-                self.fade.bias.copy_(torch.expm1(rate_Z).log())  # softplus of it is the rate
+                self.gate.weight[self.width :] = 0.0
+                self.gate.weight[self.width :, -1] = torch.expm1(self.rate_Z).log()  # softplus of it is the rate
 
     @property
     def state_width(self) -> int:
@@ -134,10 +147,10 @@ class Memory(nn.Module):
         """
         mask = happened.unsqueeze(-1).to(item_event.dtype)
         scaled = feedback * self.scale_P
-        vector = item_event * linear(scaled, self.feedback_gate.weight)
-        rate = self.rate_Z
+        gate = linear(scaled, self.gate.weight)
+        vector, rate = item_event * gate[..., : self.width], self.rate_Z
         if self.gated:
-            rate = torch.log1p(torch.exp(linear(scaled, self.fade.weight, self.fade.bias)))
+            rate = torch.log1p(torch.exp(gate[..., self.width :]))
         return torch.cat([vector, feedback], -1) * mask, -rate * mask
 
     def update(self, sums_BS: Tensor, events_BKE: Tensor, log_fade_BKZ: Tensor) -> Tensor:

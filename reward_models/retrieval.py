@@ -25,6 +25,7 @@ from torch import Tensor
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.numerics import linear
 from recsim_env.types import NO_ITEM, Request
 from reward_models.decayed_history import DecayedHistory, principal_components, signal_rates
 from reward_models.ensemble import FitSettings, fit_members
@@ -135,7 +136,7 @@ class TwoTowerCandidates:
         if not 0 < num_candidates <= self._num_items:
             raise ValueError(f"num_candidates must lie in 1..{self._num_items} (the catalogue), got {num_candidates}")
         vector_Bd = enough_rows(self._user_vectors, state_BS)
-        score_BZ = enough_rows(lambda rows_Bd: torch.nn.functional.linear(rows_Bd, self._padded_Zd), vector_Bd)
+        score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
             offset_B = (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)
             score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, offset_B))

@@ -36,7 +36,7 @@ class TrainConfig:
     """AdamW's step size in the first epoch."""
     learning_rate_decay: float = 0.7
     """Factor on the step size from one epoch to the next."""
-    weight_decay: float = 0.2
+    weight_decay: float = 0.3
     """AdamW's pull of weights towards zero."""
     gradient_clip: float = 5.0
     """Largest norm of a gradient."""
@@ -83,6 +83,7 @@ def train(
     seed: int,
     run_dir: Path | None = None,
     label: str = "fit",
+    undecayed: tuple[str, ...] = (),
     identity: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Fits ``model`` in place.
@@ -96,6 +97,7 @@ def train(
         seed: with the epoch's number, seeds the generators.
         run_dir: holds checkpoints and TensorBoard files; ``None`` keeps nothing and cannot resume.
         label: shown beside the progress bar.
+        undecayed: ends of the names of parameters that weight decay spares.
         identity: JSON values that tell this run from others, such as the model's settings and the data's
             size; a run resumes only where they are the same.
 
@@ -105,7 +107,14 @@ def train(
     Raises:
         ValueError: ``run_dir`` holds a run with other settings.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in model.named_parameters() if not name.endswith(undecayed)]},
+            {"params": [p for name, p in model.named_parameters() if name.endswith(undecayed)], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
     average, best = _copy(model.state_dict()), _copy(model.state_dict())
     settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
     progress = _Progress()

@@ -1,5 +1,6 @@
 """Baselines against brute force, exact probabilities and planted logging policies."""
 
+import dataclasses
 import itertools
 import math
 
@@ -198,9 +199,7 @@ def enumerated_optimum(request: Request, evaluator: PairEvaluator | PlantedEvalu
     return evaluator.score(request, lists_BGK).value_BG.amax(1)
 
 
-def planted_log(
-    num_requests: int, with_candidates: bool, weight: float = 1.5
-) -> tuple[LoggedRequests, Tensor]:
+def planted_log(num_requests: int, with_candidates: bool, weight: float = 1.5) -> tuple[LoggedRequests, Tensor]:
     """Slates of three of ten candidates, drawn by Plackett-Luce from one feature; and its logits."""
     generator, num_items = draw(2), 40
     features_ND = torch.randn(num_items, 2, generator=generator)
@@ -251,6 +250,21 @@ def test_the_clone_recovers_a_planted_logging_policy() -> None:
     from_uniform = float((true_LC.exp() * (true_LC + math.log(10))).sum(1).mean())
     assert from_uniform > 0.5
     assert divergence < 0.005
+
+
+def test_slates_of_other_items_than_the_candidates_do_not_count() -> None:
+    log, _ = planted_log(400, with_candidates=True)
+    assert log.candidate_item_Q is not None
+    lists_LC = log.candidate_item_Q.view(400, 10).clone()
+    shown_LK = log.batch(torch.arange(400)).items_BK
+    free_LN = (torch.arange(40) != shown_LK.unsqueeze(2)).all(1)
+    lists_LC[:200] = free_LN[:200].float().multinomial(10, generator=draw())  # half the log: uniform exposure, say
+    mixed = dataclasses.replace(log, candidate_item_Q=lists_LC.flatten())
+    config = LoggingCloneConfig(hidden=0, epochs=150, batch_size=400, learning_rate=0.1)
+    request = log.batch(torch.arange(400)).request
+    own = fit_logging_clone(log, 3, among=torch.arange(200, 400), config=config).logits(request).log_softmax(1)
+    both = fit_logging_clone(mixed, 3, config=config).logits(request).log_softmax(1)
+    assert float((own - both).abs().max()) < 0.03
 
 
 def test_without_candidate_lists_the_clone_learns_against_a_source() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate, gini, judge
+from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import Cell, write_atomically
 from recsim_env.rewards import SignalReward
 from recsim_env.simulator import SessionState, Simulator
@@ -344,6 +345,24 @@ def test_several_reward_components_are_reported_one_by_one() -> None:
     assert mean("reward/like") == pytest.approx(mean("like_per_session"))
     assert mean("session_reward") == pytest.approx(mean("session_watch_time") + 20 * mean("like_per_session"))
     assert mean("list_reward") == pytest.approx(mean("session_reward") / mean("session_length"))
+
+
+def test_the_known_world_orders_random_pointwise_sort_and_greedy_oracle() -> None:
+    world = short_video_world(num_users=200, num_items=300)
+    policies = {
+        "random": RandomSlate(6),
+        "greedy": PointwiseGreedy(6),
+        "oracle": Contender(oracle=greedy_oracle, feedback="branched"),
+    }
+    settings = EvaluationSettings(num_candidates=20, max_requests=20)
+    result = evaluate(policies, {"truth": world}, num_sessions=150, seed=0, settings=settings, progress=False)
+    for better, worse in (("greedy", "random"), ("oracle", "greedy")):
+        assert result.difference(better, worse, "truth").low > 0
+        assert result.difference(better, worse, "truth", "true_list_value").low > 0
+    # Realised and expected seconds of the shown lists agree: one is drawn from the other.
+    for policy in policies:
+        row = result.row(policy, "truth", "list_reward")
+        assert row.mean == pytest.approx(result.row(policy, "truth", "true_list_value").mean, rel=0.1)
 
 
 def test_gini_against_all_pairs() -> None:

@@ -171,13 +171,20 @@ def fit_logging_clone(
 
 
 def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
-    """Mean log-probability of a place, leaving out candidates offered twice."""
+    """Mean log-probability of a place, leaving out candidates offered twice.
+
+    Slates with items that were no candidates (uniform exposure, say) are not this policy's and do not count.
+    """
+    offered_BKC = batch.items_BK.unsqueeze(2) == batch.request.candidates_BC.unsqueeze(1)
+    own_B = offered_BKC.any(dim=2).all(dim=1)
+    batch = batch._replace(items_BK=batch.items_BK[own_B], request=Request(*(t[own_B] for t in batch.request)))
     candidates_BC = batch.request.candidates_BC
     same_BCC = candidates_BC.unsqueeze(2) == candidates_BC.unsqueeze(1)
     twice_BC = same_BCC.tril(-1).any(dim=2)
     logits_BC = clone.logits(batch.request).masked_fill(twice_BC, -torch.inf)
     positions_BK = plackett_luce.positions_of(batch.items_BK, candidates_BC)
-    return plackett_luce.log_prob(logits_BC, positions_BK.unsqueeze(1)).mean()
+    total = plackett_luce.log_prob(logits_BC, positions_BK.unsqueeze(1)).sum()
+    return total / max(positions_BK.numel(), 1)
 
 
 def _with_alternatives(
@@ -190,9 +197,7 @@ def _with_alternatives(
     """The batch with the shown items first among its candidates and retrieved ones after them."""
     request = batch.request
     uniform_B = torch.rand(len(request.user_B), generator=generator)
-    retrieved_BC, _ = source.retrieve(
-        source.start(request.user_B), request.history_BH, uniform_B, num_candidates
-    )
+    retrieved_BC, _ = source.retrieve(source.start(request.user_B), request.history_BH, uniform_B, num_candidates)
     candidates_BC = torch.cat([batch.items_BK, retrieved_BC], dim=1)
     request = request._replace(
         candidates_BC=candidates_BC,

@@ -38,9 +38,7 @@ class PointwiseGreedy:
         weights = weights or {WATCH_TIME: 1.0}
         unknown = [name for name in weights if name not in signals]
         if unknown:
-            raise ValueError(
-                f"no signals {unknown} to weigh; give signals= of the world, got {tuple(signals)}"
-            )
+            raise ValueError(f"no signals {unknown} to weigh; give signals= of the world, got {tuple(signals)}")
         self.slate_size = slate_size
         self._indices = [list(signals).index(name) for name in weights]
         self._weights = list(weights.values())

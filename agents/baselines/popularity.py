@@ -33,9 +33,7 @@ class Popularity:
         return Decision(best_first(request, count_BC, self.slate_size))
 
 
-def logged_counts(
-    dataset: LoggedDataset, signal: str | None = None, before_date: int | None = None
-) -> Tensor:
+def logged_counts(dataset: LoggedDataset, signal: str | None = None, before_date: int | None = None) -> Tensor:
     """Counts (N,) float32 of each item in a log.
 
     Args:

@@ -35,6 +35,7 @@ _ACTIVITY = "log_activity"
 _ACTIVITY_SPREAD = 0.94
 _COPIES = 4  # of a user of average activity, in the list that sessions are drawn from
 _ACTIVE_DEGREES = ("low_active", "middle_active", "high_active", "full_active")
+_REMEMBERED = 250  # impressions of a user that candidates leave out
 _LEVELS = 6
 _LOGISTIC = 3**0.5 / torch.pi  # scale of a logistic law of spread 1
 _MAX_SESSIONS = 1_000_000
@@ -123,7 +124,13 @@ def synthetic_log(
             population_P=population_P,
             contexts=_OneDay(world.contexts, date.weekday()),
         )
-        simulator = Simulator(today, num_candidates=num_candidates, slate_size=slate_size, max_requests=max_requests)
+        simulator = Simulator(
+            today,
+            num_candidates=num_candidates,
+            slate_size=slate_size,
+            history_length=_REMEMBERED,
+            max_requests=max_requests,
+        )
         ranker = _Ranker(simulator, policy, seed, generator)
         sessions = min(quota, num_sessions - quota * day)
         if sessions <= 0:

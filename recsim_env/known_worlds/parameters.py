@@ -30,7 +30,7 @@ REPLAY_RATIO = 1.03
 class ShortVideoParameters:
     """Every constant of the short-video users; logits unless another unit is named."""
 
-    base_interest: float = -0.82
+    base_interest: float = -0.77
     """Interest of an average user in an average video."""
     usual_interest: float = 0.95
     """Interest at which the duration table below was fitted."""
@@ -74,7 +74,7 @@ class ShortVideoParameters:
     replay_scale: tuple[float, ...] = (0.42, 0.33, 0.24, 0.16, 0.11, 0.09, 0.08, 0.08)
     """How far replays go, in lengths of the video."""
 
-    like: tuple[float, float, float, float] = (-8.85, 1.4, 0.3, 0.3)
+    like: tuple[float, float, float, float] = (-8.95, 1.4, 0.3, 0.3)
     """Like: intercept, and what a click, a long view and an end add."""
     like_user: float = 2.85
     """Spread of users' readiness to like."""
@@ -84,9 +84,9 @@ class ShortVideoParameters:
     """Change of likeability with log duration."""
     others: tuple[tuple[float, float, float, float], ...] = (
         (-7.6, 3.1, 1.0, 0.1),
-        (-9.6, 1.3, 3.0, 1.3),
-        (-8.0, 1.4, 1.2, 0.3),
-        (-6.9, -0.8, 0.3, -0.6),
+        (-9.55, 1.6, 3.0, 1.3),
+        (-8.0, 1.6, 1.2, 0.3),
+        (-6.95, -0.8, 0.3, -0.6),
     )
     """Follow, comment, forward, hate: intercept, and what a like, a click and a long view add."""
     interest_in_signals: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, -0.05)

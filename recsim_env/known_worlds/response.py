@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recsim_env.data.schema import SIGNALS
 from recsim_env.known_worlds.parameters import CLICK_AT, TASTE_SIZE, Dials, ShortVideoParameters
-from recsim_env.known_worlds.watch_time import KIND_OF_OUTCOME, KINDS, Play, Swipe, draw, quadrature
+from recsim_env.known_worlds.watch_time import KIND_OF_OUTCOME, KINDS, Play, draw, quadrature, swipe_law
 from recsim_env.numerics import sigmoid
 from recsim_env.types import CONTEXT, Outcomes
 
@@ -72,7 +72,7 @@ class ShortVideoResponse:
         self.dials = dials or Dials()
         self.parameters = p = parameters or ShortVideoParameters()
         device = item_ND.device
-        self._swipe = Swipe(float(torch.tensor(p.skip_median).log()), p.skip_scale)
+        self._swipe = swipe_law(p.skip_median, p.skip_scale)
         angle_H = (torch.arange(24.0, device=device) - 22.0) * (torch.pi / 12)
         self._hour_H = p.hour_swing * torch.cos(angle_H)
         self._effect_TT = self.dials.list_effect * pair_TT

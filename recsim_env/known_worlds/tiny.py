@@ -170,6 +170,7 @@ def tiny_world(*, num_users: int = 16) -> World:
         candidates=AllCandidates(num_items),
         declared={"leave": leave.config(), "contexts": DeclaredContext().config()},
         provenance={"kind": "synthetic: hand-written users, optimum known by enumeration"},
+        defaults={**TINY_SIZES, "history_length": 9},
     )
 
 

@@ -1,7 +1,7 @@
 """How long a video is watched: swiped away at once, watched part of the way, to its end, or again.
 
-Given its interest a place has one cumulative distribution, read at one uniform draw, so that more interest
-never shortens a play under the same luck. Parts in order: a swipe (log-logistic, below ``CLICK_AT``), a play
+Given its interest a place has one distribution, read at one uniform draw: the lowest draws are swipes, and
+above them more luck or more interest means a longer play. Parts in order: a swipe (log-logistic, below ``CLICK_AT``), a play
 that stops on the way (log-logistic), an end (even between ``END_RATIO`` and ``REPLAY_RATIO``), a replay
 (a Weibull tail of shape 2/3). Log-logistic laws have their distribution and their quantiles in closed form
 by ``exp`` and ``log`` alone, which keeps rows independent of their batch.
@@ -9,6 +9,7 @@ by ``exp`` and ``log`` alone, which keeps rows independent of their batch.
 Shape legend: B sessions, K places, O outcomes, C five kinds of play.
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -51,23 +52,25 @@ class Play(NamedTuple):
 
 
 class Swipe(NamedTuple):
-    """The law of seconds before a swipe."""
+    """The law of seconds before a swipe; see ``swipe_law``."""
 
     location: float
     """Median log seconds."""
     scale: float
     """Log-logistic scale."""
+    share: float
+    """Share of the untruncated law below ``CLICK_AT``."""
+    mean: float
+    """Mean seconds."""
 
-    @property
-    def share(self) -> float:
-        """Share of the untruncated law below ``CLICK_AT``."""
-        return float(1 / (1 + np.exp((self.location - np.log(CLICK_AT)) / self.scale)))
 
-    @property
-    def mean(self) -> float:
-        """Mean seconds."""
-        grid = (np.arange(100_000) + 0.5) / 100_000 * self.share
-        return float(np.exp(self.location + self.scale * np.log(grid / (1 - grid))).mean())
+def swipe_law(median: float, scale: float) -> Swipe:
+    """Seconds before a swipe: log-logistic with this median (s) and scale, cut at ``CLICK_AT``."""
+    location = float(np.log(median))
+    share = float(1 / (1 + np.exp((location - np.log(CLICK_AT)) / scale)))
+    grid = (np.arange(100_000) + 0.5) / 100_000 * share
+    mean = float(np.exp(location + scale * np.log(grid / (1 - grid))).mean())
+    return Swipe(location, scale, share, mean)
 
 
 def draw(play: Play, swipe: Swipe, uniform_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,6 +141,7 @@ def _share_below(play: Play, seconds_BK: Tensor) -> Tensor:
     return sigmoid((torch.log(seconds_BK) - play.location) / play.scale)
 
 
+@functools.cache
 def _replay_cells() -> tuple[list[float], list[float]]:
     """Mass and mean length of slices of the replay tail."""
     tail = -np.log((np.arange(200_000) + 0.5) / 200_000)

@@ -1,0 +1,228 @@
+"""The learned response model as a simulator uses it: bytes, distributions, states, storage."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from recsim_env.data.schema import SIGNALS
+from recsim_env.types import CONTEXT, ResponseModel
+from reward_models.response import Memory, ResponseConfig, ResponseCore, SequenceResponse, feedback_features
+from reward_models.watch_time import WatchTimeCells
+
+NUM_ITEMS, NUM_USERS, NUM_TABS = 40, 30, 3
+FAMILIES = {
+    "decayed": ResponseConfig(width=16, event_width=6),
+    "gated": ResponseConfig(width=16, event_width=6, memory="gated"),
+}
+
+
+def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) -> SequenceResponse:
+    """A model with random weights: what is tested here does not depend on a fit."""
+    config, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    core = ResponseCore(config, SIGNALS, WatchTimeCells(), NUM_TABS, has_lists)
+    for parameter in core.parameters():
+        parameter.data.copy_(noise(*parameter.shape) * 0.5)
+    core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
+    tables = {
+        "item_N2H": noise(NUM_ITEMS, 2 * config.width),
+        "item_event_NE": noise(NUM_ITEMS, config.event_width),
+        "user_UH": noise(NUM_USERS, config.width),
+        "sums_US": torch.rand(NUM_USERS, core.memory.state_width, generator=generator),
+        "tab_TH": noise(NUM_TABS, config.width),
+        "hour_24H": noise(24, config.width),
+        "duration_N": torch.exp(noise(NUM_ITEMS) + 3.5),
+    }
+    if has_lists:
+        tables["item_list_NL"] = noise(NUM_ITEMS, config.list_width)
+    return SequenceResponse(core, tables)
+
+
+def make_inputs(num_sessions: int, num_places: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Users, contexts, items and uniforms."""
+    generator = torch.Generator().manual_seed(seed)
+    context_BX = torch.zeros(num_sessions, len(CONTEXT))
+    context_BX[:, 0] = torch.randint(NUM_TABS, (num_sessions,), generator=generator).float()
+    context_BX[:, 1] = torch.randint(24, (num_sessions,), generator=generator).float()
+    return (
+        torch.randint(NUM_USERS, (num_sessions,), generator=generator),
+        context_BX,
+        torch.randint(NUM_ITEMS, (num_sessions, num_places), generator=generator),
+        torch.rand(num_sessions, num_places, 7, generator=generator).clamp(1e-6, 1 - 1e-6),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_follows_the_protocol(family: str) -> None:
+    model = make_model(family)
+    assert isinstance(model, ResponseModel)
+    assert model.num_draws == 7  # watch time, what is read off it, five more signals
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_places", [1, 6])
+def test_a_row_has_the_same_bytes_in_any_batch(family: str, has_lists: bool, num_places: int) -> None:
+    model = make_model(family, has_lists)
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(517, num_places)
+    seen_BK = torch.arange(num_places) < (torch.arange(517) % (num_places + 1)).unsqueeze(1)
+
+    def play(rows: slice) -> list[Tensor]:
+        state_BS, context, items = model.start(user_B[rows]), context_BX[rows], items_BK[rows]
+        signals = model.respond(state_BS, context, items, uniform_BKJ[rows])
+        after = model.observe(state_BS, context, items, signals, seen_BK[rows])
+        return [signals, after, *model.outcomes(after, context, items), model.expected(after, context, items)]
+
+    whole = play(slice(None))
+    for size in (1, 2, 3, 5, 8, 33):
+        for start in (0, 100, 517 - size):
+            rows = slice(start, start + size)
+            for part, full in zip(play(rows), whole, strict=True):
+                assert torch.equal(part, full[rows])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_draws_follow_the_outcomes(family: str) -> None:
+    model = make_model(family)
+    user_B, context_BX, items_BK, _ = make_inputs(1, 2)
+    state_BS, copies = model.start(user_B), 60_000
+    uniform = torch.rand(copies, 2, 7, generator=torch.Generator().manual_seed(3)).clamp(1e-6, 1 - 1e-6)
+    drawn = model.respond(
+        state_BS.expand(copies, -1), context_BX.expand(copies, -1), items_BK.expand(copies, -1), uniform
+    )
+    expected = model.expected(state_BS, context_BX, items_BK)[0]
+    spread = drawn.std(0) / copies**0.5
+    assert ((drawn.mean(0) - expected).abs() <= 5 * spread + 1e-4).all()
+    outcomes = model.outcomes(state_BS, context_BX, items_BK)
+    torch.testing.assert_close(outcomes.probability_BKO.sum(-1), torch.ones(1, 2))
+
+
+def test_a_second_signal_is_drawn_given_the_first() -> None:
+    model = make_model()
+    model.core.parent_effect_A.data[1:] = 8.0
+    user_B, context_BX, items_BK, _ = make_inputs(1, 1)
+    copies = 20_000
+    uniform = torch.rand(copies, 1, 7, generator=torch.Generator().manual_seed(4)).clamp(1e-6, 1 - 1e-6)
+    drawn = model.respond(
+        model.start(user_B).expand(copies, -1), context_BX.expand(copies, -1), items_BK.expand(copies, -1), uniform
+    )[:, 0]
+    liked = drawn[:, SIGNALS.index("like")] == 1
+    follow = drawn[:, SIGNALS.index("follow")]
+    assert 0.01 < liked.float().mean() < 0.99
+    assert follow[liked].mean() > follow[~liked].mean() + 0.1
+
+
+def test_a_long_view_rarer_than_a_click_never_comes_without_it() -> None:
+    model = make_model()
+    table = model.core.read_off_TGMD
+    table[..., 1] = table[..., 0] * 0.7
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(2000)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform_BKJ)
+    click, long_view = drawn[..., SIGNALS.index("click")], drawn[..., SIGNALS.index("long_view")]
+    assert 0 < long_view.sum() < click.sum()
+    assert ((long_view <= click) | (click == 1)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_observing_a_slate_is_observing_its_places_one_by_one(family: str) -> None:
+    model = make_model(family)
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(9)
+    state_BS = model.start(user_B)
+    signals_BKF = model.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+    seen_BK = torch.arange(6) < torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 6]).unsqueeze(1)
+    at_once = model.observe(state_BS, context_BX, items_BK, signals_BKF, seen_BK)
+    one_by_one = state_BS
+    for place in range(6):
+        columns = slice(place, place + 1)
+        one_by_one = model.observe(
+            one_by_one, context_BX, items_BK[:, columns], signals_BKF[:, columns], seen_BK[:, columns]
+        )
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
+    assert torch.equal(at_once[0], state_BS[0])
+    assert not torch.equal(at_once[1], state_BS[1])
+
+
+def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
+    memory = Memory(ResponseConfig(decays=(0.5, 0.9), event_width=1), num_signals=1)
+    events = memory.events(torch.zeros(1, 4, 1), torch.ones(1, 4, 5), torch.tensor([[True, True, False, True]]))
+    sums = memory.update(torch.zeros(1, memory.state_width), *events).reshape(2, -1)
+    expected = torch.tensor([1 + 0.5 + 0.25, 1 + 0.9 + 0.81])
+    torch.testing.assert_close(sums[:, -1], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scanning_a_sequence_is_updating_event_by_event(family: str) -> None:
+    memory = make_model(family).core.memory
+    generator = torch.Generator().manual_seed(5)
+    signals = torch.rand(3, 7, len(SIGNALS), generator=generator)
+    feedback = feedback_features(signals, torch.full((3, 7), 20.0))
+    happened = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    vectors, fades = memory.events(torch.randn(3, 7, 6, generator=generator), feedback, happened)
+    start = torch.rand(3, memory.state_width, generator=generator)
+    begin = torch.tensor([[0, 0, 2, 3, 3, 3, 6]]).expand(3, -1)  # requests of 2, 1, 3 and 1 places
+    scanned = memory.scan(start, vectors, fades, begin)
+    for row in range(7):
+        first = int(begin[0, row])
+        direct = memory.update(start, vectors[:, :first], fades[:, :first]) if first else start
+        torch.testing.assert_close(scanned[:, row], direct, rtol=1e-5, atol=1e-5)
+
+
+def test_earlier_places_act_on_later_ones_only_with_lists() -> None:
+    user_B, context_BX, items_BK, _ = make_inputs(4, 3)
+    swapped_BK = items_BK.clone()
+    swapped_BK[:, 0] = (items_BK[:, 0] + 1) % NUM_ITEMS
+    for has_lists in (False, True):
+        model = make_model(has_lists=has_lists)
+        state_BS = model.start(user_B)
+        change = model.expected(state_BS, context_BX, items_BK) - model.expected(state_BS, context_BX, swapped_BK)
+        assert bool((change[:, 1:] != 0).any()) == has_lists
+        last_BK = items_BK.clone()
+        last_BK[:, 2] = (items_BK[:, 2] + 1) % NUM_ITEMS
+        later = model.expected(state_BS, context_BX, items_BK) - model.expected(state_BS, context_BX, last_BK)
+        assert (later[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_restored_model_answers_with_the_same_bytes(family: str, has_lists: bool) -> None:
+    model = make_model(family, has_lists)
+    twin = SequenceResponse.restore(model.config(), model.tensors())
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(5)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform_BKJ)
+    assert torch.equal(drawn, twin.respond(twin.start(user_B), context_BX, items_BK, uniform_BKJ))
+    assert twin.signals == model.signals
+    assert twin.config() == model.config()
+
+
+def test_signals_come_in_the_order_of_the_log() -> None:
+    reordered = ("watch_time", "like", "click")
+    core = ResponseCore(FAMILIES["decayed"], reordered, WatchTimeCells(), 1, False)
+    core.read_off_TGMD.fill_(1.0)
+    core.head.bias.data.fill_(-50.0)
+    template = make_model()
+    tables = {name: getattr(template, name) for name in ("item_N2H", "item_event_NE", "user_UH", "duration_N")}
+    tables |= {"sums_US": torch.zeros(NUM_USERS, core.memory.state_width), "hour_24H": template.hour_24H}
+    model = SequenceResponse(core, tables | {"tab_TH": template.tab_TH[:1]})
+    user_B, context_BX, items_BK, _ = make_inputs(3)
+    uniform = torch.full((3, 6, model.num_draws), 0.5)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform)
+    assert (drawn[..., 2] == 1).all()
+    assert (drawn[..., 1] == 0).all()
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for change, message in (
+        ({"memory": "gru"}, "memory must be"),
+        ({"decays": (1.0,)}, "decays need"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"width": 0}, "widths must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(ResponseConfig(), **change)
+    with pytest.raises(ValueError, match="must begin with"):
+        ResponseCore(ResponseConfig(), ("click",), WatchTimeCells(), 1, False)
