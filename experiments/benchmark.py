@@ -22,6 +22,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.command import run_command
 from experiments.provenance import machine
 from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
 from recsim_env.files import write_json
@@ -45,7 +46,6 @@ class Env:
 
     def run(self) -> dict[str, Any]:
         """Measures, prints and returns every figure."""
-        torch.set_num_threads(1)
         world = resolve_world(self.world)
         report = measure_env(world, self.seconds)
         if self.peers:
@@ -70,7 +70,6 @@ class Rllib:
         """Measures, prints and returns every figure."""
         from experiments.benchmark_rllib import measure_rllib  # imports ray
 
-        torch.set_num_threads(1)
         return measure_rllib(resolve_world(self.world), self.num_envs)
 
 
@@ -118,9 +117,7 @@ class NoPrediction:
 
 def measure_env(world: World, seconds: float) -> dict[str, Any]:
     """All figures of one world, measured in this process."""
-    core = world.replace(
-        candidates=FixedCandidates(len(world.catalogue)), predictor=NoPrediction(len(world.signals))
-    )
+    core = world.replace(candidates=FixedCandidates(len(world.catalogue)), predictor=NoPrediction(len(world.signals)))
     report: dict[str, Any] = {
         "world": world.name,
         "items": len(world.catalogue),
@@ -244,4 +241,4 @@ def main(command: Env | Rllib) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Env | Rllib, description=__doc__))  # type: ignore[arg-type]
+    run_command(main, lambda: tyro.cli(Env | Rllib, description=__doc__))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import tyro
 from torch import Tensor
 
 from agents.baselines.retriever_order import RetrieverOrder
+from experiments.command import run_command
 from experiments.provenance import commit, machine
 from recsim_env.data import LoggedDataset, load_kuairand
 from recsim_env.data.features import item_features, user_features
@@ -350,7 +351,6 @@ class Arguments:
 
 def main(arguments: Arguments, load: Callable[[Path], LoggedDataset] = load_kuairand) -> None:
     """Builds and prints a line for each world."""
-    torch.set_num_threads(1)
     folders = build_worlds(load(arguments.log), arguments.out, arguments.config)
     cards = {name: World.load(folder).fidelity for name, folder in folders.items()}
     for name, card in cards.items():
@@ -373,4 +373,4 @@ def fidelity_line(name: str, card: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    run_command(main, lambda: tyro.cli(Arguments, description=__doc__))

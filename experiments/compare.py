@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 from scipy.special import stdtrit
 from tqdm import tqdm
 
 from agents.goalrank import GoalRankConfig
 from experiments.build_world import BuildConfig, build_worlds, with_recommender
+from experiments.command import run_command
 from experiments.contenders import oracle, references, trained
 from experiments.provenance import commit, machine
 from experiments.recipes import TrainRun
@@ -87,7 +87,6 @@ class Setting:
 
 def run(table: GoalRankTable) -> dict[str, Any]:
     """Runs what is missing and returns rows and checks of every setting."""
-    torch.set_num_threads(1)
     if table.data is None:
         settings = [Setting("synthetic", 0.0, bar=0.0)]
     else:
@@ -172,9 +171,7 @@ def checks_of(runs: list[dict[str, Any]], setting: Setting) -> list[Verdict]:
         name = f"{setting.name}: GoalRank - {row['baseline']}, {row['world']}, session watch time (s)"
         # A difference between world A and itself is no claim: the policy was trained there.
         bar = setting.bar if row["world"] != "A" else None
-        found.append(
-            judge(name, value=interval["mean"], low=interval["low"], high=interval["high"], bar=bar)
-        )
+        found.append(judge(name, value=interval["mean"], low=interval["low"], high=interval["high"], bar=bar))
     return found
 
 
@@ -202,4 +199,4 @@ def main(table: GoalRankTable) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.subcommand_cli_from_dict({"goalrank": GoalRankTable}, description=__doc__))
+    run_command(main, lambda: tyro.extras.subcommand_cli_from_dict({"goalrank": GoalRankTable}, description=__doc__))

@@ -76,6 +76,4 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
         found: Any = load_object(name)
         factory: Callable[[int], Policy] | None = found if isinstance(found, type) else None
         return factory(slate_size) if factory else found
-    raise ValueError(
-        f"no policy {name!r}: give one of {sorted(known)}, a folder with a policy.json, or module:object"
-    )
+    raise ValueError(f"no policy {name!r}: give one of {sorted(known)}, a folder with a policy.json, or module:object")

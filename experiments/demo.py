@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from agents.goalrank import GoalRankConfig
 from experiments.build_world import BuildConfig, build_worlds, fidelity_line, with_recommender
+from experiments.command import run_command
 from experiments.contenders import oracle, references, trained
 from experiments.evaluate import table
 from experiments.provenance import commit, machine
@@ -29,9 +29,9 @@ from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
 from recsim_env.data.synthetic import synthetic_log
 from recsim_env.evaluation import evaluate
-from recsim_env.files import write_json
+from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
-from recsim_env.results import EvaluationResult, Verdict, judge
+from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
 
 
@@ -57,15 +57,13 @@ class DemoConfig:
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
     """Also write the JSON report here."""
-    build: tyro.conf.OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
     """How worlds are built."""
 
     @property
     def folder(self) -> Path:
         """Where everything goes."""
-        return self.out or Path("runs") / (
-            "demo" if self.data is None else f"demo-{self.data.resolve().name}"
-        )
+        return self.out or Path("runs") / ("demo" if self.data is None else f"demo-{self.data.resolve().name}")
 
 
 def synthetic(config: DemoConfig) -> tuple[LoggedDataset, World]:
@@ -78,7 +76,6 @@ def synthetic(config: DemoConfig) -> tuple[LoggedDataset, World]:
 def run(config: DemoConfig) -> dict[str, Any]:
     """Runs the whole job and returns the report."""
     begun = time.perf_counter()
-    torch.set_num_threads(1)
     truth: World | None = None
     if config.data is None:
         _say("1/4  drawing a synthetic log from a known world")
@@ -86,9 +83,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     else:
         _say(f"1/4  reading {config.data}")
         dataset = load_kuairand(config.data)
-    _say(
-        f"     {len(dataset.rows):,} impressions of {len(dataset.users):,} users, {len(dataset.items):,} videos"
-    )
+    _say(f"     {len(dataset.rows):,} impressions of {len(dataset.users):,} users, {len(dataset.items):,} videos")
 
     _say("2/4  learning worlds from the log: A to train in, judges to decide")
     build = dataclasses.replace(config.build, seed=config.seed)
@@ -120,13 +115,15 @@ def run(config: DemoConfig) -> dict[str, Any]:
             seed=1_000_000,
         )
         result = dataclasses.replace(result, cells={**result.cells, **searched.cells})
-    report = result.to_json() | {
-        "checks": [dataclasses.asdict(check) for check in checks(result)],
+    write_report(
+        result, config.folder, title=f"GoalRank on {dataset.name}", training_runs={"GoalRank": training.run_dir}
+    )
+    report: dict[str, Any] = read_json(config.folder / "report.json") | {
+        "checks": [to_plain(dataclasses.asdict(check)) for check in checks(result)],
         "wall_seconds": time.perf_counter() - begun,
         "machine": machine(),
         "commit": commit(),
     }
-    write_report(result, config.folder, title=f"GoalRank on {dataset.name}")
     write_json(config.folder / "report.json", report)
     _summary(config.folder, result, report["wall_seconds"])
     return report
@@ -138,12 +135,13 @@ def checks(result: EvaluationResult) -> list[Verdict]:
     for world in result.world_names:
         for baseline in ("pointwise greedy", "best of 20"):
             row = result.difference("GoalRank", baseline, world)
+            low, high = row.widest
             found.append(
                 judge(
                     f"GoalRank - {baseline}, {world}, session watch time (s)",
                     value=row.mean,
-                    low=row.low,
-                    high=row.high,
+                    low=low,
+                    high=high,
                     bar=0.0 if "truth" in result.world_names else None,
                 )
             )
@@ -173,4 +171,4 @@ def main(config: DemoConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(DemoConfig, description=__doc__))
+    run_command(main, lambda: tyro.cli(DemoConfig, description=__doc__))

@@ -11,9 +11,9 @@ TensorBoard scalars into ``--out``; ``--json`` writes the same JSON elsewhere to
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 
+from experiments.command import run_command
 from experiments.contenders import policy_of, references
 from experiments.report import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
@@ -58,7 +58,6 @@ def worlds_in(folder: Path) -> dict[str, World]:
 
 def run(arguments: Arguments) -> EvaluationResult:
     """Evaluates and writes the report."""
-    torch.set_num_threads(1)
     worlds = worlds_in(arguments.worlds)
     first = next(iter(worlds.values()))
     slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
@@ -87,7 +86,7 @@ def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
     for policy in result.policies:
         cells = []
         for world in result.world_names:
-            if (policy, world) not in result.cells:
+            if not result.measured(policy, world, metric):
                 cells.append(" " * 26)
                 continue
             row = result.row(policy, world, metric)
@@ -107,4 +106,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    run_command(main, lambda: tyro.cli(Arguments, description=__doc__))

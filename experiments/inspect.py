@@ -31,6 +31,7 @@ import numpy.typing as npt
 import pandas as pd
 import tyro
 
+from experiments.command import run_command
 from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
 from recsim_env.files import write_json
 from recsim_env.types import WATCH_TIME
@@ -321,4 +322,4 @@ def main(command: Inspect) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Inspect, description=__doc__))
+    run_command(main, lambda: tyro.cli(Inspect, description=__doc__))

@@ -9,9 +9,9 @@ A run that was killed goes on from its last checkpoint when the same command is 
 import time
 from pathlib import Path
 
-import torch
 import tyro
 
+from experiments.command import run_command
 from experiments.recipes import RECIPES, TrainRun
 from recsim_env.files import write_json
 
@@ -40,11 +40,14 @@ def requests_of(config: TrainRun) -> int:
     return config.iterations * config.num_envs * config.steps_per_iteration * max(config.num_env_runners, 1)
 
 
-def main() -> None:
+def parse() -> TrainRun:
     """Reads the recipe and its overrides from the command line."""
-    torch.set_num_threads(1)
     presets = {name: (recipe.__doc__ or "", recipe()) for name, recipe in RECIPES.items()}
-    config = tyro.extras.overridable_config_cli(presets, description=__doc__)
+    return tyro.extras.overridable_config_cli(presets, description=__doc__)
+
+
+def main(config: TrainRun) -> None:
+    """Trains and says where the policy and the curves are."""
     begun = time.perf_counter()
     policy = run(config)
     print(f"policy: {policy}\ncurves: tensorboard --logdir {config.run_dir}")
@@ -54,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, parse)

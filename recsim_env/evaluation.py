@@ -13,8 +13,9 @@ Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     cold_start_share (few logged impressions), tag_diversity (share of a slate's pairs whose main tags
     differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value
     and evaluator_gap (expected seconds of a shown list, by the evaluator, in truth, and the excess of the
-    first: its errors, and what leaving within the list costs where it counts every place as reached), watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage and
-    exposure_gini (of exposures over the whole catalogue).
+    first: its errors, and what leaving within the list costs if it counts every place as reached),
+    watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage and exposure_gini (of
+    exposures over the whole catalogue).
 
 Shape legend: B running sessions, n sessions, K places, F signals, N items, D features, S training seeds.
 """

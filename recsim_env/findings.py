@@ -55,9 +55,7 @@ class ShownBatch:
 
     def __init__(self, num_users: int, num_items: int, num_signals: int, tab: int = 1, places: int = 3):
         if num_users < 1 or num_items < places + 1:
-            raise ValueError(
-                f"need num_users >= 1 and num_items >= {places + 1}, got {num_users}, {num_items}"
-            )
+            raise ValueError(f"need num_users >= 1 and num_items >= {places + 1}, got {num_users}, {num_items}")
         generator = torch.Generator().manual_seed(0)
         size = 5
         self.user_B = torch.randint(num_users, (size,), generator=generator)
@@ -96,9 +94,7 @@ def check_rows(report: Report, method: str, run: Callable[[slice], Tensor], item
         )
 
 
-def check_observe(
-    report: Report, observe: Callable[..., Tensor], state_BS: Tensor, batch: ShownBatch
-) -> None:
+def check_observe(report: Report, observe: Callable[..., Tensor], state_BS: Tensor, batch: ShownBatch) -> None:
     """State updates: form, purity, independent rows, blind to places that were not seen."""
 
     def run(rows: slice, items_BK: Tensor, signals_BKF: Tensor) -> Tensor:

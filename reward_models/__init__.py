@@ -1,0 +1,1 @@
+"""Learned users and the recommender's own models, fitted on logged data."""

@@ -29,33 +29,36 @@ class Platt:
         return np.asarray(1.0 / (1.0 + np.exp(-(self.scale * np.asarray(logits, np.float64) + self.offset))))
 
 
-def fit_platt(logits: ArrayLike, labels: ArrayLike, scale_prior: float = 20.0) -> Platt:
+def fit_platt(logits: ArrayLike, labels: ArrayLike, scale: float | None = None, scale_prior: float = 20.0) -> Platt:
     """Maximum likelihood by Newton's method, the scale pulled towards 1.
 
     Args:
         logits: (P,).
         labels: (P,) 0/1 with at least one of each; otherwise nothing is changed.
+        scale: keeps this scale and fits the offset alone.
         scale_prior: strength of the pull; it matters for signals with few positives alone.
     """
     x, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
-    scale, offset = 1.0, 0.0
+    slope, offset = 1.0 if scale is None else scale, 0.0
     if not 0.0 < y.mean() < 1.0:
-        return Platt(scale, offset)
+        return Platt(slope, offset)
     # A first offset that matches the mean keeps Newton's steps inside its region of convergence.
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(x + offset)))
-        offset += np.clip(np.log(y.mean() / probability.mean()), -2.0, 2.0)
+        probability = 1.0 / (1.0 + np.exp(-(slope * x + offset)))
+        offset += float(np.clip(np.log(y.mean() / probability.mean()), -2.0, 2.0))
+    free = np.array([scale is None, True])
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(scale * x + offset)))
+        probability = 1.0 / (1.0 + np.exp(-(slope * x + offset)))
         error, weight = y - probability, np.maximum(probability * (1.0 - probability), 1e-12)
-        gradient = np.array([(error * x).sum() - scale_prior * (scale - 1.0), error.sum()])
+        gradient = np.array([(error * x).sum() - scale_prior * (slope - 1.0), error.sum()])
         cross = (weight * x).sum()
         hessian = np.array([[(weight * x * x).sum() + scale_prior, cross], [cross, weight.sum()]])
-        step = np.linalg.solve(hessian, gradient)
-        scale, offset = scale + step[0], offset + step[1]
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(hessian[free][:, free], gradient[free])
+        slope, offset = slope + float(step[0]), offset + float(step[1])
         if np.abs(step).max() < 1e-9:
             break
-    return Platt(float(scale), float(offset))
+    return Platt(slope, offset)
 
 
 @dataclass(frozen=True)
@@ -76,29 +79,40 @@ def fit_isotonic(scores: ArrayLike, labels: ArrayLike) -> Isotonic:
     return Isotonic(np.asarray(fitted.X_thresholds_, np.float64), np.asarray(fitted.y_thresholds_, np.float64))
 
 
-def fit_cells(logits_PM: Tensor, share_PM: Tensor, cell_P: Tensor, prior: float = 20.0) -> tuple[float, Tensor]:
+def fit_cells(
+    logits_PM: Tensor, share_PM: Tensor, cell_P: Tensor, scale: float | None = None, prior: float = 20.0
+) -> tuple[float, Tensor]:
     """Platt's method for a whole distribution: cell logits become ``scale`` x logits + offset of the cell.
 
-    Maximum likelihood (convex), with a pull of ``prior`` rows towards no change.
+    Maximum likelihood (convex), with a pull of ``prior`` rows towards no change. After it, each cell's mean
+    probability is its share of the rows, up to that pull.
+
+    Args:
+        logits_PM: float32 logits of cells.
+        share_PM: float32, see ``WatchTimeCells.share``.
+        cell_P: int64 cells that were observed.
+        scale: keeps this scale and fits the offsets alone.
+        prior: rows.
 
     Returns:
-        The scale and float32 offsets (M,). After it, each cell's mean probability is its share of the rows.
+        The scale and float32 offsets (M,).
     """
-    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    slope = torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, requires_grad=scale is None)
     offset_M = torch.zeros(logits_PM.shape[1], dtype=torch.float64, requires_grad=True)
     logits_PM, share_PM = logits_PM.double(), share_PM.double()
-    optimiser = torch.optim.LBFGS([scale, offset_M], max_iter=50, line_search_fn="strong_wolfe")
+    free = [offset_M] if scale is not None else [slope, offset_M]
+    optimiser = torch.optim.LBFGS(free, max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        chosen = cell_log_probability(scale * logits_PM + offset_M, share_PM).gather(1, cell_P.unsqueeze(1))
-        pull = 0.5 * prior * ((scale - 1.0) ** 2 + (offset_M**2).mean())
+        chosen = cell_log_probability(slope * logits_PM + offset_M, share_PM).gather(1, cell_P.unsqueeze(1))
+        pull = 0.5 * prior * ((slope - 1.0) ** 2 + (offset_M**2).mean())
         value = (pull - chosen.sum()) / len(cell_P)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return float(scale), offset_M.detach().float()
+    return float(slope.detach()), offset_M.detach().float()
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 20) -> float:

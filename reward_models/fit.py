@@ -81,7 +81,7 @@ class ResponseNetwork(nn.Module):
         self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
         self.register_buffer("duration_hat_NC", _hats(core.cells.log_duration(duration_N)), persistent=False)
         item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
-        self.item_layer = nn.Linear(item_inputs, 2 * width)
+        self.item_layer = nn.Linear(item_inputs, width)
         self.event_layer = nn.Linear(item_inputs, config.event_width)
         self.list_layer = nn.Linear(item_inputs, config.list_width)
         self.user_layer = nn.Linear(user_features_UD.shape[1], width)
@@ -148,10 +148,11 @@ class ResponseNetwork(nn.Module):
         row_R = batch.row_BT[batch.label_BT]
         items_R = sequences.item_P[row_R]
         inputs_RD = self.item_inputs(items_R)
-        user_RV = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
+        user_RV, taste_RE = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
         tab_R = sequences.tab_P[row_R].clamp(0, self.core.num_tabs - 1)
         context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
-        hidden_RH = self.core.hidden(user_RV, self.item_layer(inputs_RD), context_RH)
+        item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
+        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH)
         if sequences.earlier_PQ is not None:
             earlier_RQ = sequences.earlier_PQ[row_R]
             vector_RQL = self.list_layer(self.item_inputs(earlier_RQ.clamp(min=0)))
@@ -171,7 +172,7 @@ class ResponseNetwork(nn.Module):
         users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
         sums = [self.past_sums(histories.window(user_B, history_length)) for user_B in users]
         tables = {
-            "item_N2H": self.item_layer(inputs_ND),
+            "item_NH": self.item_layer(inputs_ND),
             "item_event_NE": self.event_layer(inputs_ND),
             "user_UH": self.user_layer(self.user_features_UD),
             "sums_US": torch.cat(sums),
@@ -202,7 +203,8 @@ class _Fitting:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.sequences = read_sequences(dataset, config.history_length)
         self.item_features = torch.from_numpy(item_features(dataset).values)
-        self.user_features = torch.from_numpy(user_features(dataset).values)
+        users = torch.from_numpy(user_features(dataset).values)
+        self.user_features = users if users.shape[1] else users.new_zeros(len(users), 1)
         self.duration_N = known_durations(dataset)
         self.num_tabs = int(self.sequences.tab_P.max()) + 1
         duration_P = self.duration_N[self.sequences.item_P]
@@ -291,12 +293,25 @@ class _Fitting:
     @torch.no_grad()
     def answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
         """Rows and logits of all labelled rows, without dropout."""
-        parts = [
-            network(self.sequences, batch, self.config.history_length)
-            for batch in sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
-        ]
-        rows = torch.cat([row for row, _ in parts])
-        return rows, Answer(*(torch.cat(logits) for logits in zip(*(answer for _, answer in parts), strict=True)))
+        batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
+        return _joined([network(self.sequences, batch, self.config.history_length) for batch in batches])
+
+    def final_answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
+        """The same with the logits of given signals once the cell and the first signal are known."""
+        row_R, answer = self.answers(network, label_P)
+        core = network.core
+        if not core.given:
+            return row_R, answer
+        parent_R = self.sequences.signals_PF[row_R, core.signals.index(core.given[0])]
+        with torch.no_grad():
+            return row_R, Answer(answer.cells, core.given_logits(answer.given, self.cell_P[row_R], parent_R))
+
+    def fit_cells(self, row_R: Tensor, answer: Answer, scale: float | None = None) -> tuple[float, Tensor]:
+        """Calibrates the cells of rows whose watch time is known."""
+        known_R = self.watch_known_P[row_R]
+        row_R = row_R[known_R]
+        share_RM = self.config.cells.share(self.duration_N)[self.sequences.item_P[row_R]]
+        return fit_cells(answer.cells[known_R], share_RM, self.cell_P[row_R], scale)
 
 
 def _count_effects(core: ResponseCore, cell_R: Tensor, given_RA: Tensor, prior: float = 20.0) -> None:
@@ -381,46 +396,42 @@ def fit_response(
         _, epochs = fitting.fit(train_P, validation_P, epochs, run_dir, "search")
     network, _ = fitting.fit(all_P, None, epochs, run_dir, "final")
     if config.calibration_folds:
-        _calibrate(network.core, fitting, all_P, epochs, run_dir)
+        _calibrate(network, fitting, all_P, epochs, run_dir)
     return network.export(dataset, _next_day(last_date), config.history_length)
 
 
-def _calibrate(core: ResponseCore, fitting: _Fitting, label_P: Tensor, epochs: int, run_dir: Path | None) -> None:
-    """Folds into ``core`` what predictions for held-out users say about its scale and level."""
-    sequences, num_folds = fitting.sequences, fitting.config.calibration_folds
+def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epochs: int, run_dir: Path | None) -> None:
+    """Folds a calibration into the last layer.
+
+    Predictions for held-out users say how far the logits are to be trusted (their scale). The level is
+    that of the final network itself on all its rows: a few offsets do not overfit, and the levels of
+    networks that differ in nothing but the rows seen scatter by a few percent.
+    """
+    sequences, num_folds, core = fitting.sequences, fitting.config.calibration_folds, network.core
     generator = torch.Generator().manual_seed(fitting.seed)
-    fold_U = torch.randperm(len(sequences.start_U1) - 1, generator=generator) % num_folds
-    fold_P = fold_U[sequences.user_P]
-    rows, cells, given = [], [], []
+    fold_P = (torch.randperm(len(sequences.start_U1) - 1, generator=generator) % num_folds)[sequences.user_P]
+    held_out = []
     for fold in range(num_folds):
-        network, _ = fitting.fit(label_P & (fold_P != fold), None, epochs, run_dir, f"fold-{fold}")
-        row_R, answer = fitting.answers(network, label_P & (fold_P == fold))
-        final_R = network.core.given_logits(
-            answer.given, fitting.cell_P[row_R], sequences.signals_PF[row_R][:, _first_given(core)]
-        )
-        rows.append(row_R)
-        cells.append(answer.cells)
-        given.append(final_R)
-    row_P = torch.cat(rows)
-    known_P = fitting.watch_known_P[row_P]
-    share_PM = fitting.config.cells.share(fitting.duration_N)[sequences.item_P[row_P]]
-    scale, offset_M = fit_cells(torch.cat(cells)[known_P], share_PM[known_P], fitting.cell_P[row_P][known_P])
+        other, _ = fitting.fit(label_P & (fold_P != fold), None, epochs, run_dir, f"fold-{fold}")
+        held_out.append(fitting.final_answers(other, label_P & (fold_P == fold)))
+    row_P, answer = _joined(held_out)
+    own_P, own = fitting.final_answers(network, label_P)
+    scale, _ = fitting.fit_cells(row_P, answer)
+    _, offset_M = fitting.fit_cells(own_P, own, scale)
     num_cells = core.cells.num_cells
     with torch.no_grad():
         core.head.weight[:num_cells] *= scale
         core.head.bias[:num_cells] = core.head.bias[:num_cells] * scale + offset_M
         for index, name in enumerate(core.given):
-            labels = sequences.signals_PF[row_P][:, core.signals.index(name)]
-            platt = fit_platt(torch.cat(given)[:, index], labels)
-            core.head.weight[num_cells + index] *= platt.scale
-            core.head.bias[num_cells + index] *= platt.scale
-            core.head.bias[num_cells + index] += platt.offset
-            core.cell_effect_MA[:, index] *= platt.scale
-            core.parent_effect_A[index] *= platt.scale
+            label_PF = sequences.signals_PF[:, core.signals.index(name)]
+            slope = fit_platt(answer.given[:, index], label_PF[row_P]).scale
+            offset = fit_platt(own.given[:, index], label_PF[own_P], slope).offset
+            core.rescale_given(index, slope, offset)
 
 
-def _first_given(core: ResponseCore) -> int:
-    return core.signals.index(core.given[0]) if core.given else 0
+def _joined(parts: list[tuple[Tensor, Answer]]) -> tuple[Tensor, Answer]:
+    rows, answers = zip(*parts, strict=True)
+    return torch.cat(rows), Answer(*(torch.cat(logits) for logits in zip(*answers, strict=True)))
 
 
 def _next_day(date: int) -> int:

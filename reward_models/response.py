@@ -10,6 +10,7 @@ D signals read off the cell, A signals drawn given the cell, Z decay rates, N it
 S floats of state; ``...`` any leading shape.
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -32,18 +33,18 @@ class ResponseConfig:
 
     memory: Literal["decayed", "gated"] = "decayed"
     """``decayed``: the past fades at fixed rates. ``gated``: each event decides how much it makes fade."""
-    decays: tuple[float, ...] = (0.8, 0.97)
+    decays: tuple[float, ...] = (0.7, 0.93, 0.99)
     """Share of the past kept at each event, one for each sum; where ``gated`` begins its training."""
     width: int = 64
     """H: hidden units."""
-    event_width: int = 32
+    event_width: int = 24
     """E: length of an event vector."""
     item_width: int = 8
     """Length of the learned vector of each item, beside its features; 0 uses features alone."""
     list_width: int = 8
     """L: length of the vector by which earlier places of a slate act on later ones. Used only for logs
     with a request key; others cannot teach such effects."""
-    dropout: float = 0.2
+    dropout: float = 0.1
     """Share of hidden units left out in training."""
     read_off: tuple[str, ...] = ("click", "long_view")
     """Signals that are functions of watch time in the log; names the log lacks are passed over."""
@@ -179,17 +180,29 @@ class Memory(nn.Module):
         return (torch.exp(faded_BTZ).unsqueeze(-1) * sums_B1ZE + added_BTZE).flatten(2)
 
     def features(self, sums: Tensor) -> Tensor:
-        """State (..., S) as inputs of a layer: average event, log of own rates over usual ones, log count."""
+        """State (..., S) as inputs of a layer: the average event, and the log of own rates over usual ones.
+
+        The number of events is no input: it only ever grows, and would make every user drift with time.
+        """
         sums_ZE = sums.reshape(*sums.shape[:-1], self.num_sums, -1)
         amounts = self.num_signals + 1
         vector, amount, recorded, count = torch.split(sums_ZE, [self.width, amounts, amounts, 1], -1)
         rate = torch.log((amount + self.prior_Y) / (recorded * self.usual_Y + self.prior_Y))
-        return torch.cat([vector / (count + 1.0), rate, torch.log1p(count)], -1).flatten(-2)
+        return torch.cat([vector / (count + 1.0), rate], -1).flatten(-2)
+
+    def taste(self, features: Tensor, weight_ZE: Tensor) -> Tensor:
+        """Average past event (..., E), the sums mixed by ``weight_ZE``."""
+        stride = self.width + self.num_signals + 1
+        parts = [
+            features[..., index * stride : index * stride + self.width] * weight_E
+            for index, weight_E in enumerate(weight_ZE.unbind(0))
+        ]
+        return functools.reduce(torch.add, parts)
 
     @property
     def num_features(self) -> int:
         """Length of ``features``."""
-        return self.num_sums * (self.width + self.num_signals + 2)
+        return self.num_sums * (self.width + self.num_signals + 1)
 
 
 class Answer(NamedTuple):
@@ -219,7 +232,9 @@ class ResponseCore(nn.Module):
         width, num_given = config.width, len(self.given)
         self.memory = Memory(config, len(signals))
         self.state_layer = nn.Linear(self.memory.num_features, width)
-        self.user_layer = nn.Linear(width, 2 * width + num_given)
+        self.user_layer = nn.Linear(width, width + num_given)
+        self.taste_ZE = nn.Parameter(torch.full((len(config.decays), config.event_width), 1.0 / len(config.decays)))
+        self.taste_layer = nn.Linear(config.event_width, width, bias=False)
         self.trunk = nn.Linear(width, width)
         self.head = nn.Linear(width, cells.num_cells + num_given)
         self.cell_effect_MA = nn.Parameter(torch.zeros(cells.num_cells, num_given))
@@ -229,28 +244,48 @@ class ResponseCore(nn.Module):
         if has_lists:
             self.list_layer = nn.Linear(2 * config.list_width, width, bias=False)
 
-    def user(self, sums: Tensor, static: Tensor) -> Tensor:
-        """(..., 2 H + A): what a user adds to a place, multiplies it by, and adds to rare signals' logits."""
-        hidden = linear(self.memory.features(sums), self.state_layer.weight, self.state_layer.bias) + static
-        return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias)
+    def user(self, sums: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
+        """What a user adds to first layer and rare signals (..., H + A), and the user's taste (..., E)."""
+        features = self.memory.features(sums)
+        hidden = linear(features, self.state_layer.weight, self.state_layer.bias) + static
+        taste = self.memory.taste(features, self.taste_ZE)
+        return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias), taste
 
     def lists(self, earlier: Tensor, own: Tensor) -> Tensor:
         """(..., H): what the sum of earlier places' list vectors (..., L) does to a place."""
         return linear(torch.cat([earlier, earlier * own], -1), self.list_layer.weight)
 
-    def hidden(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
-        """First layer (..., H) of user (..., 2 H + A), item (..., 2 H) and context (..., H)."""
-        width = self.config.width
-        user_added, user_factor = user[..., :width], user[..., width : 2 * width]
-        item_added, item_factor = item.chunk(2, -1)
-        return user_added + context + item_added + user_factor * item_factor
+    def hidden(self, user: Tensor, taste: Tensor, item: Tensor, event: Tensor, context: Tensor) -> Tensor:
+        """First layer (..., H), before its nonlinearity.
+
+        Args:
+            user: (..., H + A).
+            taste: (..., E); its product with an item's event vector compares the item with the user's past.
+            item: (..., H).
+            event: (..., E).
+            context: (..., H).
+        """
+        return user[..., : self.config.width] + context + item + linear(taste * event, self.taste_layer.weight)
 
     def answer(self, hidden: Tensor, user: Tensor) -> Answer:
         """Logits of a place from its first layer (taken before its nonlinearity) and its user."""
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias)
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
-        return Answer(cells, given + user[..., 2 * self.config.width :])
+        return Answer(cells, given + user[..., self.config.width :])
+
+    def rescale_given(self, index: int, scale: float, offset: float) -> None:
+        """Puts ``scale`` x logit + ``offset`` in the place of the logit of one of the A signals."""
+        column = self.config.width + index
+        for weight, bias, row in (
+            (self.head.weight, self.head.bias, self.cells.num_cells + index),
+            (self.user_layer.weight, self.user_layer.bias, column),
+        ):
+            weight[row] *= scale
+            bias[row] *= scale
+        self.head.bias[self.cells.num_cells + index] += offset
+        self.cell_effect_MA[:, index] *= scale
+        self.parent_effect_A[index] *= scale
 
     def given_logits(self, given: Tensor, cell: Tensor, parent: Tensor) -> Tensor:
         """Logits (..., A) once the cell and the first of the A signals (``parent``, 0/1) are known."""
@@ -276,11 +311,11 @@ class SequenceResponse(nn.Module):
 
     Args:
         core: the layers.
-        tables: by name, ``item_N2H``, ``item_event_NE``, ``item_list_NL`` (logs with lists alone),
+        tables: by name, ``item_NH``, ``item_event_NE``, ``item_list_NL`` (logs with lists alone),
             ``user_UH``, ``sums_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
     """
 
-    item_N2H: Tensor
+    item_NH: Tensor
     item_event_NE: Tensor
     item_list_NL: Tensor
     user_UH: Tensor
@@ -302,7 +337,7 @@ class SequenceResponse(nn.Module):
             self.register_buffer(name, table.detach().float().contiguous())
         cells, duration_N = core.cells, self.duration_N
         # One gather brings everything that a place needs of its item.
-        rows = [self.item_N2H, cells.share(duration_N), cells.log_duration(duration_N).unsqueeze(1)]
+        rows = [self.item_NH, self.item_event_NE, cells.share(duration_N), cells.log_duration(duration_N).unsqueeze(1)]
         if core.has_lists:
             rows.append(self.item_list_NL)
         self._row_widths = [row.shape[1] for row in rows]
@@ -377,9 +412,12 @@ class SequenceResponse(nn.Module):
         core = self.core
         tab_B1 = context_BX[:, _TAB : _TAB + 1].long().clamp_(0, core.num_tabs - 1)
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
-        user_B1V = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()]).unsqueeze(1)
-        item_BK2H, share_BKM, log_duration_BK1, *lists = torch.split(self.item_row_NR[items_BK], self._row_widths, -1)
-        hidden_BKH = core.hidden(user_B1V, item_BK2H, self.context_T24H[tab_B1, hour_B1])
+        user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
+        user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
+        item_BKH, event_BKE, share_BKM, log_duration_BK1, *lists = torch.split(
+            self.item_row_NR[items_BK], self._row_widths, -1
+        )
+        hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
         if core.has_lists:
             own_BKL = lists[0]
             hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)

@@ -107,14 +107,10 @@ def train(
     Raises:
         ValueError: ``run_dir`` holds a run with other settings.
     """
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for name, p in model.named_parameters() if not name.endswith(undecayed)]},
-            {"params": [p for name, p in model.named_parameters() if name.endswith(undecayed)], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
+    spared = [parameter for name, parameter in model.named_parameters() if name.endswith(undecayed)]
+    others = [parameter for name, parameter in model.named_parameters() if not name.endswith(undecayed)]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": spared, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     average, best = _copy(model.state_dict()), _copy(model.state_dict())
     settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
     progress = _Progress()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate, gini, judge
-from recsim_env.known_worlds import greedy_oracle, short_video_world
+from recsim_env.known_worlds import pointwise_oracle, short_video_world
 from recsim_env.results import Cell, write_atomically
 from recsim_env.rewards import SignalReward
 from recsim_env.simulator import SessionState, Simulator
@@ -73,9 +73,7 @@ def test_session_length_and_watch_time_have_their_closed_forms() -> None:
         assert error < 0.04 * truth
     assert result.row("p", "w", "true_list_value").mean == pytest.approx(4 * (1 + stay + stay**2), rel=1e-5)
     assert result.row("p", "w", "evaluator_value").mean == pytest.approx(12.0)
-    assert result.row("p", "w", "evaluator_gap").mean == pytest.approx(
-        12 - 4 * (1 + stay + stay**2), rel=1e-4
-    )
+    assert result.row("p", "w", "evaluator_gap").mean == pytest.approx(12 - 4 * (1 + stay + stay**2), rel=1e-4)
     like_rate = float(world.response.like_N.mean())  # type: ignore[attr-defined]
     assert result.row("p", "w", "like_rate").mean == pytest.approx(like_rate, abs=0.01)
 
@@ -134,10 +132,7 @@ def slow_twin(world: World, policy: Policy, num_sessions: int, seed: int) -> dic
         "tag_diversity": total["tags"] / total["pairs"],
         "feature_diversity": total["distance"] / total["pairs"],
         **{f"exposure_share/{b}": total[f"seen/{b}"] / total["seen"] for b in ("0-20s", "20-40s", "40s+")},
-        **{
-            f"watch_time_per_video/{b}": total[f"watch/{b}"] / total[f"seen/{b}"]
-            for b in ("0-20s", "20-40s", "40s+")
-        },
+        **{f"watch_time_per_video/{b}": total[f"watch/{b}"] / total[f"seen/{b}"] for b in ("0-20s", "20-40s", "40s+")},
         "catalogue_coverage": float((counts > 0).mean()),
         "exposure_gini": float(spread),
     }
@@ -204,9 +199,7 @@ def test_the_interval_of_a_rate_agrees_with_the_bootstrap(result: EvaluationResu
 
 
 def test_a_difference_is_paired_by_session(result: EvaluationResult) -> None:
-    first, second = (
-        result.cells[name, "A"].ratios["session_watch_time"][0][0] for name in ("greedy", "retriever")
-    )
+    first, second = (result.cells[name, "A"].ratios["session_watch_time"][0][0] for name in ("greedy", "retriever"))
     paired = stats.ttest_rel(first, second).confidence_interval()
     row = result.difference("greedy", "retriever", "A")
     assert (row.low, row.high) == pytest.approx((paired.low, paired.high))
@@ -312,9 +305,7 @@ def test_files_hold_every_row_in_strict_json(result: EvaluationResult, tmp_path:
     np.testing.assert_array_equal(means, [row.mean for row in result.rows()])
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_atomically(tmp_path / "r.json", "old")
 
     def fail(*_: object) -> None:
@@ -347,12 +338,12 @@ def test_several_reward_components_are_reported_one_by_one() -> None:
     assert mean("list_reward") == pytest.approx(mean("session_reward") / mean("session_length"))
 
 
-def test_the_known_world_orders_random_pointwise_sort_and_greedy_oracle() -> None:
+def test_the_known_world_orders_random_pointwise_sort_and_oracle() -> None:
     world = short_video_world(num_users=200, num_items=300)
     policies = {
         "random": RandomSlate(6),
         "greedy": PointwiseGreedy(6),
-        "oracle": Contender(oracle=greedy_oracle, feedback="branched"),
+        "oracle": Contender(oracle=pointwise_oracle, feedback="branched"),
     }
     settings = EvaluationSettings(num_candidates=20, max_requests=20)
     result = evaluate(policies, {"truth": world}, num_sessions=150, seed=0, settings=settings, progress=False)

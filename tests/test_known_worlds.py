@@ -288,8 +288,9 @@ def test_the_list_effect_is_worth_a_tenth_between_the_oracles() -> None:
     assert gains[2] >= 0.10
 
 
-def test_greedy_oracle_finds_the_best_of_all_slates() -> None:
-    simulator = Simulator(small_world(list_effect=2.0), num_candidates=6, slate_size=3)
+@pytest.mark.parametrize(("dial", "share"), [(0.0, 1.0), (1.0, 0.98), (2.0, 0.96)])
+def test_greedy_oracle_comes_close_to_the_best_of_all_slates(dial: float, share: float) -> None:
+    simulator = Simulator(small_world(list_effect=dial), num_candidates=6, slate_size=3)
     state = simulator.start(40, 11)
     orders_GK = torch.tensor(list(itertools.permutations(range(6), 3)))
     lists_BGK = state.request.candidates_BC[:, orders_GK]
@@ -297,7 +298,7 @@ def test_greedy_oracle_finds_the_best_of_all_slates() -> None:
     found_BK = greedy_oracle(simulator, state)
     found_B = simulator.expected(state, found_BK.unsqueeze(1)).watch_time_BG[:, 0]
     assert bool((found_B <= best_B + 1e-3).all())
-    assert float((found_B / best_B).mean()) > 0.99
+    assert float((found_B / best_B).mean()) > share - 1e-4
     assert all(len(set(slate)) == 3 for slate in found_BK.tolist())
 
 
@@ -389,14 +390,15 @@ def test_candidates_leave_out_what_was_shown_until_nothing_else_is_left() -> Non
 
 
 def test_candidates_come_in_proportion_to_reach() -> None:
-    count = 1000
-    reach_N = torch.zeros(count)
-    reach_N[: count // 2] = math.log(3.0)
-    uniform_B = (torch.arange(500) + 0.5) / 500
-    nothing_BM, state_BS = torch.full((500, 1), NO_ITEM), torch.zeros(500, 0)
-    sources = [UniformCandidates(reach_N, seed=seed) for seed in range(20)]
-    items = torch.stack([source.retrieve(state_BS, nothing_BM, uniform_B, 10)[0] for source in sources])
-    assert float((items < count // 2).float().mean()) == pytest.approx(0.75, abs=0.02)
+    reach_N = torch.zeros(100)
+    reach_N[:50] = math.log(3.0)
+    nothing_BM, state_BS, uniform_B = torch.full((1, 1), NO_ITEM), torch.zeros(1, 0), torch.tensor([0.4])
+    first = [
+        int(UniformCandidates(reach_N, seed=seed).retrieve(state_BS, nothing_BM, uniform_B, 1)[0])
+        for seed in range(3000)
+    ]
+    error = (0.75 * 0.25 / len(first)) ** 0.5
+    assert sum(item < 50 for item in first) / len(first) == pytest.approx(0.75, abs=4 * error)
 
 
 def test_rates_are_counted_towards_the_overall_mean() -> None:

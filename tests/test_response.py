@@ -30,7 +30,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
     tables = {
-        "item_N2H": noise(NUM_ITEMS, 2 * config.width),
+        "item_NH": noise(NUM_ITEMS, config.width),
         "item_event_NE": noise(NUM_ITEMS, config.event_width),
         "user_UH": noise(NUM_USERS, config.width),
         "sums_US": torch.rand(NUM_USERS, core.memory.state_width, generator=generator),
@@ -205,7 +205,7 @@ def test_signals_come_in_the_order_of_the_log() -> None:
     core.read_off_TGMD.fill_(1.0)
     core.head.bias.data.fill_(-50.0)
     template = make_model()
-    tables = {name: getattr(template, name) for name in ("item_N2H", "item_event_NE", "user_UH", "duration_N")}
+    tables = {name: getattr(template, name) for name in ("item_NH", "item_event_NE", "user_UH", "duration_N")}
     tables |= {"sums_US": torch.zeros(NUM_USERS, core.memory.state_width), "hour_24H": template.hour_24H}
     model = SequenceResponse(core, tables | {"tab_TH": template.tab_TH[:1]})
     user_B, context_BX, items_BK, _ = make_inputs(3)

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import logged_requests
 from recsim_env.data.schema import LoggedDataset
-from recsim_env.types import NO_ITEM
+from recsim_env.types import NO_ITEM, Request
 from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval, held_out_hits
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS, NUM_COLD = 200, 600, 5, 100
@@ -50,13 +51,22 @@ def source() -> TwoTowerCandidates:
     return fit_retrieval(planted_log(), **FEATURES, until_date=20220427, config=config, seed=0)
 
 
+def request_at_the_end_of_the_fitted_log(user_B: torch.Tensor) -> Request:
+    """Only what a source reads of a request is filled."""
+    history = user_histories(planted_log(), 20220428).window(user_B, 100)
+    unread = torch.zeros(0)
+    return Request(user_B, USER_FEATURES_UD[user_B], unread, *history, *(5 * (unread,)))
+
+
 def nothing_shown(batch: int) -> torch.Tensor:
     return torch.full((batch, 3), NO_ITEM)
 
 
-def popularity_source(source: TwoTowerCandidates, dataset: LoggedDataset, signal: str) -> TwoTowerCandidates:
-    """The same machinery with item levels alone: log counts of positives."""
-    rows = dataset.rows[(dataset.rows["date"] <= 20220504) & (dataset.rows[signal] == 1)]
+def popularity_source(
+    source: TwoTowerCandidates, dataset: LoggedDataset, signal: str, last_date: int
+) -> TwoTowerCandidates:
+    """The same machinery with item levels alone: log counts of positives up to a day."""
+    rows = dataset.rows[(dataset.rows["date"] <= last_date) & (dataset.rows[signal] == 1)]
     items_Nd = torch.zeros_like(source.tensors()["items_Nd"])
     items_Nd[:, -1] = torch.log1p(torch.from_numpy(np.bincount(rows["item"], minlength=len(items_Nd))).float())
     return TwoTowerCandidates({**source.config(), "exploration": 0.0}, {**source.tensors(), "items_Nd": items_Nd})
@@ -67,33 +77,13 @@ def test_candidates_are_the_brute_force_top_without_the_items_shown(source):
     user_B = torch.arange(40)
     shown_BM = torch.randint(-1, NUM_ITEMS, (40, 80), generator=torch.Generator().manual_seed(0))
     items_BC, score_BC = quiet.retrieve(quiet.start(user_B), shown_BM, torch.full((40,), 0.5), 30)
-    request = next(logged_requests(planted_log(), **FEATURES, users=user_B, first_date=20220428).batches(1)).request
-    all_items_BN = torch.arange(NUM_ITEMS).expand(1, -1)
-    # Scores of every item, one by one, from the first request after the fitted days.
-    every_BN = torch.cat(
-        [
-            quiet.score_request(
-                request._replace(
-                    user_B=user_B[i : i + 1],
-                    **_window(user_B[i : i + 1]),
-                ),
-                all_items_BN,
-            )
-            for i in range(40)
-        ]
-    )
+    request = request_at_the_end_of_the_fitted_log(user_B)
+    every_BN = quiet.score_request(request, torch.arange(NUM_ITEMS).expand(40, -1))
     for row in range(40):
         allowed = [i for i in every_BN[row].argsort(descending=True).tolist() if i not in set(shown_BM[row].tolist())]
         assert set(items_BC[row].tolist()) == set(allowed[:30])
         torch.testing.assert_close(score_BC[row], every_BN[row, items_BC[row]], rtol=1e-4, atol=1e-4)
         assert bool((score_BC[row].diff() <= 0).all())
-
-
-def _window(user_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    from recsim_env.data.histories import user_histories
-
-    names = ("history_BH", "history_feedback_BHF", "history_known_BHF")
-    return dict(zip(names, user_histories(planted_log(), 20220428).window(user_B, 100), strict=True))
 
 
 def test_items_already_shown_return_only_when_nothing_else_is_left(source):
@@ -146,20 +136,17 @@ def test_a_planted_taste_is_found_and_cold_items_follow_their_content(source):
     items_BC, _ = quiet.retrieve(quiet.start(user_B), nothing_shown(NUM_USERS), torch.zeros(NUM_USERS), 50)
     share = float((items_BC % NUM_TAGS == user_B.unsqueeze(1) % NUM_TAGS).float().mean())
     assert share > 0.8  # chance: 0.2
-    request = logged_requests(planted_log(), **FEATURES, first_date=20220428)
-    batch = request.batch(torch.arange(0, len(request), 15)).request
-    cold_BC = torch.arange(NUM_ITEMS - NUM_COLD, NUM_ITEMS).expand(len(batch.user_B), -1)
-    best_cold_B = quiet.score_request(batch, cold_BC).argmax(dim=1) + NUM_ITEMS - NUM_COLD
-    assert float((best_cold_B % NUM_TAGS == batch.user_B % NUM_TAGS).float().mean()) > 0.8
+    cold_BC = torch.arange(NUM_ITEMS - NUM_COLD, NUM_ITEMS).expand(NUM_USERS, -1)
+    score_BC = quiet.score_request(request_at_the_end_of_the_fitted_log(user_B), cold_BC)
+    best_cold_B = score_BC.argmax(dim=1) + NUM_ITEMS - NUM_COLD
+    assert float((best_cold_B % NUM_TAGS == user_B % NUM_TAGS).float().mean()) > 0.8
 
 
 def test_recall_of_the_future_is_above_popularity(source):
     future = logged_requests(planted_log(), **FEATURES, first_date=20220428)
     hits, users = held_out_hits(source.with_exploration(0.0), future, 20, "click")
-    log = planted_log()
-    log.rows["date"] += np.int32(7)  # popularity_source counts to 05-04
-    log.rows.loc[log.rows["date"] > 20220434, "click"] = 0
-    popular, same_users = held_out_hits(popularity_source(source, planted_log(), "click"), future, 20, "click")
+    by_counts = popularity_source(source, planted_log(), "click", last_date=20220427)
+    popular, same_users = held_out_hits(by_counts, future, 20, "click")
     assert torch.equal(users, same_users)
     assert float(hits.float().mean()) > float(popular.float().mean()) + 0.05
 
@@ -197,7 +184,7 @@ def test_recall_on_the_real_log_is_above_popularity():
     source = fit_retrieval(dataset, **features, until_date=20220504).with_exploration(0.0)
     future = logged_requests(dataset, **features, first_date=20220505)
     hits, users = held_out_hits(source, future, 50, "long_view")
-    popular, _ = held_out_hits(popularity_source(source, dataset, "long_view"), future, 50, "long_view")
+    popular, _ = held_out_hits(popularity_source(source, dataset, "long_view", 20220504), future, 50, "long_view")
     gain_R = (hits.float() - popular.float()).numpy()
     codes = np.unique(users.numpy(), return_inverse=True)[1]
     gain_U, count_U = np.bincount(codes, gain_R), np.bincount(codes)

@@ -131,7 +131,7 @@ def test_values_agree_with_seconds_watched_in_the_mean(listwise, additive):
 
 
 def test_only_the_listwise_one_prefers_a_diverse_list_to_a_repetitive_one(listwise, additive):
-    by_tag = [(TAG_N == tag).nonzero().squeeze(1) for tag in range(NUM_TAGS)]
+    by_tag = [torch.eq(TAG_N, tag).nonzero().squeeze(1) for tag in range(NUM_TAGS)]
     by_tag = [items[SECONDS_N[items].argsort(descending=True)] for items in by_tag]
     repetitive = max((items[:PLACES] for items in by_tag), key=lambda items: float(SECONDS_N[items].sum()))
     diverse = torch.stack([items[3] for items in by_tag[:PLACES]])

@@ -204,47 +204,26 @@ def logged_requests(
     """Turns a log into requests with their slates and feedback.
 
     Args:
-        dataset: a checked log; ``request``, ``place``, ``session``, ``tab`` and ``candidates`` columns are
-            used where present.
+        dataset: a checked log; its request keys, sessions, tabs and candidate lists are used where present.
         item_features_ND: float32 (N, D), one row an item code.
         user_features_UD: float32 (U, D), one row a user code.
         history_length: H, impressions a request's history holds at most.
-        first_date: YYYYMMDD of the first day whose requests are kept; all earlier rows stay in histories.
-        last_date: YYYYMMDD of the last day whose requests are kept.
+        first_date: YYYYMMDD, first day whose requests are kept; earlier rows stay in histories.
+        last_date: YYYYMMDD, last day whose requests are kept.
         users: codes of the users whose requests are kept; all by default.
         utc_offset_hours: local time minus UTC, for the context's hour and weekday.
         predictor: fills ``predicted_BCF`` and ``predicted_std_BCF`` of every batch.
         retriever: fills ``retriever_score_BC`` of every batch.
 
     Raises:
-        ValueError: a feature table has another number of rows than the log has users or items, or no
-            request is left.
+        ValueError: a feature table does not fit the log's codes, or no request is left.
     """
-    for name, table, size in (
-        ("item_features_ND", item_features_ND, len(dataset.items)),
-        ("user_features_UD", user_features_UD, len(dataset.users)),
-    ):
-        if len(table) != size:
-            raise ValueError(f"{name} has {len(table)} rows, the log {size} codes; give one row for each code")
+    _check_features(dataset, item_features_ND, user_features_UD)
     events, event_R = _events(dataset)
     requests, request_R = _requests(dataset.rows, utc_offset_hours)
-    user_L = requests["user"].to_numpy(np.int64)
-    keep_L = np.ones(len(requests), dtype=bool)
-    if users is not None:
-        keep_L &= np.isin(user_L, np.asarray(users))
-    if first_date is not None:
-        keep_L &= requests["date"].to_numpy() >= first_date
-    if last_date is not None:
-        keep_L &= requests["date"].to_numpy() <= last_date
-    if not keep_L.any():
-        raise ValueError(
-            f"no request of log {dataset.name!r} lies in days {first_date}..{last_date} for the "
-            f"{'given' if users is not None else len(dataset.users)} users; its days are "
-            f"{dataset.rows['date'].min()}..{dataset.rows['date'].max()}"
-        )
-    kept = requests[keep_L]
-    kept_R = keep_L[request_R]
-    order_P = np.flatnonzero(kept_R)[np.argsort(request_R[kept_R], kind="stable")]
+    keep_L = _kept(dataset, requests, first_date, last_date, users)
+    kept, kept_R = requests[keep_L], keep_L[request_R]
+    slate_row_P = np.flatnonzero(kept_R)[np.argsort(request_R[kept_R], kind="stable")]
     slate_start_L1 = _starts(kept["size"].to_numpy(np.int64))
     candidate_item_Q, candidate_start_L1 = _candidates(dataset.rows, kept["first_row"].to_numpy(), slate_start_L1)
     user_start_U1 = _starts(np.bincount(events["user"], minlength=len(dataset.users)))
@@ -256,19 +235,52 @@ def logged_requests(
         event_item_E=torch.from_numpy(events["item"]),
         event_feedback_EF=torch.from_numpy(np.nan_to_num(events["feedback"], nan=0.0)),
         event_known_EF=torch.from_numpy(~np.isnan(events["feedback"])),
-        user_L=torch.from_numpy(user_L[keep_L]),
+        user_L=torch.from_numpy(kept["user"].to_numpy(np.int64)),
         date_L=torch.from_numpy(kept["date"].to_numpy(np.int64)),
         context_LX=torch.from_numpy(_context(requests)[keep_L]),
         left_L=torch.from_numpy(_left(requests)[keep_L]),
-        history_begin_L=torch.from_numpy(user_start_U1[user_L[keep_L]]),
+        history_begin_L=torch.from_numpy(user_start_U1[kept["user"]]),
         history_end_L=torch.from_numpy(event_R[kept["served_row"].to_numpy()]),
-        slate_event_P=torch.from_numpy(event_R[order_P]),
+        slate_event_P=torch.from_numpy(event_R[slate_row_P]),
         slate_start_L1=torch.from_numpy(slate_start_L1),
         candidate_item_Q=candidate_item_Q,
         candidate_start_L1=candidate_start_L1,
         predictor=predictor,
         retriever=retriever,
     )
+
+
+def _check_features(dataset: LoggedDataset, item_features_ND: Tensor, user_features_UD: Tensor) -> None:
+    for name, table, size in (
+        ("item_features_ND", item_features_ND, len(dataset.items)),
+        ("user_features_UD", user_features_UD, len(dataset.users)),
+    ):
+        if len(table) != size:
+            raise ValueError(f"{name} has {len(table)} rows, the log {size} codes; give one row for each code")
+
+
+def _kept(
+    dataset: LoggedDataset,
+    requests: pd.DataFrame,
+    first_date: int | None,
+    last_date: int | None,
+    users: Sequence[int] | Array | Tensor | None,
+) -> Array:
+    """Which requests lie in the wanted days and belong to wanted users, bool (L,)."""
+    keep_L = np.ones(len(requests), dtype=bool)
+    if users is not None:
+        keep_L &= np.isin(requests["user"].to_numpy(), np.asarray(users))
+    if first_date is not None:
+        keep_L &= requests["date"].to_numpy() >= first_date
+    if last_date is not None:
+        keep_L &= requests["date"].to_numpy() <= last_date
+    if not keep_L.any():
+        raise ValueError(
+            f"no request of log {dataset.name!r} lies in days {first_date}..{last_date} for the "
+            f"{len(dataset.users) if users is None else len(users)} users asked for; its days are "
+            f"{dataset.rows['date'].min()}..{dataset.rows['date'].max()}"
+        )
+    return keep_L
 
 
 def _events(dataset: LoggedDataset) -> tuple[dict[str, Array], Array]:

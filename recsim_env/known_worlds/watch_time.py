@@ -1,10 +1,10 @@
 """How long a video is watched: swiped away at once, watched part of the way, to its end, or again.
 
 Given its interest a place has one distribution, read at one uniform draw: the lowest draws are swipes, and
-above them more luck or more interest means a longer play. Parts in order: a swipe (log-logistic, below ``CLICK_AT``), a play
-that stops on the way (log-logistic), an end (even between ``END_RATIO`` and ``REPLAY_RATIO``), a replay
-(a Weibull tail of shape 2/3). Log-logistic laws have their distribution and their quantiles in closed form
-by ``exp`` and ``log`` alone, which keeps rows independent of their batch.
+above them more luck or more interest means a longer play. Parts in order: a swipe (log-logistic, below
+``CLICK_AT``), a play that stops on the way (log-logistic), an end (even between ``END_RATIO`` and
+``REPLAY_RATIO``), a replay (a Weibull tail of shape 2/3). Log-logistic laws have their distribution and their
+quantiles in closed form by ``exp`` and ``log`` alone, which keeps rows independent of their batch.
 
 Shape legend: B sessions, K places, O outcomes, C five kinds of play.
 """
