@@ -1,10 +1,10 @@
 """The batched environment as a Stable-Baselines3 VecEnv.
 
 Example:
-    >>> from stable_baselines3 import PPO
-    >>> from recsim_env import RecVectorEnv
-    >>> env = RecVecEnv(RecVectorEnv(64, world="short_video", autoreset_mode="SameStep"))
-    >>> model = PPO("MlpPolicy", env, n_steps=32).learn(4096)
+    Observations come in their own units, so let Stable-Baselines3 scale them::
+
+        env = VecNormalize(RecVecEnv(RecVectorEnv(64, "short_video", autoreset_mode="SameStep")))
+        model = PPO("MlpPolicy", env, n_steps=32).learn(100_000)
 """
 
 from collections.abc import Sequence

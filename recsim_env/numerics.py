@@ -1,27 +1,46 @@
 """Arithmetic whose result for one row never depends on the rows beside it.
 
 Row i of a batch of 1,024 sessions must equal the same session simulated alone, byte for byte on a CPU.
-Two things break that in plain torch: a matrix product with fewer than three rows takes another kernel,
-and ``sigmoid``, ``silu`` and their kin use another formula for the last few elements of a tensor.
-``exp``, ``log``, ``log1p``, ``softmax`` and ``cumsum`` are safe.
+Two things break that in plain torch: a matrix product of few rows is summed in another order, the more so the
+longer the product (3 rows are enough for 64 terms, 16 for 400), and ``sigmoid``, ``silu`` and their kin use
+another formula for the last few elements of a tensor. ``exp``, ``log``, ``log1p``, ``softmax`` and ``cumsum``
+are safe.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_MIN_ROWS = 4
+ENOUGH_ROWS = 16
+"""Rows that make any product of up to 400 terms safe."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` for x (..., in) and weight (out, in), the same bytes at any batch size."""
-    rows = x.numel() // x.shape[-1]
-    if rows >= _MIN_ROWS or rows == 0:
+    rows, terms = x.numel() // x.shape[-1], x.shape[-1]
+    enough = max(4, terms // 16)
+    if rows >= enough or rows == 0:
         return torch.nn.functional.linear(x, weight, bias)
-    flat = x.reshape(rows, x.shape[-1])
-    padded = torch.cat([flat, flat.new_zeros(_MIN_ROWS - rows, flat.shape[-1])])
+    flat = x.reshape(rows, terms)
+    padded = torch.cat([flat, flat.new_zeros(enough - rows, terms)])
     return torch.nn.functional.linear(padded, weight, bias)[:rows].reshape(*x.shape[:-1], weight.shape[0])
+
+
+def enough_rows(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Calls a function of rows with at least ``ENOUGH_ROWS`` of them, for several products at one padding.
+
+    The result's second to last dimension is rows.
+    """
+    num_rows = len(inputs[0])
+    if num_rows >= ENOUGH_ROWS or num_rows == 0:
+        return function(*inputs)
+    row_B = torch.arange(ENOUGH_ROWS, device=inputs[0].device).clamp_(max=num_rows - 1)
+    return function(*(tensor[row_B] for tensor in inputs))[..., :num_rows, :]
 
 
 def sigmoid(x: Tensor) -> Tensor:
     """The logistic function, the same bytes at any batch size."""
-    return torch.exp(-x).add_(1.0).reciprocal_() if not x.requires_grad else 1.0 / (1.0 + torch.exp(-x))
+    if x.requires_grad:
+        return 1.0 / (1.0 + torch.exp(-x))
+    return torch.exp(-x).add_(1.0).reciprocal_()

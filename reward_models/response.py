@@ -2,8 +2,7 @@
 
 A user's past is a few exponentially decayed sums of event vectors, updated place by place and never
 re-encoded. Watch time is drawn first, as a cell of ``WatchTimeCells``; clicks and long views are read off
-that cell, as they are in the log; the other signals are drawn given the cell and given the most frequent
-one of them. For a simulation everything that does not change is a table: one row an item, user or context.
+that cell, as they are in the log; the other signals are drawn given the cell and given the first of them. For a simulation everything that does not change is a table: one row an item, user or context.
 
 Legend: B sessions, K places, F signals, H hidden width, E event width, L list width, M cells, T tabs,
 D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users,
@@ -306,8 +305,8 @@ class _Place(NamedTuple):
 class SequenceResponse(nn.Module):
     """A fitted response model, ready to simulate: ``recsim_env.types.ResponseModel`` and ``Saveable``.
 
-    Its state holds the user code and the decayed sums: float32 (B, 1 + Z (E + 1)). Made by
-    ``reward_models.fit.fit_response``.
+    Its state holds the user code and the decayed sums: float32 (B, 1 + Z (E + 2 F + 3)).
+    Made by ``reward_models.fit.fit_response``.
 
     Args:
         core: the layers.

@@ -25,14 +25,15 @@ from torch import Tensor
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
-from recsim_env.numerics import linear
+from recsim_env.numerics import enough_rows, linear
 from recsim_env.types import NO_ITEM, Request
 from reward_models.decayed_history import DecayedHistory, principal_components, signal_rates
 from reward_models.ensemble import FitSettings, fit_members
-from reward_models.predictor import EXACT_WINDOW, enough_rows, user_inputs
+from reward_models.predictor import EXACT_WINDOW, user_inputs
 
 _BLOCK = 8
 _LEFT_OUT = -1e30
+_ROWS_AT_ONCE = 128  # so many rows of scores stay in the processor's cache
 LOWEST_SCORE = -50.0
 """Returned scores are cut here; only items that had to be left out reach it."""
 
@@ -136,6 +137,16 @@ class TwoTowerCandidates:
         if not 0 < num_candidates <= self._num_items:
             raise ValueError(f"num_candidates must lie in 1..{self._num_items} (the catalogue), got {num_candidates}")
         vector_Bd = enough_rows(self._user_vectors, state_BS)
+        parts = [
+            self._best(vector_Bd[rows], shown_BM[rows], uniform_B[rows], num_candidates)
+            for rows in (slice(i, i + _ROWS_AT_ONCE) for i in range(0, max(len(vector_Bd), 1), _ROWS_AT_ONCE))
+        ]
+        items, scores = zip(*parts, strict=True)
+        return (items[0], scores[0]) if len(parts) == 1 else (torch.cat(items), torch.cat(scores))
+
+    def _best(
+        self, vector_Bd: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
         score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
             offset_B = (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)

@@ -41,7 +41,8 @@ class TrainConfig:
     gradient_clip: float = 5.0
     """Largest norm of a gradient."""
     averaging: float = 0.995
-    """The weights kept are a running average over steps; share of it that a step leaves as it was."""
+    """The weights kept are a running average over steps; share of it that a step leaves as it was, at most.
+    In the first thousand steps it is less, so that about the last tenth of all steps counts."""
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1 or self.patience < 1:
@@ -107,10 +108,7 @@ def train(
     Raises:
         ValueError: ``run_dir`` holds a run with other settings.
     """
-    spared = [parameter for name, parameter in model.named_parameters() if name.endswith(undecayed)]
-    others = [parameter for name, parameter in model.named_parameters() if not name.endswith(undecayed)]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": spared, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = _optimiser(model, undecayed, config)
     average, best = _copy(model.state_dict()), _copy(model.state_dict())
     settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
     progress = _Progress()
@@ -139,6 +137,13 @@ def train(
     model.load_state_dict(best)
     model.eval()
     return TrainResult(progress.best_epoch, progress.losses)
+
+
+def _optimiser(model: nn.Module, undecayed: tuple[str, ...], config: TrainConfig) -> torch.optim.Optimizer:
+    spared = [parameter for name, parameter in model.named_parameters() if name.endswith(undecayed)]
+    others = [parameter for name, parameter in model.named_parameters() if not name.endswith(undecayed)]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _epoch(

@@ -9,7 +9,7 @@ Legend: N items, M cells, T tabs, G duration groups; ``...`` any leading shape.
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -81,7 +81,7 @@ class WatchTimeCells:
             cell: int64, any shape.
             log_duration: float32, of the shape of ``cell`` or with a last axis of 1 in its place.
         """
-        edges = self.edges_M4.to(log_duration.device)[cell]
+        edges = _edges_on(self, log_duration.device)[cell]
         both = torch.minimum(edges[..., :2], edges[..., 2:] + log_duration.unsqueeze(-1))
         return both[..., 0], both[..., 1]
 
@@ -89,7 +89,7 @@ class WatchTimeCells:
         """Share (N, M) of each cell's log width that lies before the video's end; 1 for atom and ratios."""
         cells_M = torch.arange(self.num_cells, device=duration_N.device)
         low_NM, high_NM = self.bounds(cells_M, self.log_duration(duration_N).unsqueeze(-1))
-        edges_M4 = self.edges_M4.to(duration_N.device)
+        edges_M4 = _edges_on(self, duration_N.device)
         is_cut_M = (cells_M > 0) & torch.isfinite(edges_M4[:, 0])
         share_NM = (high_NM - low_NM) / (edges_M4[:, 1] - edges_M4[:, 0])
         return torch.where(is_cut_M, share_NM, 1.0).clamp(0.0, 1.0)
@@ -121,6 +121,11 @@ class WatchTimeCells:
     def group(self, duration_N: Tensor) -> Tensor:
         """Duration group (int64, 0..G-1) of each video."""
         return torch.bucketize(duration_N, torch.tensor(self.durations, device=duration_N.device), right=True)
+
+
+@lru_cache(maxsize=16)
+def _edges_on(cells: WatchTimeCells, device: torch.device) -> Tensor:
+    return cells.edges_M4.to(device)
 
 
 def cell_mass(logits: Tensor, share: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -104,7 +105,11 @@ def test_draws_follow_the_outcomes(family: str) -> None:
 
 def test_a_second_signal_is_drawn_given_the_first() -> None:
     model = make_model()
-    model.core.parent_effect_A.data[1:] = 8.0
+    for layer in (model.core.head, model.core.user_layer):  # every signal has a chance of 1/2 by itself
+        layer.weight.data[-5:] = 0.0
+        layer.bias.data[-5:] = 0.0
+    model.core.cell_effect_MA.data.zero_()
+    model.core.parent_effect_A.data[1:] = 2.0
     user_B, context_BX, items_BK, _ = make_inputs(1, 1)
     copies = 20_000
     uniform = torch.rand(copies, 1, 7, generator=torch.Generator().manual_seed(4)).clamp(1e-6, 1 - 1e-6)
@@ -113,8 +118,9 @@ def test_a_second_signal_is_drawn_given_the_first() -> None:
     )[:, 0]
     liked = drawn[:, SIGNALS.index("like")] == 1
     follow = drawn[:, SIGNALS.index("follow")]
-    assert 0.01 < liked.float().mean() < 0.99
-    assert follow[liked].mean() > follow[~liked].mean() + 0.1
+    assert liked.float().mean() == pytest.approx(0.5, abs=0.02)
+    assert follow[~liked].mean() == pytest.approx(0.5, abs=0.02)
+    assert follow[liked].mean() == pytest.approx(1 / (1 + np.exp(-2.0)), abs=0.02)
 
 
 def test_a_long_view_rarer_than_a_click_never_comes_without_it() -> None:

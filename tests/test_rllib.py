@@ -257,8 +257,8 @@ def test_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"method": "goalrank"}')
-    with pytest.raises(ValueError, match="holds another run"):
+    (tmp_path / "run.json").write_text('{"method": "goalrank", "config": {"width": 99}}')
+    with pytest.raises(ValueError, match=r"holds another run .*config.width was 99, now 16"):
         train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path, env=ENV)
     with pytest.raises(ValueError, match="already holds a run"):
         train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path, env=ENV, resume=False)

@@ -6,6 +6,7 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.sb3 import RecVecEnv

@@ -112,7 +112,7 @@ def test_duration_table(rows: pd.DataFrame) -> None:
     assert len(means) == len(DURATION_TABLE)
     assert (np.diff(means) > 0).all()  # a ranker paid by the second prefers long videos
     assert max(medians) < 3 * min(medians)  # yet the median hardly grows
-    assert completions[0] > 3 * completions[-2] > 6 * completions[-1] * 0.5
+    assert completions[0] > 3 * completions[-2] > 3 * completions[-1]
     close(rows["watch_time"].corr(rows["duration"], method="spearman"), 0.11, 0.06)
     close(np.log(rows["duration"]).mean(), 4.17, 0.25)
     close(np.log(rows["duration"]).std(), 1.10, 0.3)  # the log-normal catalogue lacks KuaiRand's many short clips
@@ -269,7 +269,7 @@ def test_uniform_requests_have_their_share_and_propensity(small_log: LoggedDatas
     error = (0.1 * 0.9 / len(requests)) ** 0.5
     close(requests["is_random"].mean(), 0.1, 4 * error)
     uniform = rows[rows["is_random"]]
-    assert np.allclose(uniform["propensity"], 1 / (300 - uniform["place"]))
+    assert np.allclose(uniform["propensity"], 1 / (300 - uniform["place"].astype(int)))
     assert not synthetic_log(tiny_world(), num_sessions=8, num_candidates=8, slate_size=3).rows["is_random"].any()
 
 
@@ -358,13 +358,11 @@ def test_a_written_log_reads_back(small_log: LoggedDataset, tmp_path: Path) -> N
     flags = ["user", "item", "long_view", "like"]
     assert read.history[flags].to_numpy().tolist() == small_log.history[flags].to_numpy().tolist()
     header = next((tmp_path / "log").glob("log_standard_*")).read_text().split("\n")[0].split(",")
-    assert (
-        header[:19]
-        == (
-            "user_id video_id date hourmin time_ms is_click is_like is_follow is_comment is_forward is_hate "
-            "long_view play_time_ms duration_ms profile_stay_time comment_stay_time is_profile_enter is_rand tab"
-        ).split()
+    official = (
+        "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,"
+        "long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
     )
+    assert ",".join(header[:19]) == official
 
 
 def test_mistakes_are_named(small_log: LoggedDataset, tmp_path: Path) -> None:
@@ -382,6 +380,6 @@ def test_mistakes_are_named(small_log: LoggedDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds something already"):
         write_kuairand(small_log, tmp_path / "full")
     tiny = synthetic_log(tiny_world(), num_sessions=8, num_candidates=8, slate_size=3)
-    with pytest.raises(ValueError, match="lacks .*'like'"):
+    with pytest.raises(ValueError, match=r"lacks .*'like'"):
         write_kuairand(tiny, tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()

@@ -197,17 +197,23 @@ def _claim(run_dir: Path, card: dict[str, Any], resume: bool) -> None:
             held = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is damaged ({error}); delete the run folder and start again") from error
-        different = sorted(key for key in card.keys() | held.keys() if card.get(key) != held.get(key))
+        was, now = _flat(held), _flat(card)
+        different = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
         if different:
-            raise ValueError(
-                f"{run_dir} holds another run; these differ: "
-                + "; ".join(f"{key} was {held.get(key)}, now {card.get(key)}" for key in different)
-                + "; choose another folder or the same settings"
-            )
+            changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different)
+            raise ValueError(f"{run_dir} holds another run ({changes}); choose another folder or the same settings")
     run_dir.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".aside")
     aside.write_text(json.dumps(card, indent=1) + "\n")
     os.replace(aside, path)
+
+
+def _flat(card: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in card.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _request_shape(env: str, env_config: dict[str, Any]) -> RequestShape:
