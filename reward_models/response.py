@@ -2,7 +2,8 @@
 
 A user's past is a few exponentially decayed sums of event vectors, updated place by place and never
 re-encoded. Watch time is drawn first, as a cell of ``WatchTimeCells``; clicks and long views are read off
-that cell, as they are in the log; the other signals are drawn given the cell and given the first of them. For a simulation everything that does not change is a table: one row an item, user or context.
+that cell, as they are in the log; the other signals are drawn given the cell and given the first of
+them. For a simulation everything that does not change is a table: one row an item, user or context.
 
 Legend: B sessions, K places, F signals, H hidden width, E event width, L list width, M cells, T tabs,
 D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users,
@@ -22,7 +23,6 @@ from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
 _PRIOR_EVENTS = 3.0  # a user's own rates start from the usual ones, as if seen this often
-_MIN_ROWS = 8
 _MAX_USERS = 1 << 24  # user codes travel in the float32 state
 
 
@@ -66,11 +66,11 @@ class ResponseConfig:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``numerics.linear`` for any width: with 100 inputs or more, five rows still take another kernel."""
-    rows = x.numel() // x.shape[-1]
-    if rows >= _MIN_ROWS or rows == 0:
+    """``numerics.linear`` for any width: the more inputs, the more rows until the usual kernel takes over."""
+    rows, least = x.numel() // x.shape[-1], 4 + x.shape[-1] // 32
+    if rows >= least or rows == 0:
         return torch.nn.functional.linear(x, weight, bias)
-    flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, _MIN_ROWS - rows))
+    flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, least - rows))
     return torch.nn.functional.linear(flat, weight, bias)[:rows].reshape(*x.shape[:-1], len(weight))
 
 

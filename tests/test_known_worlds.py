@@ -24,7 +24,7 @@ from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import CONTEXT, NO_ITEM, ResponseModel
 from recsim_env.world import World
 
-PARAMETERS_SHA256 = "c07717a029d9d79fba87e4f4382b49891dde15c2edb89287f0bc69bc5502a91b"
+PARAMETERS_SHA256 = "90e845df2af97957ab741466b0a4977ecfc045a230be96e78aebc7792844deee"
 
 
 def small_world(**dials: float) -> World:

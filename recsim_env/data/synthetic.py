@@ -87,7 +87,7 @@ def synthetic_log(
         num_candidates: C, videos that the logging policy chooses from.
         slate_size: K.
         max_requests: requests after which a session is cut.
-        keep_candidates: also log every request's candidate list.
+        keep_candidates: also log what every request's candidates were; only uniform slates go beyond them.
         seed: seed of everything drawn.
         progress: show a bar with speed and time left.
 
@@ -105,41 +105,36 @@ def synthetic_log(
         True
     """
     policy = policy or LoggingPolicy()
+    _check(world, policy, num_sessions, days)
+    generator = torch.Generator().manual_seed(seed)
+    playing = world.replace(population_P=_by_activity(world))
+    sizes = {"num_candidates": num_candidates, "slate_size": slate_size, "max_requests": max_requests}
+    log = []
+    for day in tqdm(range(days), desc="drawing the log", unit="day", disable=None if progress else True):
+        sessions = num_sessions * (day + 1) // days - num_sessions * day // days  # spread evenly
+        if not sessions:
+            continue
+        date = datetime.datetime.strptime(str(first_date), "%Y%m%d").date() + datetime.timedelta(days=day)
+        today = playing.replace(contexts=_OneDay(world.contexts, date.weekday()))
+        simulator = Simulator(today, history_length=_REMEMBERED, **sizes)  # type: ignore[arg-type]
+        state = _start(simulator, sessions, int(address(torch.tensor([seed]), day)))
+        rows = _play(simulator, state, _Ranker(simulator, policy, seed, generator), keep_candidates)
+        log.append(_dated(rows, date, day))
+        playing = _remembering(playing, rows)
+    return _dataset(world, pd.concat(log, ignore_index=True))
+
+
+def _check(world: World, policy: LoggingPolicy, num_sessions: int, days: int) -> None:
     if policy.signal not in world.signals:
         raise ValueError(f"the logging policy's signal {policy.signal!r} is not among {world.signals}")
-    quota = -(-num_sessions // days)
-    if num_sessions < 1 or days < 1 or quota > 0.5 * len(world.population_P):
+    if num_sessions < 1 or days < 1:
+        raise ValueError(f"need at least 1 session and 1 day, got {num_sessions} and {days}")
+    needed = 2 * -(-num_sessions // days)  # so that different users are found quickly every day
+    if needed > len(world.population_P):
         raise ValueError(
-            f"{num_sessions} sessions in {days} days need at least {2 * quota} users, the world has "
+            f"{num_sessions} sessions in {days} days need at least {needed} users, the world has "
             f"{len(world.population_P)}: ask for fewer sessions, more days or a larger world"
         )
-    generator = torch.Generator().manual_seed(seed)
-    started = datetime.datetime.strptime(str(first_date), "%Y%m%d").date()
-    histories, log = world.users.histories, []
-    population_P = _by_activity(world)
-    for day in tqdm(range(days), desc="drawing the log", unit="day", disable=None if progress else True):
-        date = started + datetime.timedelta(days=day)
-        today = world.replace(
-            users=dataclasses.replace(world.users, histories=histories),
-            population_P=population_P,
-            contexts=_OneDay(world.contexts, date.weekday()),
-        )
-        simulator = Simulator(
-            today,
-            num_candidates=num_candidates,
-            slate_size=slate_size,
-            history_length=_REMEMBERED,
-            max_requests=max_requests,
-        )
-        ranker = _Ranker(simulator, policy, seed, generator)
-        sessions = min(quota, num_sessions - quota * day)
-        if sessions <= 0:
-            break
-        state = _start(simulator, sessions, int(address(torch.tensor([seed]), day)))
-        rows = _play(simulator, state, ranker, keep_candidates)
-        log.append(_dated(rows, date, day))
-        histories = _extended(histories, rows, world.signals, simulator.history_length)
-    return _dataset(world, pd.concat(log, ignore_index=True))
 
 
 class _OneDay:
@@ -305,8 +300,9 @@ def _dated(rows: pd.DataFrame, date: datetime.date, day: int) -> pd.DataFrame:
     ).drop(columns="seconds")
 
 
-def _extended(histories: Histories, rows: pd.DataFrame, signals: tuple[str, ...], length: int) -> Histories:
-    """Histories with a day's impressions at their end, cut to the latest ``length``."""
+def _remembering(world: World, rows: pd.DataFrame) -> World:
+    """The world with a day's impressions at the end of its histories, cut to the latest ``_REMEMBERED``."""
+    histories = world.users.histories
     num_users = len(histories.start_U1) - 1
     old_user_P = np.repeat(np.arange(num_users), histories.start_U1.diff().numpy())
     user_P = np.concatenate([old_user_P, rows["user"].to_numpy()])
@@ -314,17 +310,18 @@ def _extended(histories: Histories, rows: pd.DataFrame, signals: tuple[str, ...]
     count_U = np.bincount(user_P, minlength=num_users)
     end_U = np.cumsum(count_U)
     age_P = end_U[user_P[order_P]] - np.arange(len(order_P))
-    kept_P = torch.from_numpy(order_P[age_P <= length])
-    feedback_PF = torch.tensor(rows[list(signals)].to_numpy(np.float32))
+    kept_P = torch.from_numpy(order_P[age_P <= _REMEMBERED])
+    feedback_PF = torch.tensor(rows[list(world.signals)].to_numpy(np.float32))
     known_PF = torch.ones_like(feedback_PF, dtype=torch.bool)
     item_P = torch.from_numpy(rows["item"].to_numpy(np.int64))
-    kept_U = np.minimum(count_U, length)
-    return Histories(
+    kept_U = np.minimum(count_U, _REMEMBERED)
+    extended = Histories(
         start_U1=torch.from_numpy(np.concatenate([[0], np.cumsum(kept_U)])),
         item_P=torch.cat([histories.item_P, item_P])[kept_P],
         feedback_PF=torch.cat([histories.feedback_PF, feedback_PF])[kept_P],
         known_PF=torch.cat([histories.known_PF, known_PF])[kept_P],
     )
+    return world.replace(users=dataclasses.replace(world.users, histories=extended))
 
 
 def _dataset(world: World, rows: pd.DataFrame) -> LoggedDataset:

@@ -34,6 +34,12 @@ Array = npt.NDArray[np.float64]
 PROFILE_NOISE = 1.0
 """Noise in the user features that stand for declared interests, in units of taste itself."""
 
+_PROVENANCE = {
+    "kind": "synthetic: hand-written users, known truth",
+    "parameters_sha256": ShortVideoParameters().digest(),
+}
+_ITEM_FEATURES = ("log_duration", "log_reach", *(f"tag_{i}" for i in range(TASTE_SIZE)))
+_USER_FEATURES = ("log_activity", *(f"profile_{i}" for i in range(TASTE_SIZE)))
 _FIRST_ITEM_ID = 100_000
 _FIRST_USER_ID = 1_000
 
@@ -49,7 +55,7 @@ def short_video_world(
     auxiliary: float = 1.0,
     history_slates: int = 4,
 ) -> World:
-    """A world of short videos whose every probability is known, calibrated to KuaiRand-Pure.
+    """A synthetic world of short videos whose every probability is known, calibrated to KuaiRand-Pure.
 
     Args:
         num_users: users.
@@ -61,9 +67,6 @@ def short_video_world(
         auxiliary: how much likes and their kin tell about interest beyond the watch time.
         history_slates: slates of six uniform videos that each user has seen before the first session.
 
-    Returns:
-        The world; everything measured in it is synthetic.
-
     Raises:
         ValueError: fewer than 1 user or 10 items, a dial outside 0..10, a negative history.
 
@@ -72,43 +75,42 @@ def short_video_world(
         >>> len(world.users), len(world.catalogue), world.signals[0]
         (20, 60, 'watch_time')
     """
-    if num_users < 1 or num_items < 10 or history_slates < 0:
-        raise ValueError(
-            "need at least 1 user, 10 items and no fewer than 0 history slates, got "
-            f"num_users={num_users}, num_items={num_items}, history_slates={history_slates}"
-        )
+    _check_sizes(num_users, num_items, history_slates)
     dials = Dials(list_effect=list_effect, drift=drift, hidden_trait=hidden_trait, auxiliary=auxiliary)
     p = ShortVideoParameters()
     tag_TL, pair_TT = _tags(p, np.random.default_rng([seed, 0]))
     items, catalogue, reach_N = _items(p, num_items, tag_TL, np.random.default_rng([seed, 1]))
-    user_UD, user_features_UD = _users(p, num_users, np.random.default_rng([seed, 2]))
+    user_UD, features_UD = _users(p, num_users, np.random.default_rng([seed, 2]))
     response = ShortVideoResponse(items, catalogue.tag_N, _float(pair_TT), user_UD, dials, p)
     histories, predictor = _onboard(response, num_items, history_slates, seed)
-    declared = {"leave": DeclaredLeave().config(), "contexts": DeclaredContext().config()}
+    leave, contexts = DeclaredLeave(), DeclaredContext()
     return World(
         name="short_video",
         signals=response.signals,
         catalogue=catalogue,
         users=Users(
             ids=_FIRST_USER_ID + np.arange(num_users),
-            features_UD=user_features_UD,
-            feature_names=("log_activity", *(f"profile_{i}" for i in range(TASTE_SIZE))),
+            features_UD=features_UD,
+            feature_names=_USER_FEATURES,
             histories=histories,
         ),
         population_P=torch.arange(num_users),
         response=response,
-        leave=DeclaredLeave(),
-        contexts=DeclaredContext(),
+        leave=leave,
+        contexts=contexts,
         predictor=predictor,
         candidates=UniformCandidates(reach_N, seed),
-        declared=declared,
-        provenance={
-            "kind": "synthetic: hand-written users, known truth",
-            "seed": seed,
-            "dials": dataclasses.asdict(dials),
-            "parameters_sha256": p.digest(),
-        },
+        declared={"leave": leave.config(), "contexts": contexts.config()},
+        provenance={**_PROVENANCE, "seed": seed, "dials": dataclasses.asdict(dials)},
     )
+
+
+def _check_sizes(num_users: int, num_items: int, history_slates: int) -> None:
+    if num_users < 1 or num_items < 10 or history_slates < 0:
+        raise ValueError(
+            "need at least 1 user, 10 items and no fewer than 0 history slates, got "
+            f"num_users={num_users}, num_items={num_items}, history_slates={history_slates}"
+        )
 
 
 def _tags(p: ShortVideoParameters, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -152,7 +154,7 @@ def _items(
         ids=_FIRST_ITEM_ID + np.arange(num_items),
         duration_N=_float(duration_N),
         features_ND=_float(features_ND.clip(-5, 5)),
-        feature_names=("log_duration", "log_reach", *(f"tag_{i}" for i in range(TASTE_SIZE))),
+        feature_names=_ITEM_FEATURES,
         tag_N=torch.from_numpy(tag_N),
     )
     return _float(np.column_stack([vector_NL, *columns])), catalogue, _float(reach_N)
