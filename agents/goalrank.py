@@ -32,9 +32,6 @@ Shape legend: B requests, C candidates, K places, G lists in a group.
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +42,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.networks import DECODERS, MIXINGS, CandidateEncoder, Encoding, RequestShape, make_decoder
+from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
 
 OBJECTIVES = ("group_relative", "grpo")
@@ -177,25 +175,17 @@ class GoalRankPolicy(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``policy.json`` and ``policy.safetensors``; the folder appears whole or not at all."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        card = {
+            "format": FORMAT,
+            "kind": "goalrank",
+            "config": dataclasses.asdict(self.config),
+            "shape": dataclasses.asdict(self.shape),
+        }
+        with whole_folder(folder) as aside:
             save_file(tensors, aside / "policy.safetensors")
-            card = {
-                "format": FORMAT,
-                "kind": "goalrank",
-                "config": dataclasses.asdict(self.config),
-                "shape": dataclasses.asdict(self.shape),
-            }
-            (aside / "policy.json").write_text(json.dumps(card, indent=1) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        return folder
+            write_json(aside / "policy.json", card)
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, greedy: bool = True, device: torch.device | str = "cpu") -> "GoalRankPolicy":

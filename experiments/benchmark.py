@@ -221,7 +221,7 @@ def _costs(world: World, seconds: float) -> dict[str, dict[int, float]]:
     for name, values in sizes.items():
         costs[name] = {}
         for value in values:
-            simulator = Simulator(world, **{name: value})
+            simulator = Simulator(world, **dict[str, Any]({name: value}))
             costs[name][value] = _microseconds(_player(simulator, _warm(simulator, 256)), 256, seconds)
     return {name: {k: round(v, 1) for k, v in row.items()} for name, row in costs.items()}
 
@@ -241,4 +241,4 @@ def main(command: Env | Rllib) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, lambda: tyro.cli(Env | Rllib, description=__doc__))  # type: ignore[arg-type]
+    run_command(main, lambda: tyro.cli(Env | Rllib, description=__doc__))

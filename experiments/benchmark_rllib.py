@@ -29,7 +29,7 @@ from recsim_env.types import Decision, ListValue, Request
 
 STEPS = 8
 _NAME = "recsim_env_benchmark"
-_SMALL = {"num_candidates": 50, "slate_size": 6}
+_SMALL: dict[str, Any] = {"num_candidates": 50, "slate_size": 6}
 
 
 class _Clock:

@@ -158,7 +158,7 @@ class _Builder:
         self.dataset, self.days, self.users, self.out, self.config = dataset, days, users, out, config
         items, people = item_features(dataset), user_features(dataset)
         self.histories = user_histories(dataset, before_date=days.test[0])
-        self.tables = {
+        self.tables: dict[str, Any] = {
             "item_features_ND": torch.from_numpy(items.values),
             "user_features_UD": torch.from_numpy(people.values),
         }
@@ -206,7 +206,8 @@ class _Builder:
         requests = self.requests(self.users["A"], None, self.days.fit_until).annotated(predictor, candidates)
         evaluator = fit_evaluator(
             requests,
-            config=config.evaluator,
+            # A log without slates cannot teach what a list is worth beyond its videos.
+            config=config.evaluator if self.has_slates else dataclasses.replace(config.evaluator, listwise=False),
             list_effect=effect,
             seed=seed,
             run_dir=self.out / "runs" / "evaluator",

@@ -79,7 +79,7 @@ def _measure(peer: Peer) -> dict[str, Any]:
     try:
         if not (folder / ".installed").exists():
             venv.create(folder, with_pip=True, clear=True)
-            command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.packages]
+            command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.packages]
             subprocess.run(command, check=True, capture_output=True, text=True)
             (folder / ".installed").touch()
         program = _MEASURE + peer.program + "print(json.dumps({'requests_per_cpu_second': best(step), 'slate': slate}))"

@@ -9,7 +9,6 @@ one run for each policy and world.
 import base64
 import html
 import io
-import json
 import math
 import re
 import shutil
@@ -20,7 +19,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments import plots
-from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_atomically, write_csv
+from recsim_env.files import write_json, write_text
+from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_csv
 
 BASELINES = ("pointwise greedy", "best of 20")
 """What a trained ranker has to beat."""
@@ -71,8 +71,7 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png)
     extra = {"differences": [as_json(row) for row in differences], "gaps": [as_json(row) for row in gaps]}
-    stored = json.dumps(to_plain({"title": title, **result.to_json(), **extra}), indent=1)
-    write_atomically(folder / "report.json", stored + "\n")
+    write_json(folder / "report.json", to_plain({"title": title, **result.to_json(), **extra}))
     write_csv(folder / "report.csv", [*result.rows(), *differences, *gaps])
     write_scalars(result, folder / "tensorboard")
     sections = _sections(result, differences, gaps, figures)
@@ -81,7 +80,7 @@ def write_report(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
     )
-    return write_atomically(folder / "report.html", page)
+    return write_text(folder / "report.html", page)
 
 
 def write_scalars(result: EvaluationResult, folder: Path) -> None:

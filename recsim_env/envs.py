@@ -258,9 +258,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             self._truncated_B = self._truncated_B & ~mask_B
         elif isinstance(seed, (list, tuple)):
             if len(seed) != self.num_envs or any(s is None for s in seed):
-                raise ValueError(
-                    f"need one integer seed for each of {self.num_envs} environments, got {seed}"
-                )
+                raise ValueError(f"need one integer seed for each of {self.num_envs} environments, got {seed}")
             self.reset_tensors(torch.tensor(seed, dtype=torch.int64))
         else:
             super().reset(seed=seed)
@@ -284,7 +282,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             self._infos(transition),
         )
 
-    def render(self) -> tuple[str, ...] | None:
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """One readable text per environment, in the mode "ansi"."""
         if self.render_mode is None:
             return None
@@ -355,9 +353,7 @@ class RecEnv(gym.Env[Any, Any]):
         """What the recommender is asked now (B = 1)."""
         return self._vector.request
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins a session; without a seed, the next session of the seed in use."""
         super().reset(seed=seed)
         observation, _ = self._vector.reset(seed=seed)

@@ -39,9 +39,14 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes text, whole or not at all."""
+    return write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: str | Path, content: Any) -> Path:
     """Writes JSON, whole or not at all."""
-    return write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1) + "\n"))
+    return write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> Any:

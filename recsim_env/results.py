@@ -15,9 +15,7 @@ Shape legend: S training seeds, n sessions.
 import csv
 import dataclasses
 import io
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
+
+from recsim_env.files import write_json, write_text
 
 Array = NDArray[np.float64]
 FeedbackClass = Literal["logged", "one slate", "branched"]
@@ -247,7 +247,7 @@ class EvaluationResult:
 
     def write_json(self, path: str | Path) -> Path:
         """Writes ``to_json()``; the file appears whole or not at all."""
-        return write_atomically(path, json.dumps(to_plain(self.to_json()), indent=1) + "\n")
+        return write_json(path, to_plain(self.to_json()))
 
     def write_csv(self, path: str | Path) -> Path:
         """Writes one line for each row; the file appears whole or not at all."""
@@ -291,20 +291,7 @@ def write_csv(path: str | Path, rows: list[Row]) -> Path:
     writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(as_json(row) for row in rows)
-    return write_atomically(path, text.getvalue())
-
-
-def write_atomically(path: str | Path, text: str) -> Path:
-    """Writes text aside and renames it, so that no reader ever meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    return write_text(path, text.getvalue())
 
 
 def _standard_error(moves_n: Array) -> float:

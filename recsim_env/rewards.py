@@ -48,9 +48,7 @@ class SignalReward:
             raise ValueError("a reward needs at least one signal with a weight")
         for name in weights:
             if name not in signals:
-                raise ValueError(
-                    f"unknown signal {name!r}{nearest(name, signals)}; this world has {tuple(signals)}"
-                )
+                raise ValueError(f"unknown signal {name!r}{nearest(name, signals)}; this world has {tuple(signals)}")
         self.names = tuple(weights)
         self.weights = tuple(float(w) for w in weights.values())
         self._indices = [list(signals).index(name) for name in weights]

@@ -123,8 +123,7 @@ class Simulator:
             raise ValueError(f"need slate_size <= num_candidates, got {slate_size} and {num_candidates}")
         if num_candidates > len(world.catalogue):
             raise ValueError(
-                f"need num_candidates <= items of the catalogue, got {num_candidates} and "
-                f"{len(world.catalogue)}"
+                f"need num_candidates <= items of the catalogue, got {num_candidates} and {len(world.catalogue)}"
             )
         self.device = torch.device(device)
         self.world = world if self.device.type == "cpu" else world.to(self.device)
@@ -192,11 +191,9 @@ class Simulator:
         world, request = self.world, state.request
         places, per_place = items_BK.shape[1], self._draws_per_place
         draws = uniform(state.key_B, places * per_place + 1)
-        draws_BKJ = draws[:, :-1].unflatten(1, (places, per_place))
+        draws_BKJ = draws[:, :-1].reshape(-1, places, per_place)
 
-        signals_BKF = world.response.respond(
-            state.response_BS, request.context_BX, items_BK, draws_BKJ[..., :-2]
-        )
+        signals_BKF = world.response.respond(state.response_BS, request.context_BX, items_BK, draws_BKJ[..., :-2])
         if world.list_effect is not None:
             interrupted_BK = draws_BKJ[..., -2] < world.list_effect.interrupt(items_BK)
             skipped_BKF = world.list_effect.skip(signals_BKF)
@@ -269,9 +266,7 @@ class Simulator:
         )  # fmt: skip
         return self._with_candidates(state, draws_B4[:, 3])
 
-    def _advance(
-        self, state: SessionState, items_BK: Tensor, feedback: Feedback, retrieval_B: Tensor
-    ) -> SessionState:
+    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback, retrieval_B: Tensor) -> SessionState:
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
         shown = (request.context_BX, items_BK, signals_BKF, seen_BK)
@@ -314,9 +309,7 @@ class Simulator:
             request=request._replace(
                 context_BX=context_BX,
                 history_BH=torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
-                history_feedback_BHF=torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(
-                    1, window_BHF
-                ),
+                history_feedback_BHF=torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(1, window_BHF),
                 history_known_BHF=torch.cat([request.history_known_BHF, known_BKF], 1).gather(1, window_BHF),
             ),
         )
@@ -328,9 +321,7 @@ class Simulator:
         candidates_BC, score_BC = world.candidates.retrieve(
             state.candidates_BS, state.shown_BM, uniform_B, self.num_candidates
         )
-        predicted_BCF, std_BCF = world.predictor.predict(
-            state.predictor_BS, state.request.context_BX, candidates_BC
-        )
+        predicted_BCF, std_BCF = world.predictor.predict(state.predictor_BS, state.request.context_BX, candidates_BC)
         request = state.request._replace(
             candidates_BC=candidates_BC,
             candidate_features_BCD=world.catalogue.features_ND[candidates_BC],
@@ -348,9 +339,7 @@ class Simulator:
             )
         low, high = torch.aminmax(items)
         if low < 0 or high >= len(self.world.catalogue):
-            raise ValueError(
-                f"slates hold item codes 0..{len(self.world.catalogue) - 1}, got {int(low)}..{int(high)}"
-            )
+            raise ValueError(f"slates hold item codes 0..{len(self.world.catalogue) - 1}, got {int(low)}..{int(high)}")
 
 
 def _clock(clock_s_B: Tensor) -> tuple[Tensor, Tensor]:

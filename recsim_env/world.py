@@ -133,9 +133,7 @@ class World:
             histories=self.users.histories.to(device),
         )
         models = {name: _moved(getattr(self, name), device) for name in _MODELS}
-        return self.replace(
-            catalogue=catalogue, users=users, population_P=self.population_P.to(device), **models
-        )
+        return self.replace(catalogue=catalogue, users=users, population_P=self.population_P.to(device), **models)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the world folder; it appears whole or not at all, replacing an older one."""
@@ -181,9 +179,7 @@ class World:
             "declared": self.declared,
             "defaults": self.defaults,
             "provenance": self.provenance,
-            "bytes": {
-                name: (folder / name).stat().st_size for name in ("tables.safetensors", "models.safetensors")
-            },
+            "bytes": {name: (folder / name).stat().st_size for name in ("tables.safetensors", "models.safetensors")},
         }
         (folder / "world.json").write_text(json.dumps(card) + "\n")
 
@@ -289,14 +285,14 @@ def _read_card(folder: Path) -> dict[str, Any]:
         actual = (folder / name).stat().st_size if (folder / name).exists() else 0
         if actual != size:
             raise ValueError(
-                f"{folder / name} is truncated or missing ({actual} bytes, {size} expected); "
-                "build the world again"
+                f"{folder / name} is truncated or missing ({actual} bytes, {size} expected); build the world again"
             )
     return card
 
 
 def _read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
     try:
-        return load_file(path, device=str(device))
+        tensors: dict[str, Tensor] = load_file(path, device=str(device))
+        return tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); build the world again") from error

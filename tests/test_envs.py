@@ -48,9 +48,7 @@ def test_stable_baselines_checker_is_silent(world: World, action: str) -> None:
 def test_every_way_of_making_it() -> None:
     single = gym.make("recsim_env:recsim_env/Session-v0", world="tiny")
     assert isinstance(single.unwrapped, RecEnv)
-    vector = gym.make_vec(
-        "recsim_env/Session-v0", num_envs=3, vectorization_mode="vector_entry_point", world="tiny"
-    )
+    vector = gym.make_vec("recsim_env/Session-v0", num_envs=3, vectorization_mode="vector_entry_point", world="tiny")
     assert isinstance(vector.unwrapped, RecVectorEnv)
     assert vector.num_envs == 3
     assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
@@ -90,9 +88,7 @@ def endings(world: World, mode: str, steps: int) -> list[tuple[np.ndarray, ...]]
         items = env.request.candidates_BC[:, :4]
         step = env.step_tensors(items)
         found.append(
-            tuple(
-                t.clone().numpy() for t in (step.reward_B, step.terminated_B, step.truncated_B, step.valid_B)
-            )
+            tuple(t.clone().numpy() for t in (step.reward_B, step.terminated_B, step.truncated_B, step.valid_B))
         )
     return found
 
@@ -216,7 +212,7 @@ def test_reward_components_and_weights(world: World) -> None:
     assert info["rewards"]["watch_time"] == pytest.approx(float(signals[:, 0].sum()))
     assert info["rewards"]["click"] == float(signals[:, 1].sum())
     assert total == pytest.approx(float(signals[:, 0].sum() + 10 * signals[:, 1].sum()))
-    with pytest.raises(ValueError, match="unknown signal 'clik'.*did you mean 'click'"):
+    with pytest.raises(ValueError, match=r"unknown signal 'clik'.*did you mean 'click'"):
         SignalReward({"clik": 1.0}, world.signals)
 
 

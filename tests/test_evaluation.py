@@ -17,8 +17,9 @@ from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate, gini, judge
+from recsim_env.files import write_text
 from recsim_env.known_worlds import pointwise_oracle, short_video_world
-from recsim_env.results import Cell, write_atomically
+from recsim_env.results import Cell
 from recsim_env.rewards import SignalReward
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Decision, Policy, Request
@@ -306,14 +307,14 @@ def test_files_hold_every_row_in_strict_json(result: EvaluationResult, tmp_path:
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_atomically(tmp_path / "r.json", "old")
+    path = write_text(tmp_path / "r.json", "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk"):
-        write_atomically(path, "new")
+        write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -82,9 +82,7 @@ def test_one_step_against_a_slow_twin(simulator: Simulator) -> None:
         following, feedback = simulator.step(state, items)
         per_place = world.response.num_draws + 2
         draws = uniform(state.key_B, 6 * per_place + 1)[:, :-1].reshape(60, 6, per_place)
-        drawn = world.response.respond(
-            state.response_BS, state.request.context_BX, items, draws[..., :-2].contiguous()
-        )
+        drawn = world.response.respond(state.response_BS, state.request.context_BX, items, draws[..., :-2].contiguous())
         stay = world.leave.stay(state.request.context_BX, drawn)
         for row in range(60):
             history = [int(i) for i in state.request.history_BH[row]]

@@ -86,9 +86,7 @@ def test_damaged_bytes_are_refused(folder: Path) -> None:
 def test_other_versions_and_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     card = json.loads((folder / "world.json").read_text())
     (folder / "world.json").write_text(json.dumps(card | {"format": 99}))
-    with pytest.raises(
-        ValueError, match="written in world format 99, this version reads 1; build the world again"
-    ):
+    with pytest.raises(ValueError, match="written in world format 99, this version reads 1; build the world again"):
         World.load(folder)
     (folder / "world.json").write_text("{")
     with pytest.raises(ValueError, match=r"world.json is damaged"):
@@ -113,9 +111,7 @@ def test_a_model_that_cannot_be_saved_is_named(world: World, tmp_path: Path) -> 
         def stay(self, context_BX: torch.Tensor, signals_BKF: torch.Tensor) -> torch.Tensor:
             return signals_BKF[..., 0]
 
-    with pytest.raises(
-        ValueError, match=r"the world's leave \(.*Bare\) cannot be saved: it has no config\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"the world's leave \(.*Bare\) cannot be saved: it has no config\(\)"):
         world.replace(leave=Bare()).save(tmp_path / "w")
     assert not list(tmp_path.iterdir())
 
