@@ -162,7 +162,7 @@ class ResponseNetwork(nn.Module):
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return row_R, self.core.answer(hidden_RH, user_RV)
+        return row_R, self.core.answer(hidden_RH, user_RV, tab_R)
 
     @torch.no_grad()
     def export(self, dataset: LoggedDataset, before_date: int, history_length: int) -> SequenceResponse:
@@ -234,8 +234,7 @@ class _Fitting:
         duration_R = self.duration_N[sequences.item_P[rows]]
         core.memory.measure(feedback_features(sequences.signals_PF[rows], duration_R, sequences.known_PF[rows]))
         given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
-        if core.given:
-            _count_effects(core, self.cell_P[rows], given_RA)
+        _count_levels(core, self.cell_P[rows], network.share_NM[sequences.item_P[rows]], given_RA)
         return network
 
     def loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
@@ -285,7 +284,7 @@ class _Fitting:
             seed=self.seed,
             run_dir=None if run_dir is None else run_dir / label,
             label=label,
-            undecayed=("cell_effect_MA", "parent_effect_A"),
+            undecayed=("tab_logit_TV", "cell_effect_MA", "parent_effect_A"),
             identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
         )
         return network, result.best_epoch
@@ -314,23 +313,30 @@ class _Fitting:
         return fit_cells(answer.cells[known_R], share_RM, self.cell_P[row_R], scale)
 
 
-def _count_effects(core: ResponseCore, cell_R: Tensor, given_RA: Tensor, prior: float = 20.0) -> None:
-    """Starts the effects of cell and first signal at the log-odds counted in the log, shrunk by ``prior`` rows."""
+def _count_levels(core: ResponseCore, cell_R: Tensor, share_RM: Tensor, given_RA: Tensor, prior: float = 20.0) -> None:
+    """Starts the training from what is counted, so that the network has only the differences to learn.
+
+    Levels of cells and signals, and the effects of cell and first signal on the others, are those of the
+    log; the effects are shrunk by ``prior`` rows.
+    """
 
     def log_odds(selected_RC: Tensor) -> Tensor:
         selected_RC = selected_RC.double()
-        hits_CA = selected_RC.T @ given_RA.double() + prior * rate_A
+        hits_CA = selected_RC.T @ given_RA.double() + prior * given_RA.double().mean(0)
         return torch.logit(hits_CA / (selected_RC.sum(0).unsqueeze(1) + prior), eps=1e-6).float()
 
-    rate_A = given_RA.double().mean(0)
-    base_A = torch.logit(rate_A, eps=1e-6).float()
-    parent_R = given_RA[:, 0]
+    is_cell_RM = nn.functional.one_hot(cell_R, core.cells.num_cells)
+    base_A = torch.logit(given_RA.double().mean(0), eps=1e-6).float()
+    rate_M = (is_cell_RM.float().mean(0) + 1e-5) / 1.001
     with torch.no_grad():
-        core.head.bias[core.cells.num_cells :] = base_A
-        core.cell_effect_MA.copy_(log_odds(nn.functional.one_hot(cell_R, core.cells.num_cells)) - base_A)
-        without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
-        core.parent_effect_A.copy_(with_A - without_A)
-        core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
+        start_M = (rate_M / share_RM.mean(0).clamp(min=1e-3)).log()
+        core.tab_logit_TV.copy_(torch.cat([start_M, base_A]))
+        if core.given:
+            parent_R = given_RA[:, 0]
+            core.cell_effect_MA.copy_(log_odds(is_cell_RM) - base_A)
+            without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
+            core.parent_effect_A.copy_(with_A - without_A)
+            core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
 
 
 def known_durations(dataset: LoggedDataset) -> Tensor:
@@ -418,10 +424,8 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
     own_P, own = fitting.final_answers(network, label_P)
     scale, _ = fitting.fit_cells(row_P, answer)
     _, offset_M = fitting.fit_cells(own_P, own, scale)
-    num_cells = core.cells.num_cells
     with torch.no_grad():
-        core.head.weight[:num_cells] *= scale
-        core.head.bias[:num_cells] = core.head.bias[:num_cells] * scale + offset_M
+        core.rescale_cells(scale, offset_M)
         for index, name in enumerate(core.given):
             label_PF = sequences.signals_PF[:, core.signals.index(name)]
             slope = fit_platt(answer.given[:, index], label_PF[row_P]).scale

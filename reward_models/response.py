@@ -236,6 +236,7 @@ class ResponseCore(nn.Module):
         self.taste_layer = nn.Linear(config.event_width, width, bias=False)
         self.trunk = nn.Linear(width, width)
         self.head = nn.Linear(width, cells.num_cells + num_given)
+        self.tab_logit_TV = nn.Parameter(torch.zeros(num_tabs, cells.num_cells + num_given))
         self.cell_effect_MA = nn.Parameter(torch.zeros(cells.num_cells, num_given))
         self.parent_effect_A = nn.Parameter(torch.zeros(num_given))
         shape = (num_tabs, cells.num_groups, cells.num_cells, len(self.read_off))
@@ -266,12 +267,25 @@ class ResponseCore(nn.Module):
         """
         return user[..., : self.config.width] + context + item + linear(taste * event, self.taste_layer.weight)
 
-    def answer(self, hidden: Tensor, user: Tensor) -> Answer:
-        """Logits of a place from its first layer (taken before its nonlinearity) and its user."""
+    def answer(self, hidden: Tensor, user: Tensor, tab: Tensor) -> Answer:
+        """Logits of a place.
+
+        Args:
+            hidden: (..., H), its first layer, before the nonlinearity.
+            user: (..., H + A), see ``user``.
+            tab: int64 (...).
+        """
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
-        logits = linear(hidden, self.head.weight, self.head.bias)
+        logits = linear(hidden, self.head.weight, self.head.bias) + self.tab_logit_TV[tab]
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
         return Answer(cells, given + user[..., self.config.width :])
+
+    def rescale_cells(self, scale: float, offset_M: Tensor) -> None:
+        """Puts ``scale`` x logit + offset in the place of the logits of the M cells."""
+        num_cells = self.cells.num_cells
+        self.head.weight[:num_cells] *= scale
+        self.tab_logit_TV[:, :num_cells] *= scale
+        self.head.bias[:num_cells] = self.head.bias[:num_cells] * scale + offset_M
 
     def rescale_given(self, index: int, scale: float, offset: float) -> None:
         """Puts ``scale`` x logit + ``offset`` in the place of the logit of one of the A signals."""
@@ -283,6 +297,7 @@ class ResponseCore(nn.Module):
             weight[row] *= scale
             bias[row] *= scale
         self.head.bias[self.cells.num_cells + index] += offset
+        self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
         self.cell_effect_MA[:, index] *= scale
         self.parent_effect_A[index] *= scale
 
@@ -420,7 +435,7 @@ class SequenceResponse(nn.Module):
         if core.has_lists:
             own_BKL = lists[0]
             hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
-        return _Place(core.answer(hidden_BKH, user_B1V), share_BKM, log_duration_BK1.squeeze(-1), tab_B1)
+        return _Place(core.answer(hidden_BKH, user_B1V, tab_B1), share_BKM, log_duration_BK1.squeeze(-1), tab_B1)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

@@ -34,7 +34,7 @@ class TrainConfig:
     """Epochs without a better validation loss before training stops."""
     learning_rate: float = 2e-3
     """AdamW's step size in the first epoch."""
-    learning_rate_decay: float = 0.7
+    learning_rate_decay: float = 0.35
     """Factor on the step size from one epoch to the next."""
     weight_decay: float = 0.3
     """AdamW's pull of weights towards zero."""

@@ -24,7 +24,7 @@ from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import CONTEXT, NO_ITEM, ResponseModel
 from recsim_env.world import World
 
-PARAMETERS_SHA256 = "90e845df2af97957ab741466b0a4977ecfc045a230be96e78aebc7792844deee"
+PARAMETERS_SHA256 = "c19fbd4f0a3073149ad1518f23b16cc93bffa7fe6f784a16ccbf96b712bbc79c"
 
 
 def small_world(**dials: float) -> World:

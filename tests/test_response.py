@@ -109,6 +109,7 @@ def test_a_second_signal_is_drawn_given_the_first() -> None:
         layer.weight.data[-5:] = 0.0
         layer.bias.data[-5:] = 0.0
     model.core.cell_effect_MA.data.zero_()
+    model.core.tab_logit_TV.data.zero_()
     model.core.parent_effect_A.data[1:] = 2.0
     user_B, context_BX, items_BK, _ = make_inputs(1, 1)
     copies = 20_000
@@ -203,6 +204,38 @@ def test_a_restored_model_answers_with_the_same_bytes(family: str, has_lists: bo
     assert torch.equal(drawn, twin.respond(twin.start(user_B), context_BX, items_BK, uniform_BKJ))
     assert twin.signals == model.signals
     assert twin.config() == model.config()
+
+
+def test_the_first_place_of_a_list_knows_no_list() -> None:
+    model = make_model(has_lists=True)
+    user_B, context_BX, items_BK, _ = make_inputs(4, 3)
+    before = model.expected(model.start(user_B), context_BX, items_BK)
+    model.core.list_layer.weight.data.zero_()
+    change = model.expected(model.start(user_B), context_BX, items_BK) - before
+    assert (change[:, 0] == 0).all()
+    assert (change[:, 1:] != 0).any()
+
+
+def test_rescaling_changes_logits_and_nothing_else() -> None:
+    core = make_model().core
+    generator = torch.Generator().manual_seed(6)
+    hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    cell, parent = torch.randint(core.cells.num_cells, (50,), generator=generator), torch.arange(50) % 2
+    tab = torch.arange(50) % NUM_TABS
+
+    def logits() -> tuple[Tensor, Tensor]:
+        answer = core.answer(hidden, core.user_layer(user), tab)
+        return answer.cells, core.given_logits(answer.given, cell, parent)
+
+    cells, given = logits()
+    offset_M = torch.randn(core.cells.num_cells, generator=generator)
+    core.rescale_cells(0.5, offset_M)
+    core.rescale_given(2, 0.7, -1.0)
+    expected = given.clone()
+    expected[:, 2] = 0.7 * given[:, 2] - 1.0
+    new_cells, new_given = logits()
+    torch.testing.assert_close(new_cells, 0.5 * cells + offset_M, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(new_given, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_signals_come_in_the_order_of_the_log() -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from agents.goalrank import GoalRankConfig
 from agents.networks import RequestShape
 from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus
 from agents.rllib.export import policy_of
+from recsim_env.files import read_json, whole_folder, write_json
 from recsim_env.types import ListEvaluator
 from recsim_env.world import World
 
@@ -158,11 +158,10 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 def _save_checkpoint(algorithm: Algorithm, run_dir: Path, iteration: int) -> None:
     folder = run_dir / "checkpoints"
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".aside-*"):  # of a run that was killed while it wrote
+    for leftover in folder.glob(".*"):  # of a run that was killed while it wrote
         shutil.rmtree(leftover)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder))
-    algorithm.save_to_path(aside)
-    os.replace(aside, folder / f"{iteration:08d}")
+    with whole_folder(folder / f"{iteration:08d}") as aside:
+        algorithm.save_to_path(aside)
     for old in sorted(folder.glob("[0-9]*"))[:-_KEPT_CHECKPOINTS]:
         shutil.rmtree(old)
 
@@ -193,19 +192,12 @@ def _claim(run_dir: Path, card: dict[str, Any], resume: bool) -> None:
     if path.exists():
         if not resume:
             raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
-        try:
-            held = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete the run folder and start again") from error
-        was, now = _flat(held), _flat(card)
+        was, now = _flat(read_json(path)), _flat(card)
         different = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
         if different:
             changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different)
             raise ValueError(f"{run_dir} holds another run ({changes}); choose another folder or the same settings")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".aside")
-    aside.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(aside, path)
+    write_json(path, card)
 
 
 def _flat(card: dict[str, Any], prefix: str = "") -> dict[str, Any]:

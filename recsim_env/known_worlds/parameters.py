@@ -30,7 +30,7 @@ REPLAY_RATIO = 1.03
 class ShortVideoParameters:
     """Every constant of the short-video users; logits unless another unit is named."""
 
-    base_interest: float = -0.69
+    base_interest: float = -0.68
     """Interest of an average user in an average video."""
     usual_interest: float = 0.95
     """Interest at which the duration table below was fitted."""
@@ -46,7 +46,7 @@ class ShortVideoParameters:
     """Spread of video quality."""
     reach_quality: float = 0.5
     """Correlation of a video's past reach with its quality."""
-    reach: float = 1.45
+    reach: float = 1.75
     """Spread of log reach: how unevenly the retriever picks."""
     trait: float = 0.55
     """Spread of the match on the hidden trait."""
