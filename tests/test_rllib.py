@@ -205,7 +205,7 @@ def update(learner: object, batch: dict[str, np.ndarray], minibatch_size: int = 
     [
         ("group_relative", "one_softmax", 40),
         ("group_relative", "autoregressive", 25),
-        ("grpo", "one_softmax", 70),
+        ("grpo", "one_softmax", 90),
         ("grpo", "autoregressive", 30),
     ],
 )
