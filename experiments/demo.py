@@ -33,6 +33,8 @@ from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
+from reward_models.fit import FitConfig
+from reward_models.trainer import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +45,11 @@ class DemoConfig:
     """A KuaiRand folder; by default a synthetic log is drawn."""
     out: Path | None = None
     """Where everything goes; by default a folder under ``runs``."""
-    num_users: int = 3000
+    num_users: int = 2500
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 4000
+    log_sessions: int = 2500
     """Sessions of the synthetic log."""
     iterations: int = 120
     """Training rounds of GoalRank."""
@@ -57,8 +59,10 @@ class DemoConfig:
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
     """Also write the JSON report here."""
-    build: BuildConfig = field(default_factory=BuildConfig)
-    """How worlds are built."""
+    build: BuildConfig = field(
+        default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2, train=TrainConfig(max_epochs=8)))
+    )
+    """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
 
     @property
     def folder(self) -> Path:

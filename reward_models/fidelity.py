@@ -1,24 +1,28 @@
 """How real a world is: what its users emit against what the log holds.
 
-``logged_fidelity`` replays held-out impressions with every user's state frozen at the start of the simulated
-days (a state that follows the user's own test rows biases within-user AUC far below its value, see the
-README). ``rollout_drift`` lets a policy act for many requests with leaving switched off and watches the emitted
-rates: a world that feeds on its own output should not wander.
+``logged_fidelity`` replays held-out requests in the order of time. Each request is answered twice: by a user whose
+state follows the log (rates, AUC, calibration, watch times, joint signals), and by a user frozen at the start of
+the simulated days (within-user AUC: a state that follows the user's own few rows biases it far below its value,
+because one click early on makes every later score of that user high). ``rollout_drift`` lets a policy act for
+many requests with leaving switched off and watches the emitted rates: a world that feeds on its own output
+should not wander.
 
-Shape legend: B requests, K places, F signals, R rows, O outcomes.
+Shape legend: B requests, K places, F signals, R rows, O outcomes, U users, S state, L logged requests.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from recsim_env.data.requests import LoggedRequests
+from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.declared import DeclaredLeave
 from recsim_env.randomness import address, uniform
 from recsim_env.simulator import Simulator
-from recsim_env.types import Policy, ResponseModel
+from recsim_env.types import Outcomes, Policy, ResponseModel
 from recsim_env.world import World
 from reward_models.calibration import expected_calibration_error
 from reward_models.metrics import auc, grouped_auc
@@ -34,7 +38,7 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
     """Compares a response model with held-out impressions.
 
     Args:
-        response: the model; every user starts from its own ``start`` state and stays there.
+        response: the model.
         requests: held-out requests, see ``logged_requests``.
         seed: seed of the drawn watch times.
 
@@ -43,26 +47,32 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
         GAUC (both None where one class is missing) and ECE; ``watch_time``: logged and emitted mean and
         quantiles in seconds; ``phi``: correlation of each pair of binary signals, logged and drawn.
     """
-    means, drawn, logged, known, users = [], [], [], [], []
-    for number, batch in enumerate(requests.batches(2048)):
+    parts: list[tuple[Tensor, ...]] = []
+    start_US = response.start(torch.arange(int(requests.user_L.max()) + 1))
+    state_US = start_US.clone()
+    for number, batch in enumerate(_in_order(requests)):
         request, items_BK = batch.request, batch.items_BK
-        state_BS = response.start(request.user_B)
-        outcomes = response.outcomes(state_BS, request.context_BX, items_BK)
-        mean_BKF = (outcomes.signals_BKOF * outcomes.probability_BKO.unsqueeze(-1)).sum(2)
-        key_B = address(torch.arange(len(items_BK)), seed, number)
-        draws_BKJ = uniform(key_B, items_BK.shape[1], response.num_draws)
-        draw_BKF = response.respond(state_BS, request.context_BX, items_BK, draws_BKJ)
-        means.append(mean_BKF.flatten(0, 1))
-        drawn.append(draw_BKF.flatten(0, 1))
-        logged.append(batch.feedback.signals_BKF.flatten(0, 1))
-        known.append(batch.known_BKF.flatten(0, 1))
-        users.append(request.user_B.repeat_interleave(items_BK.shape[1]))
-    mean_RF, draw_RF, log_RF = (torch.cat(part).double().numpy() for part in (means, drawn, logged))
-    known_RF, user_R = torch.cat(known).numpy(), torch.cat(users).numpy()
+        state_BS, context_BX = state_US[request.user_B], request.context_BX
+        draws_BKJ = uniform(address(request.user_B, seed, number), items_BK.shape[1], response.num_draws)
+        rows = (
+            _mean(response.outcomes(state_BS, context_BX, items_BK)),
+            _mean(response.outcomes(start_US[request.user_B], context_BX, items_BK)),
+            response.respond(state_BS, context_BX, items_BK, draws_BKJ),
+            batch.feedback.signals_BKF,
+            batch.known_BKF,
+        )
+        user_BK = request.user_B.unsqueeze(1).expand_as(items_BK)
+        parts.append((*(part.flatten(0, 1) for part in rows), user_BK.flatten()))
+        shown = (batch.feedback.signals_BKF, batch.feedback.seen_BK)
+        state_US[request.user_B] = response.observe(state_BS, context_BX, items_BK, *shown)
+    mean_RF, frozen_RF, draw_RF, log_RF, known_RF, user_R = (
+        torch.cat(column).double().numpy() for column in zip(*parts, strict=True)
+    )
+    known_RF = known_RF > 0
     signals = {}
     for index, name in enumerate(response.signals[1:], start=1):
         rows = known_RF[:, index]
-        signals[name] = _signal(mean_RF[rows, index], log_RF[rows, index], user_R[rows])
+        signals[name] = _signal(mean_RF[rows, index], frozen_RF[rows, index], log_RF[rows, index], user_R[rows])
     return {
         "rows": len(log_RF),
         "users": len(np.unique(user_R)),
@@ -95,7 +105,21 @@ def rollout_drift(
     return drift
 
 
-def _signal(probability_R: Array, label_R: Array, user_R: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _in_order(requests: LoggedRequests) -> Iterator[LoggedBatch]:
+    """Batches that hold each user at most once, every user's requests in the order of time."""
+    order_L = torch.argsort(requests.user_L, stable=True)
+    sorted_L = requests.user_L[order_L]
+    first_L = torch.searchsorted(sorted_L, sorted_L)
+    turn_L = torch.empty_like(order_L).index_put_((order_L,), torch.arange(len(order_L)) - first_L)
+    for turn in range(int(turn_L.max()) + 1):
+        yield from requests.batches(2048, among=(turn_L == turn).nonzero().squeeze(1))
+
+
+def _mean(outcomes: Outcomes) -> Tensor:
+    return (outcomes.signals_BKOF * outcomes.probability_BKO.unsqueeze(-1)).sum(2)
+
+
+def _signal(probability_R: Array, frozen_R: Array, label_R: Array, user_R: Array) -> dict[str, Any]:
     both = 0 < label_R.sum() < len(label_R)
     logged, emitted = float(label_R.mean()), float(probability_R.mean())
     return {
@@ -104,7 +128,7 @@ def _signal(probability_R: Array, label_R: Array, user_R: npt.NDArray[np.int64])
         "emitted_rate": emitted,
         "ratio": emitted / logged if logged > 0 else None,
         "auc": float(auc(probability_R, label_R)) if both else None,
-        "gauc": float(grouped_auc(probability_R, label_R, user_R)) if both else None,
+        "gauc": float(grouped_auc(frozen_R, label_R, user_R)) if both else None,
         "ece": float(expected_calibration_error(probability_R, label_R)),
     }
 

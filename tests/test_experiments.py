@@ -1,0 +1,183 @@
+"""From a log to worlds, training and a report, in miniature: everything the verbs promise."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.build_world import BuildConfig, build_worlds, days_of, with_recommender
+from experiments.compare import over_seeds
+from experiments.contenders import policy_of, references
+from experiments.evaluate import Arguments, run, table, worlds_in
+from recsim_env.data import LoggedDataset
+from recsim_env.data.synthetic import synthetic_log
+from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.known_worlds import short_video_world
+from recsim_env.simulator import Simulator
+from recsim_env.types import Decision, Request
+from recsim_env.world import World
+from reward_models.fit import FitConfig
+from reward_models.predictor import PredictorConfig
+from reward_models.retrieval import RetrievalConfig
+from reward_models.slate import EvaluatorConfig
+from reward_models.trainer import TrainConfig
+
+SMALL = BuildConfig(
+    test_days=2,
+    stopping_days=1,
+    jobs=1,
+    fit=FitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
+    predictor=PredictorConfig(max_epochs=1),
+    retrieval=RetrievalConfig(max_epochs=1),
+    evaluator=EvaluatorConfig(max_epochs=1),
+)
+
+
+class Constant:
+    """A plugged-in policy: the last candidates."""
+
+    def __init__(self, slate_size: int):
+        self.slate_size = slate_size
+
+    def __call__(self, request: Request, generator: torch.Generator) -> Decision:
+        return Decision(request.candidates_BC[:, -self.slate_size :])
+
+
+@pytest.fixture(scope="module")
+def truth() -> World:
+    return short_video_world(num_users=400, num_items=150, seed=4)
+
+
+@pytest.fixture(scope="module")
+def log(truth: World) -> LoggedDataset:
+    return synthetic_log(truth, num_sessions=400, days=6, seed=4)
+
+
+@pytest.fixture(scope="module")
+def folder(log: LoggedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("build")
+    build_worlds(log, out, SMALL)
+    return out
+
+
+def test_days_are_split_from_the_end(log: LoggedDataset) -> None:
+    days = days_of(log, SMALL)
+    assert days.test == (20220429, 20220430)
+    assert days.stopping == (20220428,)
+    assert days.fit_until == 20220428
+    with pytest.raises(ValueError, match=r"has 6 days; 4 test days and 2 stopping days need at least 7"):
+        days_of(log, BuildConfig())
+
+
+def test_worlds_hold_disjoint_users_and_one_recommender(folder: Path) -> None:
+    worlds = worlds_in(folder)
+    assert list(worlds) == ["A", "judge-1", "judge-2"]
+    a, judge, other = worlds.values()
+    assert not set(a.population_P.tolist()) & set(judge.population_P.tolist())
+    assert torch.equal(judge.population_P, other.population_P)
+    for world in (judge, other):
+        for model in ("predictor", "candidates", "evaluator"):
+            mine, theirs = getattr(a, model).tensors(), getattr(world, model).tensors()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        shapes = [tuple(t.shape) for t in a.response.tensors().values()]
+        assert shapes != [tuple(t.shape) for t in world.response.tensors().values()]
+    assert a.declared.keys() == {"leave", "contexts"}, "a log with slates teaches its list effects"
+    assert a.fidelity["logged"]["rows"] > 0
+    assert set(a.fidelity["drift"]) == {"1", "5", "20", "50"}
+
+
+def test_a_build_resumes_and_guards_its_folder(folder: Path, log: LoggedDataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    before = (copy / "A" / "models.safetensors").stat().st_mtime_ns
+    shutil.rmtree(copy / "judge-2")
+    build_worlds(log, copy, SMALL)
+    assert (copy / "A" / "models.safetensors").stat().st_mtime_ns == before
+    again, first = World.load(copy / "judge-2").response.tensors(), World.load(folder / "judge-2").response.tensors()
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    with pytest.raises(ValueError, match="holds another build, of a different seed; give another folder"):
+        build_worlds(log, copy, dataclasses.replace(SMALL, seed=9))
+
+
+def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path: Path) -> None:
+    rows = log.rows.drop(columns=["request", "place", "session"])
+    bare = dataclasses.replace(log, name="bare", rows=rows)
+    folders = build_worlds(bare, tmp_path, dataclasses.replace(SMALL, judges=1))
+    world = World.load(folders["A"])
+    assert world.declared["list_effect"]["strength"] == 0.3
+    assert world.list_effect is not None
+    assert not world.evaluator.listwise  # type: ignore[union-attr]
+    assert World.load(folders["judge-1"]).declared == world.declared
+
+
+def test_the_recommender_shares_nothing_with_the_world(folder: Path) -> None:
+    """Spoiling the world after a request was made leaves everything the recommender says as it was."""
+    world = World.load(folder / "A")
+    request = Simulator(world).start(8, seed=0).request
+    for tensor in world.response.tensors().values():
+        tensor.zero_()
+    spoilt = Simulator(world).start(8, seed=0).request
+    assert all(torch.equal(a, b) for a, b in zip(request, spoilt, strict=True))
+    lists = request.candidates_BC[:, :6].unsqueeze(1)
+    clean = World.load(folder / "A").evaluator
+    assert torch.equal(world.evaluator.score(request, lists).value_BG, clean.score(request, lists).value_BG)
+
+
+def test_the_truth_judges_as_the_same_recommender_sees_it(folder: Path, truth: World) -> None:
+    learned = World.load(folder / "judge-1")
+    judged = with_recommender(truth, learned)
+    assert judged.response is truth.response
+    first, second = (Simulator(world).start(16, seed=3).request for world in (learned, judged))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
+    arguments = Arguments(
+        worlds=folder,
+        policies=("mine=tests.test_experiments:Constant",),
+        num_sessions=20,
+        out=tmp_path,
+        settings=EvaluationSettings(num_candidates=20, slate_size=4, max_requests=4),
+    )
+    result = run(arguments)
+    assert set(result.policies) == {*references(worlds_in(folder)["A"], 4), "mine"}
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert {"policy", "world", "metric", "mean", "low", "high", "seeds", "feedback"} <= set(rows[0])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "mine" in table(result)
+
+
+def test_policies_are_named_in_three_ways(folder: Path, tmp_path: Path) -> None:
+    world = World.load(folder / "A")
+    assert isinstance(policy_of("tests.test_experiments:Constant", world, 4), Constant)
+    assert policy_of("random", world, 4) is not None
+    with pytest.raises(ValueError, match="no policy 'nothing': give one of"):
+        policy_of("nothing", world, 4)
+    with pytest.raises(ValueError, match="holds no world"):
+        worlds_in(tmp_path)
+
+
+def test_intervals_over_seeds() -> None:
+    interval = over_seeds([1.0, 2.0, 3.0])
+    assert interval["mean"] == 2.0
+    assert interval["high"] - 2.0 == pytest.approx(4.302653 / np.sqrt(3))
+    assert np.isnan(over_seeds([1.0])["low"])
+
+
+def test_references_play_what_they_promise(folder: Path) -> None:
+    """More search on the evaluator never looks worse to the evaluator."""
+    world = World.load(folder / "A")
+    result = evaluate(
+        references(world, 4),
+        {"A": world},
+        num_sessions=40,
+        seed=0,
+        settings=EvaluationSettings(num_candidates=20, slate_size=4, max_requests=1),
+        progress=False,
+    )
+    value = {name: result.row(name, "A", "evaluator_value").mean for name in result.policies}
+    assert value["evaluator search"] >= value["best of 20"] >= value["pointwise greedy"]
+    assert value["evaluator search"] > value["random"]
