@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.command import run_command
-from experiments.provenance import machine
+from experiments.provenance import stamp
 from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
 from recsim_env.files import write_json
 from recsim_env.world import resolve_world
@@ -122,7 +122,7 @@ def measure_env(world: World, seconds: float) -> dict[str, Any]:
         "world": world.name,
         "items": len(world.catalogue),
         "sizes": {"candidates": 50, "slate": 6, "history": 100, "signals": len(world.signals)},
-        "machine": machine(),
+        **stamp(),
     }
     figures = ("requests_per_cpu_second", "core_requests_per_cpu_second", "face_requests_per_cpu_second")
     report |= {name: {} for name in figures} | {"step_over_forward": {}, "reset_over_step": {}}

@@ -23,7 +23,7 @@ from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
 from agents.rllib.algorithm import GoalRankAlgorithmConfig
 from agents.rllib.env_runner import GoalRankEnvRunner
-from experiments.provenance import machine
+from experiments.provenance import stamp
 from recsim_env import RecEnv, RecVectorEnv, World
 from recsim_env.types import Decision, ListValue, Request
 
@@ -92,7 +92,7 @@ def measure_rllib(world: World, num_envs: int, repeats: int = 6) -> dict[str, An
         "overhead_over_stock": round(ours["overhead"] / stock["overhead"], 3),
         "ours_us": {name: round(value, 1) for name, value in ours.items()},
         "stock_us": {name: round(value, 1) for name, value in stock.items()},
-        "machine": machine(),
+        **stamp(),
     }
 
 

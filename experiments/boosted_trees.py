@@ -12,15 +12,17 @@ from torch import Tensor
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
-from reward_models.fit import known_durations
+from reward_models.fit import known_durations, measure_memory
 from reward_models.response import Memory, ResponseConfig, feedback_features
 from reward_models.sequences import Sequences, sequence_batches
+from reward_models.watch_time import WatchTimeCells
 
 FloatArray = NDArray[np.float32]
 
 
 def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) -> tuple[FloatArray, FloatArray]:
-    """Item, user and context features and the decayed sums of each user's own feedback.
+    """Item, user and context features, the decayed sums of each user's own feedback, and what the memory
+    makes of them.
 
     Args:
         dataset: the log.
@@ -37,7 +39,7 @@ def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) 
         user_features(dataset).values[user],
         np.stack([sequences.tab_P.numpy(), sequences.hour_P.numpy(), duration_N.numpy()[item]], 1),
     ]
-    state = _feedback_sums(sequences, duration_N)
+    state = _feedback_sums(sequences, duration_N, frozen_from)
     later = np.flatnonzero(sequences.date_P.numpy() >= frozen_from)
     users, first = np.unique(user[later], return_index=True)
     source = np.arange(len(user))
@@ -47,29 +49,36 @@ def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) 
 
 
 @torch.no_grad()
-def _feedback_sums(sequences: Sequences, duration_N: Tensor) -> FloatArray:
+def _feedback_sums(sequences: Sequences, duration_N: Tensor, before_date: int) -> FloatArray:
     """What the learned users' memory holds before each row, without its learned item vectors."""
-    memory = Memory(ResponseConfig(event_width=1), sequences.signals_PF.shape[1])
+    cells, num_tabs = WatchTimeCells(), int(sequences.tab_P.max()) + 1
+    memory = Memory(ResponseConfig(event_width=1), sequences.signals_PF.shape[1], num_tabs, cells.num_groups)
+    measure_memory(memory, sequences, sequences.date_P < before_date, duration_N, cells)
+
+    def events(
+        items_BT: Tensor, tab_BT: Tensor, signals_BTF: Tensor, known_BTF: Tensor, happened_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        duration_BT = duration_N[items_BT]
+        usual_BTY = memory.usual_TGY[tab_BT, cells.group(duration_BT)]
+        feedback = feedback_features(signals_BTF, duration_BT, usual_BTY, known_BTF)
+        return memory.events(torch.zeros(*items_BT.shape, 1), feedback, happened_BT)
+
     sums_PS = torch.zeros(len(sequences.item_P), memory.state_width)
     everything_P = torch.ones(len(sequences.item_P), dtype=torch.bool)
     for batch in sequence_batches(sequences, everything_P, 512):
-        items_BH, feedback_BHF, known_BHF = sequences.past.window(batch.user_B, 50)
-        happened_BH, items_BH = items_BH != NO_ITEM, items_BH.clamp(min=0)
-        past = feedback_features(feedback_BHF, duration_N[items_BH], known_BHF)
-        start_BS = memory.update(
-            torch.zeros(len(items_BH), memory.state_width),
-            *memory.events(torch.zeros(*items_BH.shape, 1), past, happened_BH),
-        )
+        items_BH, signals_BHF, known_BHF = sequences.past.window(batch.user_B, 50)
+        past_BH = items_BH.clamp(min=0)
+        history = events(past_BH, torch.full_like(past_BH, num_tabs), signals_BHF, known_BHF, items_BH != NO_ITEM)
+        start_BS = memory.update(torch.zeros(len(items_BH), memory.state_width), *history)
         row_BT = batch.row_BT
-        feedback = feedback_features(
-            sequences.signals_PF[row_BT], duration_N[sequences.item_P[row_BT]], sequences.known_PF[row_BT]
-        )
-        events = memory.events(torch.zeros(*row_BT.shape, 1), feedback, batch.valid_BT)
+        rows = (sequences.item_P[row_BT], sequences.tab_P[row_BT], sequences.signals_PF[row_BT])
         begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-        sums_PS[row_BT[batch.valid_BT]] = memory.scan(start_BS, *events, begin_BT)[batch.valid_BT]
+        scanned = memory.scan(start_BS, *events(*rows, sequences.known_PF[row_BT], batch.valid_BT), begin_BT)
+        sums_PS[row_BT[batch.valid_BT]] = scanned[batch.valid_BT]
     sums = sums_PS.reshape(len(sums_PS), memory.num_sums, -1).numpy()
     rates = sums / (sums[..., -1:] + 1.0)
-    return np.concatenate([sums.reshape(len(sums), -1), rates.reshape(len(sums), -1)], 1)
+    flat = [part.reshape(len(sums), -1) for part in (sums, rates)]
+    return np.concatenate([*flat, memory.features(sums_PS).numpy()], 1)
 
 
 def boosted(inputs: FloatArray, labels: NDArray[np.float32], seed: int = 0) -> HistGradientBoostingClassifier:

@@ -24,7 +24,7 @@ from agents.goalrank import GoalRankConfig
 from experiments.build_world import BuildConfig, build_worlds, with_recommender
 from experiments.command import run_command
 from experiments.contenders import oracle, references, trained
-from experiments.provenance import commit, machine
+from experiments.provenance import stamp
 from experiments.recipes import TrainRun
 from experiments.train import requests_of
 from experiments.train import run as train
@@ -146,8 +146,7 @@ def _kept(result: EvaluationResult, table: GoalRankTable, setting: Setting, seed
         "num_sessions": table.num_sessions,
         "rows": [as_json(row) for row in result.rows() if row.metric in METRICS],
         "differences": [as_json(row) for row in differences],
-        "commit": commit(),
-        "machine": machine(),
+        **stamp(),
     }
 
 

@@ -58,7 +58,7 @@ def differences(result: EvaluationResult, baseline: str, metric: str, label: str
     for world, axes in zip(worlds, panels, strict=True):
         axes.axvline(0, color=INK, lw=0.8)
         for place, policy in enumerate(policies):
-            if result.measured(policy, world, metric):
+            if result.paired(policy, baseline, world):
                 row = result.difference(policy, baseline, world, metric)
                 low, high = row.widest
                 _interval(axes, place, row, BLUE if low > 0 else ORANGE if high < 0 else INK)

@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,18 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "gymnasium", "ray", "stable-baselines3", "numpy")},
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """What stands beside every figure: the command as it was given, the day, the commit and the machine."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", None) or "python"
+    words = [f"<{Path(word).name}>" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return {
+        "command": " ".join(["python -m", module, *words]),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": machine(),
     }
 
 

@@ -25,7 +25,7 @@ from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_c
 BASELINES = ("pointwise greedy", "best of 20")
 """What a trained ranker has to beat."""
 
-CURVES = ("session/", "evaluator/", "feedback/", "reward/", "train/", "validation/")
+CURVES = ("session/watch_time", "session/length", "train/", "evaluator/", "reward/", "feedback/", "validation/")
 """Tags of a training run worth a panel, the first groups first."""
 
 MAX_CURVES = 9
@@ -119,8 +119,7 @@ def _differences(result: EvaluationResult, baselines: Sequence[str]) -> Iterator
     for baseline in baselines:
         for policy in result.policies:
             for world in result.world_names:
-                both = result.measured(policy, world) and result.measured(baseline, world)
-                if policy != baseline and both:
+                if policy != baseline and result.paired(policy, baseline, world):
                     yield result.difference(policy, baseline, world)
 
 

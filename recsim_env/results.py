@@ -181,6 +181,11 @@ class EvaluationResult:
         cell = self.cells.get((policy, world))
         return cell is not None and metric in cell.metrics
 
+    def paired(self, policy: str, baseline: str, world: str) -> bool:
+        """Whether both played in this world, on the same sessions."""
+        both = self.measured(policy, world) and self.measured(baseline, world)
+        return both and self.cells[policy, world].num_sessions == self.cells[baseline, world].num_sessions
+
     def row(self, policy: str, world: str, metric: str) -> Row:
         """One figure.
 
@@ -220,6 +225,11 @@ class EvaluationResult:
             ValueError: both have several seeds and their numbers differ, or a name is unknown.
         """
         first, second = self._cell(policy, world, metric), self._cell(baseline, world, metric)
+        if first.num_sessions != second.num_sessions:
+            raise ValueError(
+                f"{policy!r} played {first.num_sessions} sessions in {world!r} and {baseline!r} "
+                f"{second.num_sessions}: only the same sessions can be paired"
+            )
         values = _paired(first.value(metric), second.value(metric), policy, baseline)
         error = _standard_error(first.moves(metric) - second.moves(metric))
         row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline, seeds=len(values))

@@ -197,7 +197,13 @@ class World:
         models: dict[str, Any] = {}
         for name, stored in card["models"].items():
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            models[name] = load_object(stored["class"]).restore(stored["config"], own)
+            try:
+                models[name] = load_object(stored["class"]).restore(stored["config"], own)
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise ValueError(
+                    f"{folder}: the stored {name} does not fit the present class {stored['class']} "
+                    f"({str(error).splitlines()[0]}); build the world again"
+                ) from error
         fidelity = folder / "fidelity.json"
         return cls(
             name=card["name"],

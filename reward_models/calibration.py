@@ -29,7 +29,13 @@ class Platt:
         return np.asarray(1.0 / (1.0 + np.exp(-(self.scale * np.asarray(logits, np.float64) + self.offset))))
 
 
-def fit_platt(logits: ArrayLike, labels: ArrayLike, scale: float | None = None, scale_prior: float = 20.0) -> Platt:
+def fit_platt(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    scale: float | None = None,
+    scale_prior: float = 20.0,
+    fixed: ArrayLike = 0.0,
+) -> Platt:
     """Maximum likelihood by Newton's method, the scale pulled towards 1.
 
     Args:
@@ -37,18 +43,19 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike, scale: float | None = None, 
         labels: (P,) 0/1 with at least one of each; otherwise nothing is changed.
         scale: keeps this scale and fits the offset alone.
         scale_prior: strength of the pull; it matters for signals with few positives alone.
+        fixed: (P,) part of the logits that is to be added as it is, unscaled.
     """
-    x, y = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    x, y, base = (np.asarray(column, np.float64) for column in (logits, labels, fixed))
     slope, offset = 1.0 if scale is None else scale, 0.0
     if not 0.0 < y.mean() < 1.0:
         return Platt(slope, offset)
     # A first offset that matches the mean keeps Newton's steps inside its region of convergence.
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(slope * x + offset)))
+        probability = 1.0 / (1.0 + np.exp(-(slope * x + base + offset)))
         offset += float(np.clip(np.log(y.mean() / probability.mean()), -2.0, 2.0))
     free = np.array([scale is None, True])
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(slope * x + offset)))
+        probability = 1.0 / (1.0 + np.exp(-(slope * x + base + offset)))
         error, weight = y - probability, np.maximum(probability * (1.0 - probability), 1e-12)
         gradient = np.array([(error * x).sum() - scale_prior * (slope - 1.0), error.sum()])
         cross = (weight * x).sum()

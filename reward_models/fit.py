@@ -21,11 +21,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from recsim_env.data.features import item_features, user_features
-from recsim_env.data.histories import user_histories
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
 from reward_models.calibration import fit_cells, fit_platt
-from reward_models.response import Answer, ResponseConfig, ResponseCore, SequenceResponse, feedback_features
+from reward_models.response import (
+    Answer,
+    Memory,
+    ResponseConfig,
+    ResponseCore,
+    SequenceResponse,
+    amounts,
+    feedback_features,
+)
 from reward_models.sequences import SequenceBatch, Sequences, read_sequences, sequence_batches
 from reward_models.trainer import TrainConfig, train
 from reward_models.watch_time import WatchTimeCells, cell_log_probability, read_off_table
@@ -107,24 +114,42 @@ class ResponseNetwork(nn.Module):
     def past_sums(self, window: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Decayed sums (B, S) of a history window (items, feedback, known), see ``Histories.window``."""
         items_BH, feedback_BHF, known_BHF = window
-        happened_BH = items_BH != NO_ITEM
-        items_BH = items_BH.clamp(min=0)
-        event_BHE = self.event_layer(self.item_inputs(items_BH))
-        features = feedback_features(feedback_BHF, self.duration_N[items_BH], known_BHF)
-        events = self.core.memory.events(event_BHE, features, happened_BH)
-        return self.core.memory.update(event_BHE.new_zeros(len(items_BH), self.core.memory.state_width), *events)
+        happened_BH, items_BH = items_BH != NO_ITEM, items_BH.clamp(min=0)
+        unknown_BH = torch.full_like(items_BH, self.core.num_tabs)
+        events = self.events(items_BH, unknown_BH, feedback_BHF, known_BHF, happened_BH)
+        return self.core.memory.update(feedback_BHF.new_zeros(len(items_BH), self.core.memory.state_width), *events)
+
+    def events(
+        self, items_BT: Tensor, tab_BT: Tensor, signals_BTF: Tensor, known_BTF: Tensor, happened_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Impressions as the memory takes them, see ``Memory.events``."""
+        duration_BT, memory = self.duration_N[items_BT], self.core.memory
+        usual_BTY = memory.usual_TGY[tab_BT, self.core.cells.group(duration_BT)]
+        features = feedback_features(signals_BTF, duration_BT, usual_BTY, known_BTF)
+        return memory.events(self.event_layer(self.item_inputs(items_BT)), features, happened_BT)
+
+    def row_events(self, sequences: Sequences, row_BT: Tensor, happened_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for rows of the log."""
+        tab_BT = sequences.tab_P[row_BT].clamp(0, self.core.num_tabs - 1)
+        known_BTF = sequences.known_PF[row_BT]
+        return self.events(sequences.item_P[row_BT], tab_BT, sequences.signals_PF[row_BT], known_BTF, happened_BT)
 
     def states(self, sequences: Sequences, batch: SequenceBatch, history_length: int) -> Tensor:
         """Decayed sums (B, T, S) with which users come to each of their rows."""
         past_BS = self.past_sums(sequences.past.window(batch.user_B, history_length))
-        items_BT = sequences.item_P[batch.row_BT]
-        features = feedback_features(
-            sequences.signals_PF[batch.row_BT], self.duration_N[items_BT], sequences.known_PF[batch.row_BT]
-        )
-        event_BTE = self.event_layer(self.item_inputs(items_BT))
-        events = self.core.memory.events(event_BTE, features, batch.valid_BT)
+        events = self.row_events(sequences, batch.row_BT, batch.valid_BT)
         begin_BT = (sequences.begin_P[batch.row_BT] - batch.row_BT[:, :1]).clamp(min=0)
         return self.core.memory.scan(past_BS, *events, begin_BT)
+
+    def last_states(self, sequences: Sequences, before_date: int, history_length: int) -> Tensor:
+        """Decayed sums (U, S) with which users come to ``before_date``: their history, then their rows."""
+        is_past_P = sequences.date_P < before_date
+        users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
+        sums_US = torch.cat([self.past_sums(sequences.past.window(user_B, history_length)) for user_B in users])
+        for batch in sequence_batches(sequences, is_past_P, 512):
+            events = self.row_events(sequences, batch.row_BT, batch.label_BT)
+            sums_US[batch.user_B] = self.core.memory.update(sums_US[batch.user_B], *events)
+        return sums_US
 
     def forward(
         self,
@@ -165,17 +190,14 @@ class ResponseNetwork(nn.Module):
         return row_R, self.core.answer(hidden_RH, user_RV, tab_R)
 
     @torch.no_grad()
-    def export(self, dataset: LoggedDataset, before_date: int, history_length: int) -> SequenceResponse:
+    def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:
         """Turns the encoders into tables; users start from what they did before ``before_date``."""
         inputs_ND = self.item_inputs(torch.arange(len(self.item_features_ND)))
-        histories = user_histories(dataset, before_date, keep=history_length)
-        users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
-        sums = [self.past_sums(histories.window(user_B, history_length)) for user_B in users]
         tables = {
             "item_NH": self.item_layer(inputs_ND),
             "item_event_NE": self.event_layer(inputs_ND),
             "user_UH": self.user_layer(self.user_features_UD),
-            "sums_US": torch.cat(sums),
+            "sums_US": self.last_states(sequences, before_date, history_length),
             "tab_TH": self.tab_vector.weight,
             "hour_24H": self.hour_vector.weight,
             "duration_N": self.duration_N,
@@ -231,8 +253,7 @@ class _Fitting:
                 )
             )
         sequences = self.sequences
-        duration_R = self.duration_N[sequences.item_P[rows]]
-        core.memory.measure(feedback_features(sequences.signals_PF[rows], duration_R, sequences.known_PF[rows]))
+        measure_memory(core.memory, sequences, label_P, self.duration_N, core.cells)
         given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
         _count_levels(core, self.cell_P[rows], network.share_NM[sequences.item_P[rows]], given_RA)
         return network
@@ -253,7 +274,7 @@ class _Fitting:
             total_R = total_R + self.config.read_off_weight * losses_RD.sum(1)
         if core.given:
             label_RA = signals_RF[:, [core.signals.index(name) for name in core.given]]
-            logit_RA = core.given_logits(answer.given, cell_R, label_RA[:, 0])
+            logit_RA = answer.given + core.effects(cell_R, label_RA[:, 0])
             losses_RA = nn.functional.binary_cross_entropy_with_logits(logit_RA, label_RA, reduction="none")
             total_R = total_R + losses_RA.sum(1)
         return total_R.mean()
@@ -295,15 +316,11 @@ class _Fitting:
         batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
         return _joined([network(self.sequences, batch, self.config.history_length) for batch in batches])
 
-    def final_answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
-        """The same with the logits of given signals once the cell and the first signal are known."""
-        row_R, answer = self.answers(network, label_P)
-        core = network.core
-        if not core.given:
-            return row_R, answer
+    @torch.no_grad()
+    def effects(self, core: ResponseCore, row_R: Tensor) -> Tensor:
+        """What the recorded cell and first signal add to the logits (R, A) of given signals."""
         parent_R = self.sequences.signals_PF[row_R, core.signals.index(core.given[0])]
-        with torch.no_grad():
-            return row_R, Answer(answer.cells, core.given_logits(answer.given, self.cell_P[row_R], parent_R))
+        return core.effects(self.cell_P[row_R], parent_R)
 
     def fit_cells(self, row_R: Tensor, answer: Answer, scale: float | None = None) -> tuple[float, Tensor]:
         """Calibrates the cells of rows whose watch time is known."""
@@ -337,6 +354,23 @@ def _count_levels(core: ResponseCore, cell_R: Tensor, share_RM: Tensor, given_RA
             without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
             core.parent_effect_A.copy_(with_A - without_A)
             core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
+
+
+def measure_memory(
+    memory: Memory, sequences: Sequences, label_P: Tensor, duration_N: Tensor, cells: WatchTimeCells
+) -> None:
+    """Shows a memory what is usual: labelled rows, and what their users did before the log."""
+    past = sequences.past
+    is_theirs_U = torch.zeros(len(past.start_U1) - 1, dtype=torch.bool)
+    is_theirs_U[sequences.user_P[label_P]] = True
+    earlier = is_theirs_U.repeat_interleave(past.start_U1.diff())
+    item_P = torch.cat([sequences.item_P[label_P], past.item_P[earlier]])
+    signals_PF = torch.cat([sequences.signals_PF[label_P], past.feedback_PF[earlier]])
+    known_PF = torch.cat([sequences.known_PF[label_P], past.known_PF[earlier]])
+    unknown = memory.usual_TGY.shape[0] - 1
+    tab_P = torch.cat([sequences.tab_P[label_P], torch.full_like(past.item_P[earlier], unknown)])
+    known_PY = torch.cat([known_PF, known_PF[:, :1]], 1)
+    memory.measure(amounts(signals_PF, duration_N[item_P]), known_PY, tab_P, cells.group(duration_N[item_P]))
 
 
 def known_durations(dataset: LoggedDataset) -> Tensor:
@@ -403,7 +437,7 @@ def fit_response(
     network, _ = fitting.fit(all_P, None, epochs, run_dir, "final")
     if config.calibration_folds:
         _calibrate(network, fitting, all_P, epochs, run_dir)
-    return network.export(dataset, _next_day(last_date), config.history_length)
+    return network.export(sequences, _next_day(last_date), config.history_length)
 
 
 def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epochs: int, run_dir: Path | None) -> None:
@@ -419,17 +453,20 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
     held_out = []
     for fold in range(num_folds):
         other, _ = fitting.fit(label_P & (fold_P != fold), None, epochs, run_dir, f"fold-{fold}")
-        held_out.append(fitting.final_answers(other, label_P & (fold_P == fold)))
+        held_out.append(fitting.answers(other, label_P & (fold_P == fold)))
     row_P, answer = _joined(held_out)
-    own_P, own = fitting.final_answers(network, label_P)
+    own_P, own = fitting.answers(network, label_P)
     scale, _ = fitting.fit_cells(row_P, answer)
     _, offset_M = fitting.fit_cells(own_P, own, scale)
+    if core.given:
+        # Effects of cell and first signal are counted on many rows and keep their size.
+        effects_PA, own_effects_PA = fitting.effects(core, row_P), fitting.effects(core, own_P)
     with torch.no_grad():
         core.rescale_cells(scale, offset_M)
         for index, name in enumerate(core.given):
             label_PF = sequences.signals_PF[:, core.signals.index(name)]
-            slope = fit_platt(answer.given[:, index], label_PF[row_P]).scale
-            offset = fit_platt(own.given[:, index], label_PF[own_P], slope).offset
+            slope = fit_platt(answer.given[:, index], label_PF[row_P], fixed=effects_PA[:, index]).scale
+            offset = fit_platt(own.given[:, index], label_PF[own_P], slope, fixed=own_effects_PA[:, index]).offset
             core.rescale_given(index, slope, offset)
 
 

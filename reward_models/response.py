@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recsim_env.numerics import sigmoid
+from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
+_PRIOR_ROWS = 50.0  # rows that a coarser mean counts for among usual amounts
 _PRIOR_EVENTS = 3.0  # a user's own rates start from the usual ones, as if seen this often
 _MAX_USERS = 1 << 24  # user codes travel in the float32 state
 
@@ -65,47 +66,53 @@ class ResponseConfig:
             )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``numerics.linear`` for any width: the more inputs, the more rows until the usual kernel takes over."""
-    rows, least = x.numel() // x.shape[-1], 4 + x.shape[-1] // 32
-    if rows >= least or rows == 0:
-        return torch.nn.functional.linear(x, weight, bias)
-    flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, least - rows))
-    return torch.nn.functional.linear(flat, weight, bias)[:rows].reshape(*x.shape[:-1], len(weight))
-
-
-def feedback_features(signals: Tensor, duration: Tensor, known: Tensor | None = None) -> Tensor:
-    """What an event's feedback says to the memory: (..., 2 F + 3).
-
-    Amounts (the signals and the completion), then which of these were recorded, then a constant 1.
+def amounts(signals: Tensor, duration: Tensor) -> Tensor:
+    """How much of everything an event's feedback holds: (..., F + 1).
 
     Args:
         signals: float32 (..., F), watch time first, 0 where unknown.
         duration: float32 (...) seconds.
-        known: bool (..., F); ``None`` means all.
+
+    Returns:
+        Log watch time, the other signals, and the completion up to 2.
     """
     watch_time = signals[..., :1]
     completion = (watch_time / duration.unsqueeze(-1)).clamp(max=2.0)
-    amounts = [torch.log1p(watch_time) * 0.25, signals[..., 1:], completion]
-    if known is None:
-        return torch.cat([*amounts, signals.new_ones(1).expand(*signals.shape[:-1], signals.shape[-1] + 2)], -1)
-    flags = known.to(signals.dtype)
-    return torch.cat([*amounts, flags, flags[..., :1], torch.ones_like(watch_time)], -1)
+    return torch.cat([torch.log1p(watch_time) * 0.25, signals[..., 1:], completion], -1)
+
+
+def feedback_features(signals: Tensor, duration: Tensor, usual: Tensor, known: Tensor | None = None) -> Tensor:
+    """What an event's feedback says to the memory: (..., 2 F + 3).
+
+    The ``amounts``, then how much of each is usual for such an event (0 where it was not recorded), then a
+    constant 1.
+
+    Args:
+        signals: float32 (..., F), watch time first, 0 where unknown.
+        duration: float32 (...) seconds.
+        usual: float32 (..., F + 1), see ``Memory.usual_TGY``.
+        known: bool (..., F); ``None`` means all.
+    """
+    if known is not None:
+        usual = usual * torch.cat([known, known[..., :1]], -1)
+    return torch.cat([amounts(signals, duration), usual, usual.new_ones(1).expand(*usual.shape[:-1], 1)], -1)
 
 
 class Memory(nn.Module):
     """Decayed sums of events: the part of a user that feedback changes.
 
     Each sum holds, for the events of the past, item vectors gated by the feedback (E) and the feedback
-    itself (2 F + 3): how much of each signal there was, and how often it was recorded.
+    itself (2 F + 3): how much of each signal there was, and how much of it such events usually bring.
     """
 
-    usual_Y: Tensor
-    prior_Y: Tensor
+    usual_TGY: Tensor
+    """Mean amounts by tab and duration group, a last tab standing for pre-log events, whose tab is unknown."""
+    mean_Y: Tensor
+    """Mean amounts over all events."""
     scale_P: Tensor
     rate_Z: Tensor
 
-    def __init__(self, config: ResponseConfig, num_signals: int) -> None:
+    def __init__(self, config: ResponseConfig, num_signals: int, num_tabs: int, num_groups: int) -> None:
         super().__init__()
         self.gated = config.memory == "gated"
         self.num_sums, self.num_signals, self.width = len(config.decays), num_signals, config.event_width
@@ -113,8 +120,8 @@ class Memory(nn.Module):
         # One matrix for gate and fading: a product with two columns would not be the same in every batch.
         self.gate = nn.Linear(num_feedback, config.event_width + self.num_sums * self.gated, bias=False)
         rate_Z = -torch.tensor(config.decays).log()
-        self.register_buffer("usual_Y", torch.ones(num_signals + 1))
-        self.register_buffer("prior_Y", torch.full((num_signals + 1,), _PRIOR_EVENTS))
+        self.register_buffer("usual_TGY", torch.ones(num_tabs + 1, num_groups, num_signals + 1))
+        self.register_buffer("mean_Y", torch.ones(num_signals + 1))
         self.register_buffer("scale_P", torch.ones(num_feedback))
         self.register_buffer("rate_Z", rate_Z)
 
@@ -130,12 +137,24 @@ class Memory(nn.Module):
         """Floats that hold the sums."""
         return self.num_sums * (self.width + 2 * self.num_signals + 3)
 
-    def measure(self, feedback_PC: Tensor) -> None:
-        """Takes typical feedback from a log: rare signals then weigh as much as frequent ones."""
-        self.usual_Y.copy_(feedback_PC.mean(0)[: self.num_signals + 1].clamp(min=1e-3))
-        self.prior_Y.copy_(_PRIOR_EVENTS * self.usual_Y)
-        deviation_P = feedback_PC.std(0)
-        self.scale_P.copy_(torch.where(deviation_P > 1e-4, 1.0 / deviation_P.clamp(min=0.02), 1.0))
+    def measure(self, amounts_PY: Tensor, known_PY: Tensor, tab_P: Tensor, group_P: Tensor) -> None:
+        """Takes the usual amounts from a log: rare signals then weigh as much as frequent ones.
+
+        Means of a (tab, group) are shrunk to those of the tab, and these to those of the log.
+        """
+        shape, flat_P = self.usual_TGY.shape, tab_P * self.usual_TGY.shape[1] + group_P
+        shown_TGY, total_TGY = (
+            values_PY.new_zeros(shape[0] * shape[1], shape[2]).index_add_(0, flat_P, values_PY).reshape(shape)
+            for values_PY in (known_PY.double(), (amounts_PY * known_PY).double())
+        )
+        mean_Y = usual = total_TGY.sum((0, 1)) / shown_TGY.sum((0, 1)).clamp(min=1.0)
+        for shown, total in ((shown_TGY.sum(1, True), total_TGY.sum(1, True)), (shown_TGY, total_TGY)):
+            usual = (total + _PRIOR_ROWS * usual) / (shown + _PRIOR_ROWS)
+        self.usual_TGY.copy_(usual.clamp(min=1e-4))
+        self.mean_Y.copy_(mean_Y.clamp(min=1e-3))
+        deviation_Y = amounts_PY[known_PY.all(1)].std(0)
+        scale_Y = torch.where(deviation_Y > 1e-4, 1.0 / deviation_Y.clamp(min=0.02), 1.0)
+        self.scale_P.copy_(torch.cat([scale_Y, 1.0 / self.mean_Y, torch.ones(1)]))
 
     def events(self, item_event: Tensor, feedback: Tensor, happened: Tensor) -> tuple[Tensor, Tensor]:
         """Event vectors (..., E + 2 F + 3) and how much they fade the past, log (..., Z).
@@ -179,19 +198,24 @@ class Memory(nn.Module):
         return (torch.exp(faded_BTZ).unsqueeze(-1) * sums_B1ZE + added_BTZE).flatten(2)
 
     def features(self, sums: Tensor) -> Tensor:
-        """State (..., S) as inputs of a layer: the average event, and the log of own rates over usual ones.
+        """State (..., S) as inputs of a layer: the average event, own amounts over usual ones, share recorded.
+
+        What is usual depends on tab and duration, so that a user gets no credit for the tabs and videos that
+        came up. The share tells events with a watch time from pre-log events without.
 
         The number of events is no input: it only ever grows, and would make every user drift with time.
         """
         sums_ZE = sums.reshape(*sums.shape[:-1], self.num_sums, -1)
-        amounts = self.num_signals + 1
-        vector, amount, recorded, count = torch.split(sums_ZE, [self.width, amounts, amounts, 1], -1)
-        rate = torch.log((amount + self.prior_Y) / (recorded * self.usual_Y + self.prior_Y))
-        return torch.cat([vector / (count + 1.0), rate], -1).flatten(-2)
+        num_amounts = self.num_signals + 1
+        vector, amount, usual, count = torch.split(sums_ZE, [self.width, num_amounts, num_amounts, 1], -1)
+        prior_Y = _PRIOR_EVENTS * self.mean_Y
+        rate = torch.log((amount + prior_Y) / (usual + prior_Y))
+        recorded = usual[..., -1:] / (self.mean_Y[-1] * (count + 1.0))
+        return torch.cat([vector / (count + 1.0), rate, recorded], -1).flatten(-2)
 
     def taste(self, features: Tensor, weight_ZE: Tensor) -> Tensor:
         """Average past event (..., E), the sums mixed by ``weight_ZE``."""
-        stride = self.width + self.num_signals + 1
+        stride = self.width + self.num_signals + 2
         parts = [
             features[..., index * stride : index * stride + self.width] * weight_E
             for index, weight_E in enumerate(weight_ZE.unbind(0))
@@ -201,7 +225,7 @@ class Memory(nn.Module):
     @property
     def num_features(self) -> int:
         """Length of ``features``."""
-        return self.num_sums * (self.width + self.num_signals + 1)
+        return self.num_sums * (self.width + self.num_signals + 2)
 
 
 class Answer(NamedTuple):
@@ -229,7 +253,7 @@ class ResponseCore(nn.Module):
         self.read_off = tuple(name for name in signals if name in config.read_off)
         self.given = tuple(name for name in signals[1:] if name not in config.read_off)
         width, num_given = config.width, len(self.given)
-        self.memory = Memory(config, len(signals))
+        self.memory = Memory(config, len(signals), num_tabs, cells.num_groups)
         self.state_layer = nn.Linear(self.memory.num_features, width)
         self.user_layer = nn.Linear(width, width + num_given)
         self.taste_ZE = nn.Parameter(torch.full((len(config.decays), config.event_width), 1.0 / len(config.decays)))
@@ -288,7 +312,10 @@ class ResponseCore(nn.Module):
         self.head.bias[:num_cells] = self.head.bias[:num_cells] * scale + offset_M
 
     def rescale_given(self, index: int, scale: float, offset: float) -> None:
-        """Puts ``scale`` x logit + ``offset`` in the place of the logit of one of the A signals."""
+        """Puts ``scale`` x logit + ``offset`` in the place of ``Answer.given`` of one of the A signals.
+
+        The effects of cell and first signal stay as they are.
+        """
         column = self.config.width + index
         for weight, bias, row in (
             (self.head.weight, self.head.bias, self.cells.num_cells + index),
@@ -298,14 +325,12 @@ class ResponseCore(nn.Module):
             bias[row] *= scale
         self.head.bias[self.cells.num_cells + index] += offset
         self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
-        self.cell_effect_MA[:, index] *= scale
-        self.parent_effect_A[index] *= scale
 
-    def given_logits(self, given: Tensor, cell: Tensor, parent: Tensor) -> Tensor:
-        """Logits (..., A) once the cell and the first of the A signals (``parent``, 0/1) are known."""
+    def effects(self, cell: Tensor, parent: Tensor) -> Tensor:
+        """What cell and first of the A signals (``parent``, 0/1), once known, add to logits (..., A)."""
         effect_A = self.parent_effect_A.clone()
         effect_A[:1] = 0.0
-        return given + self.cell_effect_MA[cell] + effect_A * parent.unsqueeze(-1)
+        return self.cell_effect_MA[cell] + effect_A * parent.unsqueeze(-1)
 
 
 class _Place(NamedTuple):
@@ -418,13 +443,17 @@ class SequenceResponse(nn.Module):
         self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
     ) -> Tensor:
         """State after a slate; places that were not seen change nothing."""
-        feedback_BKP = feedback_features(signals_BKF, self.duration_N[items_BK])
+        usual_BKY = self.core.memory.usual_TGY[self._tab(context_BX), self.group_N[items_BK]]
+        feedback_BKP = feedback_features(signals_BKF, self.duration_N[items_BK], usual_BKY)
         events = self.core.memory.events(self.item_event_NE[items_BK], feedback_BKP, seen_BK)
         return torch.cat([state_BS[:, :1], self.core.memory.update(state_BS[:, 1:], *events)], -1)
 
+    def _tab(self, context_BX: Tensor) -> Tensor:
+        return context_BX[:, _TAB : _TAB + 1].long().clamp_(0, self.core.num_tabs - 1)
+
     def _place(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> _Place:
         core = self.core
-        tab_B1 = context_BX[:, _TAB : _TAB + 1].long().clamp_(0, core.num_tabs - 1)
+        tab_B1 = self._tab(context_BX)
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
         user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]

@@ -1,6 +1,7 @@
 """Evaluation against closed forms, a slow twin that plays one session at a time, and textbook intervals."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -391,3 +392,13 @@ def run(**changes: object) -> EvaluationResult:
 def test_bad_input_gets_one_clear_sentence(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_only_the_same_sessions_are_paired() -> None:
+    world = planted_world()
+    many = evaluate({"p": RetrieverOrder(3)}, {"w": world}, num_sessions=20, seed=0, progress=False)
+    few = evaluate({"q": RetrieverOrder(3)}, {"w": world}, num_sessions=10, seed=0, progress=False)
+    both = dataclasses.replace(many, cells={**many.cells, **few.cells})
+    assert not both.paired("p", "q", "w")
+    with pytest.raises(ValueError, match="'p' played 20 sessions in 'w' and 'q' 10: only the same"):
+        both.difference("p", "q", "w")

@@ -155,7 +155,7 @@ def test_observing_a_slate_is_observing_its_places_one_by_one(family: str) -> No
 
 
 def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
-    memory = Memory(ResponseConfig(decays=(0.5, 0.9), event_width=1), num_signals=1)
+    memory = Memory(ResponseConfig(decays=(0.5, 0.9), event_width=1), num_signals=1, num_tabs=1, num_groups=1)
     events = memory.events(torch.zeros(1, 4, 1), torch.ones(1, 4, 5), torch.tensor([[True, True, False, True]]))
     sums = memory.update(torch.zeros(1, memory.state_width), *events).reshape(2, -1)
     expected = torch.tensor([1 + 0.5 + 0.25, 1 + 0.9 + 0.81])
@@ -167,7 +167,9 @@ def test_scanning_a_sequence_is_updating_event_by_event(family: str) -> None:
     memory = make_model(family).core.memory
     generator = torch.Generator().manual_seed(5)
     signals = torch.rand(3, 7, len(SIGNALS), generator=generator)
-    feedback = feedback_features(signals, torch.full((3, 7), 20.0))
+    feedback = feedback_features(
+        signals, torch.full((3, 7), 20.0), torch.rand(3, 7, len(SIGNALS) + 1, generator=generator)
+    )
     happened = torch.arange(7) < torch.tensor([[7], [4], [1]])
     vectors, fades = memory.events(torch.randn(3, 7, 6, generator=generator), feedback, happened)
     start = torch.rand(3, memory.state_width, generator=generator)
@@ -220,12 +222,11 @@ def test_rescaling_changes_logits_and_nothing_else() -> None:
     core = make_model().core
     generator = torch.Generator().manual_seed(6)
     hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
-    cell, parent = torch.randint(core.cells.num_cells, (50,), generator=generator), torch.arange(50) % 2
     tab = torch.arange(50) % NUM_TABS
 
     def logits() -> tuple[Tensor, Tensor]:
         answer = core.answer(hidden, core.user_layer(user), tab)
-        return answer.cells, core.given_logits(answer.given, cell, parent)
+        return answer.cells, answer.given
 
     cells, given = logits()
     offset_M = torch.randn(core.cells.num_cells, generator=generator)

@@ -95,6 +95,16 @@ def test_other_versions_and_other_folders_are_refused(folder: Path, tmp_path: Pa
         World.load(tmp_path)
 
 
+def test_a_model_of_another_version_is_refused(folder: Path) -> None:
+    card = json.loads((folder / "world.json").read_text())
+    card["models"]["leave"]["config"]["per_parsec"] = 1.0
+    (folder / "world.json").write_text(json.dumps(card))
+    with pytest.raises(
+        ValueError, match=r"the stored leave does not fit the present class .*DeclaredLeave .*per_parsec"
+    ):
+        World.load(folder)
+
+
 def test_worlds_that_cannot_be(world: World) -> None:
     with pytest.raises(ValueError, match="first signal of a world must be 'watch_time'"):
         world.replace(signals=("click", "watch_time"))

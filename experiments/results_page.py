@@ -1,0 +1,129 @@
+"""Writes ``experiments/RESULTS.md`` from the small JSON files of finished runs.
+
+    python -m experiments.results_page
+
+Nothing is measured here: every figure stands in a file of ``experiments/results`` beside the command that made it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.command import run_command
+from recsim_env.files import read_json, write_text
+
+FOLDER = Path("experiments/results")
+PAGE = Path("experiments/RESULTS.md")
+
+
+def page() -> str:
+    """The whole page."""
+    lines = ["# Results", "", "Made by `python -m experiments.results_page` from the files in `experiments/results`."]
+    for name, section in (
+        ("response_bars", _response_bars),
+        ("demo", _demo),
+        ("demo_kuairand", _demo),
+        ("benchmark_env", _benchmark_env),
+        ("benchmark_rllib", _benchmark_rllib),
+    ):
+        path = FOLDER / f"{name}.json"
+        if path.exists():
+            content = read_json(path)
+            lines += ["", *section(content), "", _origin(content, path)]
+    return "\n".join(lines) + "\n"
+
+
+def _origin(content: dict[str, Any], path: Path) -> str:
+    machine = content.get("machine", {})
+    told = [f"`{content['command']}`"] if "command" in content else []
+    told += [str(content[key]) for key in ("date", "commit") if content.get(key)]
+    if machine:
+        told.append(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, torch {machine['torch']}")
+    return f"*{' · '.join([*told, f'[{path.name}](results/{path.name})'])}*"
+
+
+def _response_bars(content: dict[str, Any]) -> Iterator[str]:
+    yield "## Learned users on KuaiRand-Pure"
+    yield ""
+    if "note" in content:
+        yield content["note"]
+        yield ""
+    yield "| bar | wanted | value | 95 % interval | verdict |"
+    yield "|---|---|---|---|---|"
+    for check in content["checks"]:
+        interval = "" if check["low"] is None else f"{check['low']:.4f} to {check['high']:.4f}"
+        yield f"| {check['name']} | {check['bar']} | {check['value']:.4f} | {interval} | {check['verdict']} |"
+
+
+def _demo(content: dict[str, Any]) -> Iterator[str]:
+    yield f"## {content['title']}"
+    yield ""
+    yield "Session watch time in seconds, mean and 95 % interval over sessions; one training seed."
+    yield ""
+    rows = [row for row in content["rows"] if row["metric"] == "session_watch_time"]
+    worlds = list(dict.fromkeys(row["world"] for row in rows))
+    yield f"| policy | {' | '.join(worlds)} |"
+    yield f"|---|{'---|' * len(worlds)}"
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        found = {row["world"]: row for row in rows if row["policy"] == policy}
+        cells = [_cell(found.get(world)) for world in worlds]
+        yield f"| {policy} | {' | '.join(cells)} |"
+    yield ""
+    yield "| paired difference | seconds | 95 % interval | verdict |"
+    yield "|---|---|---|---|"
+    for check in content["checks"]:
+        interval = f"{check['low']:+.0f} to {check['high']:+.0f}"
+        yield f"| {check['name']} | {check['value']:+.0f} | {interval} | {check['verdict']} |"
+    yield ""
+    yield f"Wall time {content['wall_seconds'] / 60:.1f} minutes."
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['mean']:.0f} ({row['low']:.0f} to {row['high']:.0f})"
+
+
+def _benchmark_env(content: dict[str, Any]) -> Iterator[str]:
+    yield f"## Speed of the simulator ({content['world']}, {content['items']:,} videos)"
+    yield ""
+    yield "Requests per CPU-second of one thread; 50 candidates, slates of 6, history 100."
+    yield ""
+    batches = list(content["requests_per_cpu_second"])
+    yield f"| sessions side by side | {' | '.join(batches)} |"
+    yield f"|---|{'---|' * len(batches)}"
+    for key, label in (
+        ("requests_per_cpu_second", "full step"),
+        ("core_requests_per_cpu_second", "core step: slates given"),
+        ("face_requests_per_cpu_second", "Gymnasium face"),
+        ("step_over_forward", "core step / response forward"),
+        ("reset_over_step", "reset / full step"),
+    ):
+        yield f"| {label} | {' | '.join(str(content[key][batch]) for batch in batches)} |"
+    yield ""
+    yield f"{content['bytes_per_session']:,} bytes per session. Microseconds per request at batch 256:"
+    yield ""
+    for name, costs in content["cost"].items():
+        yield f"- {name}: " + ", ".join(f"{size}: {cost}" for size, cost in costs.items())
+    for name, figure in content.get("peers", {}).items():
+        told = (
+            figure.get("error")
+            or f"{figure['requests_per_cpu_second']:,} requests per CPU-second, slate {figure['slate']}"
+        )
+        yield f"- {name}, one user at a time: {told}"
+
+
+def _benchmark_rllib(content: dict[str, Any]) -> Iterator[str]:
+    yield "## RLlib's Python per environment step"
+    yield ""
+    yield (
+        f"At {content['num_envs']} environments: {content['overhead_us']} us above environment and policy, stock RLlib "
+        f"{content['stock_overhead_us']} us (ratio {content['overhead_over_stock']})."
+    )
+
+
+def main(_: None) -> None:
+    """Writes the page."""
+    print(write_text(PAGE, page()))
+
+
+if __name__ == "__main__":
+    run_command(main, lambda: None)
