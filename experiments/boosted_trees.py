@@ -21,8 +21,7 @@ FloatArray = NDArray[np.float32]
 
 
 def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) -> tuple[FloatArray, FloatArray]:
-    """Item, user and context features, the decayed sums of each user's own feedback, and what the memory
-    makes of them.
+    """Features of item, user and context, decayed sums of the user's own feedback, and the memory's reading of them.
 
     Args:
         dataset: the log.

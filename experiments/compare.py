@@ -29,7 +29,7 @@ from experiments.recipes import TrainRun
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
-from recsim_env.data.synthetic import synthetic_log
+from recsim_env.data.synthetic import LoggingPolicy, synthetic_log
 from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
@@ -62,6 +62,8 @@ class GoalRankTable:
     """Videos of the synthetic world."""
     log_sessions: int = 4000
     """Sessions of the synthetic log."""
+    uniform_share: float = 0.1
+    """Share of its requests answered with uniform videos: what an operator spends on exploration."""
     iterations: int = 120
     """Training rounds."""
     num_sessions: int = 2000
@@ -130,7 +132,8 @@ def _log(table: GoalRankTable) -> tuple[LoggedDataset, World | None]:
     if table.data is not None:
         return load_kuairand(table.data), None
     truth = short_video_world(num_users=table.num_users, num_items=table.num_items, seed=table.world_seed)
-    return synthetic_log(truth, num_sessions=table.log_sessions, seed=table.world_seed), truth
+    policy = LoggingPolicy(uniform_share=table.uniform_share)
+    return synthetic_log(truth, num_sessions=table.log_sessions, policy=policy, seed=table.world_seed), truth
 
 
 def _kept(result: EvaluationResult, table: GoalRankTable, setting: Setting, seed: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from experiments.report import write_report
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
-from recsim_env.data.synthetic import synthetic_log
+from recsim_env.data.synthetic import LoggingPolicy, synthetic_log
 from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
@@ -54,6 +54,8 @@ class DemoConfig:
     """Videos of the synthetic world."""
     log_sessions: int = 2500
     """Sessions of the synthetic log."""
+    uniform_share: float = 0.1
+    """Share of its requests answered with uniform videos: what an operator spends on exploration."""
     iterations: int = 120
     """Training rounds of GoalRank."""
     num_sessions: int = 1000
@@ -76,7 +78,8 @@ class DemoConfig:
 def synthetic(config: DemoConfig) -> tuple[LoggedDataset, World]:
     """Draws the log, and hands over the truth for judging only."""
     truth = short_video_world(num_users=config.num_users, num_items=config.num_items, seed=config.seed)
-    log = synthetic_log(truth, num_sessions=config.log_sessions, seed=config.seed, progress=True)
+    policy = LoggingPolicy(uniform_share=config.uniform_share)
+    log = synthetic_log(truth, num_sessions=config.log_sessions, policy=policy, seed=config.seed, progress=True)
     return log, truth
 
 

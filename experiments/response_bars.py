@@ -4,12 +4,14 @@
 
 Days: early stopping on 05-03/04, calibration and final fit to 05-04, test 05-05..05-08. Trees and the
 tab + duration baseline are refitted on the same rows in the same run. Keys of the JSON: ``checks`` (each
-with name, bar, value, low, high, verdict), ``figures`` (everything measured), ``settings``, ``machine``.
+with name, bar, value, low, high, verdict), ``figures`` (everything measured), ``settings``,
+``test_day_runs``, ``note``, ``command``, ``date``, ``commit``, ``machine``.
 
 Legend: P rows of the log, R test rows, F signals, M cells, L quantile levels, Q resamples of users.
 """
 
 import dataclasses
+import datetime
 import os
 import time
 from dataclasses import dataclass
@@ -40,6 +42,10 @@ from reward_models.watch_time import quantile
 
 TRAIN_UNTIL, VALIDATION, TEST_FROM = 20220502, (20220503, 20220504), 20220505
 RANKED = {"click": (0.742, 0.622), "long_view": (0.745, 0.635), "like": (0.873, 0.623)}
+TEST_DAY_RUNS = 4
+"""Full runs that have looked at the test days, this one included; raise it with each run whose result is kept or
+leads to a change."""
+NOTE = "Choices between the runs were made on the validation days; one further run was stopped before its end."
 CAP_S = 300.0
 LEVELS = np.linspace(0.02, 0.98, 25)
 Array = NDArray[np.float64]
@@ -349,6 +355,10 @@ def main(settings: Settings) -> None:
                 "checks": report.checks,
                 "figures": report.figures,
                 "settings": {"seed": settings.seed, "fit": dataclasses.asdict(FitConfig()), "rows": len(dataset.rows)},
+                "test_day_runs": TEST_DAY_RUNS,
+                "note": NOTE,
+                "command": "python -m experiments.response_bars",
+                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
                 "commit": commit(),
                 "machine": machine(),
             },

@@ -14,6 +14,7 @@ from torch import Tensor
 
 ENOUGH_ROWS = 16
 """Rows that make any product of up to 400 terms safe."""
+_ENOUGH_OUTPUTS = 4  # products with two or three outputs are summed in yet another way
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,7 +23,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len(weight) == 1:  # a single output takes the matrix-vector kernel at every batch size
         total = (x * weight[0]).sum(-1, keepdim=True)
         return total if bias is None else total + bias
-    enough = max(4, terms // 16)
+    if len(weight) < _ENOUGH_OUTPUTS:
+        missing = _ENOUGH_OUTPUTS - len(weight)
+        bias = None if bias is None else torch.cat([bias, bias.new_zeros(missing)])
+        return linear(x, torch.cat([weight, weight.new_zeros(missing, terms)]), bias)[..., : len(weight)]
+    # Products with up to 10 outputs take yet another kernel while there are fewer rows than outputs.
+    enough = max(4 if len(weight) > 10 else 10, terms // 16)
     if rows >= enough or rows == 0:
         return torch.nn.functional.linear(x, weight, bias)
     flat = x.reshape(rows, terms)

@@ -54,7 +54,7 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
         request, items_BK = batch.request, batch.items_BK
         state_BS, context_BX = state_US[request.user_B], request.context_BX
         draws_BKJ = uniform(address(request.user_B, seed, number), items_BK.shape[1], response.num_draws)
-        rows = (
+        answers = (
             _mean(response.outcomes(state_BS, context_BX, items_BK)),
             _mean(response.outcomes(start_US[request.user_B], context_BX, items_BK)),
             response.respond(state_BS, context_BX, items_BK, draws_BKJ),
@@ -62,7 +62,7 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
             batch.known_BKF,
         )
         user_BK = request.user_B.unsqueeze(1).expand_as(items_BK)
-        parts.append((*(part.flatten(0, 1) for part in rows), user_BK.flatten()))
+        parts.append((*(part.flatten(0, 1) for part in answers), user_BK.flatten()))
         shown = (batch.feedback.signals_BKF, batch.feedback.seen_BK)
         state_US[request.user_B] = response.observe(state_BS, context_BX, items_BK, *shown)
     mean_RF, frozen_RF, draw_RF, log_RF, known_RF, user_R = (

@@ -48,7 +48,7 @@ class FitConfig:
     """Shape of the model."""
     cells: WatchTimeCells = field(default_factory=WatchTimeCells)
     """Grid of watch times."""
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.5))
     """The trainer's settings."""
     batch_users: int = 48
     """Users in a batch."""

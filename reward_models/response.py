@@ -39,8 +39,9 @@ class ResponseConfig:
     """H: hidden units."""
     event_width: int = 24
     """E: length of an event vector."""
-    item_width: int = 8
-    """Length of the learned vector of each item, beside its features; 0 uses features alone."""
+    item_width: int = 0
+    """Length of the learned vector of each item, beside its features; 0 uses features alone. With a dozen
+    rows an item such vectors learn the rows by heart and cost accuracy; logs of hundreds may gain."""
     list_width: int = 8
     """L: length of the vector by which earlier places of a slate act on later ones. Used only for logs
     with a request key; others cannot teach such effects."""

@@ -104,7 +104,7 @@ class SlateEvaluator:
         batch, lists, places = items_BGK.shape
         position_BX = positions(request.candidates_BC, items_BGK.flatten(1))
         inputs = request_inputs(request)
-        logit_MLK = self._model(inputs, position_BX.view(batch, lists, places), watch_only=True)[..., 0]
+        logit_MLK = self._model(inputs, position_BX.view(batch, lists, places), judging=True)[..., 0]
         seconds_MLK = torch.exp(logit_MLK)
         if self.list_effect is not None:
             seconds_MLK = seconds_MLK * (1.0 - self.list_effect.interrupt(items_BGK.flatten(0, 1)))
@@ -221,6 +221,8 @@ class Sizes(NamedTuple):
 class _ListModel(torch.nn.Module):
     """M list models side by side."""
 
+    place_YF: Tensor
+    place_share_Y: Tensor
     mean_I: Tensor
     scale_I: Tensor
     mean_J: Tensor
@@ -255,18 +257,26 @@ class _ListModel(torch.nn.Module):
             self.nothing = zeros(attention)  # the key of "no earlier place matters"
             self.distance = zeros(MAX_PLACES)
             self.company = weight(attention, width)
-            self.place = zeros(MAX_PLACES, width)
+            self.likeness = zeros(sizes.candidate)
+            self.repeated = weight(1, width)
+            self.register_buffer("place_YF", torch.zeros(MAX_PLACES, sizes.signals))
+            self.register_buffer("place_share_Y", torch.full((MAX_PLACES,), 1.0 / MAX_PLACES))
         for name, size in (("I", sizes.candidate), ("J", sizes.request)):
             self.register_buffer(f"mean_{name}", torch.zeros(size))
             self.register_buffer(f"scale_{name}", torch.ones(size))
 
-    def forward(self, inputs: Inputs, position_BGK: Tensor, watch_only: bool = False) -> Tensor:
-        """Log seconds and log-odds (M, B * G, K, F) of every place of every list; F = 1 if ``watch_only``."""
+    def forward(self, inputs: Inputs, position_BGK: Tensor, judging: bool = False) -> Tensor:
+        """Log seconds and log-odds (M, B * G, K, F) of every place of every list.
+
+        A log's places differ mostly because its ranker sorted, by things it saw and the log lacks. A level for
+        each place, taken from the log, keeps that out of what places do to each other. In ``judging`` every place
+        counts as the average one, and F = 1.
+        """
         batch, lists, places = position_BGK.shape
         candidates = inputs.candidate_BCI.shape[1]
         if places > MAX_PLACES:
             raise ValueError(f"lists hold at most {MAX_PLACES} places, got {places}")
-        signals = 1 if watch_only else self.sizes.signals
+        signals = 1 if judging else self.sizes.signals
         first_B11 = torch.arange(batch, device=position_BGK.device)[:, None, None] * candidates
         row_P = (position_BGK + first_B11).flatten()
         hidden_MYW = self._encode(inputs)
@@ -277,8 +287,10 @@ class _ListModel(torch.nn.Module):
         if self.config.listwise:
             seen_MPA = self._company(hidden_MYW, position_BGK, row_P, candidates)
             place_MPW = own_MYW.index_select(1, row_P).baddbmm_(seen_MPA, self.company)
-            place_MPW.view(members, batch * lists, places, -1).add_(self.place[:, :places].unsqueeze(1))
+            place_MPW = place_MPW.baddbmm_(self._likeness(inputs, position_BGK), self.repeated)
             change_MPF = torch.baddbmm(bias_M1F, place_MPW.relu_(), head_MWF)
+            place_KF = (self.place_share_Y @ self.place_YF).unsqueeze(0) if judging else self.place_YF[:places]
+            change_MPF = change_MPF + place_KF[:, :signals].expand(places, -1).repeat(batch * lists, 1)
         else:
             change_MPF = torch.baddbmm(bias_M1F, own_MYW.relu(), head_MWF).index_select(1, row_P)
         return (base_PF + change_MPF).view(members, batch * lists, places, signals)
@@ -313,6 +325,21 @@ class _ListModel(torch.nn.Module):
         value_MPA = torch.bmm(hidden_MYW, self.value).index_select(1, row_P)
         value_XKA = value_MPA.view(members * batch * lists, places, -1)
         return torch.bmm(weight_MLKK.flatten(0, 1), value_XKA).view(members, len(row_P), -1)
+
+
+    def _likeness(self, inputs: Inputs, position_BGK: Tensor) -> Tensor:
+        """How much of each place the earlier places of its list have shown already, (M, B * G * K, 1).
+
+        The sum over earlier places of the feature-wise product with them, weighted by feature. Attention of a
+        few dimensions cannot tell fifty tags apart; this can, and fatigue from what is alike is learned from it.
+        """
+        batch, lists, places = position_BGK.shape
+        candidate_BCI = (inputs.candidate_BCI * self.scale_I).clamp(-3.0, 3.0)
+        index_BXI = position_BGK.flatten(1).unsqueeze(2).expand(-1, -1, candidate_BCI.shape[2])
+        shown_BGKI = candidate_BCI.gather(1, index_BXI).view(batch, lists, places, -1)
+        earlier_BGKI = shown_BGKI.cumsum(dim=2) - shown_BGKI
+        product_PI = (shown_BGKI * earlier_BGKI).flatten(0, 2) / 3.0
+        return torch.matmul(product_PI, self.likeness.unsqueeze(2))
 
 
 class _Example(NamedTuple):
@@ -400,6 +427,13 @@ def _standardise(model: _ListModel, examples: list[_Example]) -> None:
     known_PF = torch.cat([example.known_PF for example in examples])
     shift_MF = level_shifts(base_PF.unsqueeze(0), target_PF, known_PF.unsqueeze(0))
     model.head_bias.add_(shift_MF)
+    if model.config.listwise:
+        place_P = torch.cat([torch.arange(e.slate_size).repeat(len(e.inputs.request_BJ)) for e in examples])
+        model.place_share_Y.copy_(torch.bincount(place_P, minlength=MAX_PLACES) / len(place_P))
+        for place in place_P.unique().tolist():
+            here_P1 = (place_P == place).unsqueeze(1)
+            level_MF = level_shifts(base_PF.unsqueeze(0) + shift_MF[:1], target_PF, (known_PF * here_P1).unsqueeze(0))
+            model.place_YF[place] = level_MF[0]
 
 
 def _train(

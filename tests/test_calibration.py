@@ -102,3 +102,13 @@ def test_crps_of_the_true_quantiles_of_a_uniform_law() -> None:
     actual = np.random.default_rng(5).random(20_000)
     assert pinball_crps(levels, levels, actual) == pytest.approx(1 / 6, abs=2e-3)  # twice the mean of u (1 - u) / 2
     assert pinball_crps(levels * 0.5, levels, actual) > 0.18
+
+
+def test_a_fixed_part_of_the_logits_keeps_its_size() -> None:
+    generator = np.random.default_rng(5)
+    x, z = generator.normal(size=(2, 60_000))
+    label = generator.random(len(x)) < 1 / (1 + np.exp(-(0.5 * x + 2.0 * z - 1.0)))
+    fitted = fit_platt(x, label, fixed=2.0 * z)
+    assert fitted.scale == pytest.approx(0.5, abs=0.03)
+    assert fitted.offset == pytest.approx(-1.0, abs=0.03)
+    assert fit_platt(x, label, 0.5, fixed=2.0 * z).offset == pytest.approx(-1.0, abs=0.03)

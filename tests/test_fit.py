@@ -10,7 +10,7 @@ import torch
 
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
-from reward_models.fit import FitConfig, fit_response
+from reward_models.fit import FitConfig, _Fitting, fit_response
 from reward_models.metrics import auc
 from reward_models.response import ResponseConfig, SequenceResponse
 from reward_models.sequences import read_sequences, sequence_batches
@@ -157,6 +157,19 @@ def test_a_request_is_answered_from_the_state_at_its_beginning() -> None:
     assert sequences.earlier_PQ is not None
     items = dataset.rows["item"].tolist()
     assert sequences.earlier_PQ[:3].tolist() == [[-1, -1], [items[0], -1], [items[1], items[0]]]
+
+
+def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
+    dataset, _ = planted_log()
+    fitting = _Fitting(dataset, QUICK, 0)
+    sequences, is_last_P = fitting.sequences, fitting.sequences.date_P == LAST_DAY
+    network = fitting.network(~is_last_P)
+    begin_BS = network.last_states(sequences, LAST_DAY, 50)
+    (batch,) = sequence_batches(sequences, is_last_P, NUM_USERS)
+    first = batch.label_BT.int().argmax(1)
+    state_BS = network.states(sequences, batch, 50)[torch.arange(NUM_USERS), first]
+    torch.testing.assert_close(begin_BS[batch.user_B], state_BS, rtol=1e-5, atol=1e-5)
+    assert (begin_BS[:, -1] > 10).all()  # counts the rows of five days
 
 
 def test_batches_hold_every_labelled_row_once() -> None:

@@ -30,6 +30,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
     for parameter in core.parameters():
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
+    core.memory.usual_TGY.copy_(0.1 + torch.rand(core.memory.usual_TGY.shape, generator=generator))
     tables = {
         "item_NH": noise(NUM_ITEMS, config.width),
         "item_event_NE": noise(NUM_ITEMS, config.event_width),
@@ -160,6 +161,57 @@ def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
     sums = memory.update(torch.zeros(1, memory.state_width), *events).reshape(2, -1)
     expected = torch.tensor([1 + 0.5 + 0.25, 1 + 0.9 + 0.81])
     torch.testing.assert_close(sums[:, -1], expected)
+
+
+def test_what_is_usual_is_counted_by_tab_and_group_and_shrunk() -> None:
+    memory = Memory(ResponseConfig(), num_signals=1, num_tabs=2, num_groups=2)
+    tab_P, group_P = torch.tensor([0] * 150 + [1] * 50), torch.tensor([0] * 100 + [1] * 50 + [0] * 50)
+    amounts_PY = torch.zeros(200, 2)
+    amounts_PY[:100, 0], amounts_PY[150:, 0] = 1.0, 2.0
+    known_PY = torch.ones(200, 2, dtype=torch.bool)
+    known_PY[150:, 0] = False  # what is not recorded must not count
+    memory.measure(amounts_PY, known_PY, tab_P, group_P)
+    mean = 100 / 150
+    tab_0 = (100 + 50 * mean) / (150 + 50)
+    assert memory.mean_Y[0] == pytest.approx(mean)
+    assert memory.usual_TGY[0, 0, 0] == pytest.approx((100 + 50 * tab_0) / 150)
+    assert memory.usual_TGY[0, 1, 0] == pytest.approx(50 * tab_0 / 100)
+    assert memory.usual_TGY[1:, :, 0].flatten().tolist() == pytest.approx([mean] * 4)
+
+
+def test_a_user_like_all_others_reads_as_usual_in_every_mixture_of_tabs() -> None:
+    generator = torch.Generator().manual_seed(7)
+    memory = Memory(ResponseConfig(event_width=1), num_signals=2, num_tabs=3, num_groups=1)
+    memory.usual_TGY.copy_(torch.rand(4, 1, 3, generator=generator))
+    usual_BKY = memory.usual_TGY[torch.randint(3, (50, 9), generator=generator), 0]
+    signals_BKF = torch.cat([torch.expm1(usual_BKY[..., :1] * 4.0), usual_BKY[..., 1:2]], -1)
+    duration_BK = signals_BKF[..., 0] / usual_BKY[..., 2]
+    feedback = feedback_features(signals_BKF, duration_BK, usual_BKY)
+    events = memory.events(torch.zeros(50, 9, 1), feedback, torch.ones(50, 9, dtype=torch.bool))
+    features = memory.features(memory.update(torch.zeros(50, memory.state_width), *events)).reshape(50, 3, -1)
+    torch.testing.assert_close(features[..., 1:4], torch.zeros(50, 3, 3), atol=1e-5, rtol=0.0)
+    unrecorded = feedback_features(signals_BKF * 0, duration_BK, usual_BKY, torch.zeros(50, 9, 2, dtype=torch.bool))
+    events = memory.events(torch.zeros(50, 9, 1), unrecorded, torch.ones(50, 9, dtype=torch.bool))
+    features = memory.features(memory.update(torch.zeros(50, memory.state_width), *events))
+    assert (features == 0).all()  # says nothing
+
+
+def test_what_is_observed_is_judged_by_its_tab() -> None:
+    model = make_model()
+    model.core.memory.usual_TGY[0], model.core.memory.usual_TGY[1] = 1.0, 0.25
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(3)
+    state_BS, seen_BK = model.start(user_B), torch.ones(3, 6, dtype=torch.bool)
+    signals_BKF = model.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+    usual = []
+    for tab in (0.0, 1.0):
+        context_BX[:, CONTEXT.index("tab")] = tab
+        change_BS = (model.observe(state_BS, context_BX, items_BK, signals_BKF, seen_BK) - state_BS)[:, 1:]
+        parts = change_BS.reshape(3, len(model.core.config.decays), -1)
+        usual.append(parts[..., -2 - len(SIGNALS) : -1])
+    start = state_BS[:, 1:].reshape(3, len(model.core.config.decays), -1)[..., -2 - len(SIGNALS) : -1]
+    kept = torch.tensor(model.core.config.decays).pow(6).reshape(1, -1, 1)
+    faded = start * (kept - 1.0)
+    torch.testing.assert_close((usual[1] - faded), 0.25 * (usual[0] - faded), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,11 +36,11 @@ def true_seconds(items_BK: torch.Tensor) -> torch.Tensor:
     return SECONDS_N[items_BK] * torch.where(repeated_BK, FATIGUE, 1.0)
 
 
-def planted_log(num_requests: int, places: int, seed: int) -> LoggedDataset:
+def planted_log(num_requests: int, places: int, seed: int, fading: float = 1.0) -> LoggedDataset:
     generator = torch.Generator().manual_seed(seed)
     items_LK = torch.rand(num_requests, NUM_ITEMS, generator=generator).argsort(dim=1)[:, :places]
     noise_LK = -torch.rand(num_requests, places, generator=generator).log()
-    watch_LK = true_seconds(items_LK) * noise_LK
+    watch_LK = true_seconds(items_LK) * noise_LK * fading ** torch.arange(places)
     user_L = torch.sort(torch.randint(NUM_USERS, (num_requests,), generator=generator)).values
     rows = pd.DataFrame(
         {
@@ -60,9 +60,11 @@ def planted_log(num_requests: int, places: int, seed: int) -> LoggedDataset:
     return LoggedDataset("planted", rows, users, items, ("watch_time", "click"))
 
 
-def planted_requests(num_requests: int, places: int = PLACES, seed: int = 0) -> LoggedRequests:
+def planted_requests(
+    num_requests: int, places: int = PLACES, seed: int = 0, fading: float = 1.0
+) -> LoggedRequests:
     return logged_requests(
-        planted_log(num_requests, places, seed),
+        planted_log(num_requests, places, seed, fading),
         item_features_ND=FEATURES_ND,
         user_features_UD=torch.zeros(NUM_USERS, 1),
         history_length=10,
@@ -103,6 +105,17 @@ def held_out() -> tuple[Request, torch.Tensor, torch.Tensor]:
     """Fresh lists and the seconds watched on them."""
     batch = next(planted_requests(2000, seed=99).batches(2000))
     return batch.request, batch.items_BK, batch.feedback.signals_BKF[..., 0]
+
+
+def test_what_the_loggers_order_explains_is_no_list_effect():
+    """Its ranker put what users like best first, by things it saw and the log lacks: places fade by half."""
+    evaluator = fit_evaluator(planted_requests(4000, fading=0.5), config=EvaluatorConfig(max_epochs=20), seed=1)
+    four_tags = torch.tensor([[0, 1, 2, 3]])
+    request, lists_BGK = request_of(four_tags), torch.stack([four_tags, four_tags.flip(1)], dim=1)
+    first, last = (evaluator.score(request, lists_BGK).per_place_BGK[0, g] for g in (0, 1))
+    moved = last.flip(0)[[0, 3]] / first[[0, 3]]  # video 0 from first place to last, video 3 the other way
+    assert 0.7 < float(moved[0]) < 1.4, "the log's fading would say 0.125"
+    assert 0.7 < float(moved[1]) < 1.4, "the log's fading would say 8"
 
 
 def poisson_deviance(expected: torch.Tensor, seen: torch.Tensor) -> float:
