@@ -46,8 +46,8 @@ from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_ret
 from reward_models.slate import EvaluatorConfig, SlateEvaluator, fit_evaluator
 
 JUDGE_FAMILIES = (
-    ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95), item_width=4),
-    ResponseConfig(memory="decayed", width=96, event_width=32, decays=(0.9,), item_width=16),
+    ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95)),
+    ResponseConfig(memory="decayed", width=96, event_width=32, decays=(0.9,)),
 )
 """Model families of the judges; world A has the default one."""
 

@@ -55,7 +55,7 @@ class EvaluatorConfig:
     """Requests with two places or more that a list-wise fit needs."""
     weight_decay: float = 1e-3
     """Weight decay of all matrices."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """Adam's step size."""
     batch_size: int = 256
     """Requests of a training step."""
@@ -221,7 +221,6 @@ class Sizes(NamedTuple):
 class _ListModel(torch.nn.Module):
     """M list models side by side."""
 
-    place_YF: Tensor
     place_share_Y: Tensor
     mean_I: Tensor
     scale_I: Tensor
@@ -259,7 +258,7 @@ class _ListModel(torch.nn.Module):
             self.company = weight(attention, width)
             self.likeness = zeros(sizes.candidate)
             self.repeated = weight(1, width)
-            self.register_buffer("place_YF", torch.zeros(MAX_PLACES, sizes.signals))
+            self.place = zeros(MAX_PLACES, sizes.signals)
             self.register_buffer("place_share_Y", torch.full((MAX_PLACES,), 1.0 / MAX_PLACES))
         for name, size in (("I", sizes.candidate), ("J", sizes.request)):
             self.register_buffer(f"mean_{name}", torch.zeros(size))
@@ -269,8 +268,8 @@ class _ListModel(torch.nn.Module):
         """Log seconds and log-odds (M, B * G, K, F) of every place of every list.
 
         A log's places differ mostly because its ranker sorted, by things it saw and the log lacks. A level for
-        each place, taken from the log, keeps that out of what places do to each other. In ``judging`` every place
-        counts as the average one, and F = 1.
+        each place, which training starts from the log's own, keeps that out of what places do to each other. In
+        ``judging`` every place counts as the average one, and F = 1.
         """
         batch, lists, places = position_BGK.shape
         candidates = inputs.candidate_BCI.shape[1]
@@ -289,8 +288,10 @@ class _ListModel(torch.nn.Module):
             place_MPW = own_MYW.index_select(1, row_P).baddbmm_(seen_MPA, self.company)
             place_MPW = place_MPW.baddbmm_(self._likeness(inputs, position_BGK), self.repeated)
             change_MPF = torch.baddbmm(bias_M1F, place_MPW.relu_(), head_MWF)
-            place_KF = (self.place_share_Y @ self.place_YF).unsqueeze(0) if judging else self.place_YF[:places]
-            change_MPF = change_MPF + place_KF[:, :signals].expand(places, -1).repeat(batch * lists, 1)
+            place_MKF = self.place[:, :places, :signals]
+            if judging:
+                place_MKF = torch.matmul(self.place_share_Y, self.place[..., :signals]).unsqueeze(1)
+            change_MPF = change_MPF + place_MKF.expand(-1, places, -1).repeat(1, batch * lists, 1)
         else:
             change_MPF = torch.baddbmm(bias_M1F, own_MYW.relu(), head_MWF).index_select(1, row_P)
         return (base_PF + change_MPF).view(members, batch * lists, places, signals)
@@ -325,7 +326,6 @@ class _ListModel(torch.nn.Module):
         value_MPA = torch.bmm(hidden_MYW, self.value).index_select(1, row_P)
         value_XKA = value_MPA.view(members * batch * lists, places, -1)
         return torch.bmm(weight_MLKK.flatten(0, 1), value_XKA).view(members, len(row_P), -1)
-
 
     def _likeness(self, inputs: Inputs, position_BGK: Tensor) -> Tensor:
         """How much of each place the earlier places of its list have shown already, (M, B * G * K, 1).
@@ -433,7 +433,7 @@ def _standardise(model: _ListModel, examples: list[_Example]) -> None:
         for place in place_P.unique().tolist():
             here_P1 = (place_P == place).unsqueeze(1)
             level_MF = level_shifts(base_PF.unsqueeze(0) + shift_MF[:1], target_PF, (known_PF * here_P1).unsqueeze(0))
-            model.place_YF[place] = level_MF[0]
+            model.place[:, place] = level_MF
 
 
 def _train(

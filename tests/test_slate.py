@@ -60,9 +60,7 @@ def planted_log(num_requests: int, places: int, seed: int, fading: float = 1.0) 
     return LoggedDataset("planted", rows, users, items, ("watch_time", "click"))
 
 
-def planted_requests(
-    num_requests: int, places: int = PLACES, seed: int = 0, fading: float = 1.0
-) -> LoggedRequests:
+def planted_requests(num_requests: int, places: int = PLACES, seed: int = 0, fading: float = 1.0) -> LoggedRequests:
     return logged_requests(
         planted_log(num_requests, places, seed, fading),
         item_features_ND=FEATURES_ND,
@@ -109,7 +107,7 @@ def held_out() -> tuple[Request, torch.Tensor, torch.Tensor]:
 
 def test_what_the_loggers_order_explains_is_no_list_effect():
     """Its ranker put what users like best first, by things it saw and the log lacks: places fade by half."""
-    evaluator = fit_evaluator(planted_requests(4000, fading=0.5), config=EvaluatorConfig(max_epochs=20), seed=1)
+    evaluator = fit_evaluator(planted_requests(4000, fading=0.5), seed=1)
     four_tags = torch.tensor([[0, 1, 2, 3]])
     request, lists_BGK = request_of(four_tags), torch.stack([four_tags, four_tags.flip(1)], dim=1)
     first, last = (evaluator.score(request, lists_BGK).per_place_BGK[0, g] for g in (0, 1))

@@ -99,9 +99,7 @@ def test_a_model_of_another_version_is_refused(folder: Path) -> None:
     card = json.loads((folder / "world.json").read_text())
     card["models"]["leave"]["config"]["per_parsec"] = 1.0
     (folder / "world.json").write_text(json.dumps(card))
-    with pytest.raises(
-        ValueError, match=r"stored leave does not fit the present class .*Leave .*per_parsec"
-    ):
+    with pytest.raises(ValueError, match=r"stored leave does not fit the present class .*Leave .*per_parsec"):
         World.load(folder)
 
 
