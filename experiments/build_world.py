@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from agents.baselines.retriever_order import RetrieverOrder
 from experiments.command import run_command
 from experiments.provenance import commit, machine
-from recsim_env.data import LoggedDataset, load_kuairand
+from recsim_env.data import LoggedDataset, load_log, parse_map
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
@@ -353,7 +352,9 @@ class Arguments:
     """Builds worlds from a log."""
 
     log: tyro.conf.Positional[Path]
-    """A KuaiRand folder."""
+    """A KuaiRand or KuaiRec folder, or one CSV or Parquet table with ``--map``."""
+    map: str | None = None
+    """Columns of a table, as in ``experiments.inspect``: ``user=uid,item=vid,...``."""
     out: Path = Path("runs/worlds")
     """Where the worlds go."""
     json: Path | None = None
@@ -362,9 +363,10 @@ class Arguments:
     """How worlds are built."""
 
 
-def main(arguments: Arguments, load: Callable[[Path], LoggedDataset] = load_kuairand) -> None:
+def main(arguments: Arguments) -> None:
     """Builds and prints a line for each world."""
-    folders = build_worlds(load(arguments.log), arguments.out, arguments.config)
+    columns = parse_map(arguments.map) if arguments.map else None
+    folders = build_worlds(load_log(arguments.log, columns), arguments.out, arguments.config)
     cards = {name: World.load(folder).fidelity for name, folder in folders.items()}
     for name, card in cards.items():
         print(fidelity_line(name, card))

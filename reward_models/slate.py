@@ -430,7 +430,7 @@ def _standardise(model: _ListModel, examples: list[_Example]) -> None:
     if model.config.listwise:
         place_P = torch.cat([torch.arange(e.slate_size).repeat(len(e.inputs.request_BJ)) for e in examples])
         model.place_share_Y.copy_(torch.bincount(place_P, minlength=MAX_PLACES) / len(place_P))
-        for place in place_P.unique().tolist():
+        for place in range(int(place_P.max()) + 1):
             here_P1 = (place_P == place).unsqueeze(1)
             level_MF = level_shifts(base_PF.unsqueeze(0) + shift_MF[:1], target_PF, (known_PF * here_P1).unsqueeze(0))
             model.place[:, place] = level_MF
