@@ -359,14 +359,14 @@ class Arguments:
     """Where the worlds go."""
     json: Path | None = None
     """Also write the fidelity of every world here."""
-    config: tyro.conf.OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
     """How worlds are built."""
 
 
 def main(arguments: Arguments) -> None:
     """Builds and prints a line for each world."""
     columns = parse_map(arguments.map) if arguments.map else None
-    folders = build_worlds(load_log(arguments.log, columns), arguments.out, arguments.config)
+    folders = build_worlds(load_log(arguments.log, columns), arguments.out, arguments.build)
     cards = {name: World.load(folder).fidelity for name, folder in folders.items()}
     for name, card in cards.items():
         print(fidelity_line(name, card))

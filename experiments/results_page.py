@@ -6,18 +6,28 @@ Nothing is measured here: every figure stands in a file of ``experiments/results
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tyro
 
 from experiments.command import run_command
 from recsim_env.files import read_json, write_text
 
-FOLDER = Path("experiments/results")
-PAGE = Path("experiments/RESULTS.md")
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Where the files are and where the page goes."""
+
+    results: Path = Path("experiments/results")
+    """Folder of the JSON files."""
+    page: Path = Path("experiments/RESULTS.md")
+    """The page."""
 
 
-def page() -> str:
-    """The whole page."""
+def page(folder: Path) -> str:
+    """The whole page from the files of a folder."""
     lines = ["# Results", "", "Made by `python -m experiments.results_page` from the files in `experiments/results`."]
     for name, section in (
         ("response_bars", _response_bars),
@@ -26,7 +36,7 @@ def page() -> str:
         ("benchmark_env", _benchmark_env),
         ("benchmark_rllib", _benchmark_rllib),
     ):
-        path = FOLDER / f"{name}.json"
+        path = folder / f"{name}.json"
         if path.exists():
             content = read_json(path)
             lines += ["", *section(content), "", _origin(content, path)]
@@ -120,10 +130,10 @@ def _benchmark_rllib(content: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def main(_: None) -> None:
+def main(arguments: Arguments) -> None:
     """Writes the page."""
-    print(write_text(PAGE, page()))
+    print(write_text(arguments.page, page(arguments.results)))
 
 
 if __name__ == "__main__":
-    run_command(main, lambda: None)
+    run_command(main, lambda: tyro.cli(Arguments, description=__doc__))

@@ -75,6 +75,16 @@ def test_the_wheel_holds_the_two_library_packages(tmp_path: Path) -> None:
     assert {"recsim_env/py.typed", "reward_models/py.typed"} <= set(names)
 
 
+VERBS = [path.stem for path in sources("experiments") if "run_command(" in path.read_text() and path.stem != "command"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    command = [sys.executable, "-m", f"experiments.{verb}", "--help"]
+    found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.startswith("usage:")
+
+
 def readme_blocks() -> list[str]:
     text = (ROOT / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
