@@ -18,6 +18,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield aside
+        aside.chmod(0o777 & ~_umask())
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(aside, folder)
@@ -33,10 +34,18 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     os.close(handle)
     try:
         write(Path(name))
+        Path(name).chmod(0o666 & ~_umask())
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
     return path
+
+
+def _umask() -> int:
+    """The process's file mode mask: temporary files are private, the ones they become should not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -57,6 +57,13 @@ def test_saving_replaces_the_older_world_and_leaves_nothing_else(world: World, f
     assert {p.name for p in folder.parent.iterdir()} == {"copy"}
 
 
+def test_saved_worlds_can_be_read_by_others(folder: Path, world: World) -> None:
+    world.save(folder)
+    plain = folder.parent / "plain"
+    plain.mkdir()
+    assert folder.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_failed_save_leaves_the_older_world(world: World, folder: Path) -> None:
     class Unsaveable(DeclaredLeave):
         config = None  # type: ignore[assignment]
