@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.boosted_trees import boosted, tree_inputs
+from experiments.command import run_command
 from experiments.provenance import commit, machine
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
@@ -326,7 +327,6 @@ def _phi(a_R: Array, b_R: Array, weights_QR: Array) -> Array:
 
 def main(settings: Settings) -> None:
     """Fits, measures, prints, and writes the JSON."""
-    torch.set_num_threads(1)
     folder = settings.data or Path(os.environ.get("RECSIM_DATA", "")) / "kuairand_pure"
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; set RECSIM_DATA to the folder that holds kuairand_pure/, or pass --data")
@@ -366,4 +366,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    run_command(main, lambda: tyro.cli(Settings, description=__doc__))
