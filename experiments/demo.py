@@ -34,7 +34,6 @@ from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
 from reward_models.fit import FitConfig
-from reward_models.trainer import TrainConfig
 
 ORACLE_SESSIONS = 100
 """The oracle searches with the truth at every request, which takes a hundred times longer than a policy."""
@@ -52,7 +51,7 @@ class DemoConfig:
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 2500
+    log_sessions: int = 6000
     """Sessions of the synthetic log."""
     uniform_share: float = 0.1
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
@@ -65,7 +64,7 @@ class DemoConfig:
     json: Path | None = None
     """Also write the JSON report here."""
     build: BuildConfig = field(
-        default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2, train=TrainConfig(max_epochs=8)))
+        default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2))
     )
     """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
 

@@ -1,7 +1,7 @@
 """Makes predicted probabilities mean what they say, and measures whether they do.
 
 Calibrators are fitted on predictions for users that the model was not fitted on.
-Legend: P rows, M watch-time cells.
+Legend: P rows, M watch-time cells, C knots of duration.
 """
 
 from dataclasses import dataclass
@@ -87,39 +87,46 @@ def fit_isotonic(scores: ArrayLike, labels: ArrayLike) -> Isotonic:
 
 
 def fit_cells(
-    logits_PM: Tensor, share_PM: Tensor, cell_P: Tensor, scale: float | None = None, prior: float = 20.0
+    logits_PM: Tensor,
+    log_prior_PM: Tensor,
+    hat_PC: Tensor,
+    cell_P: Tensor,
+    scale: float | None = None,
+    prior: float = 20.0,
 ) -> tuple[float, Tensor]:
-    """Platt's method for a whole distribution: cell logits become ``scale`` x logits + offset of the cell.
+    """Platt's method for a whole distribution: cell logits become ``scale`` x logits + offset of cell and duration.
 
     Maximum likelihood (convex), with a pull of ``prior`` rows towards no change. After it, each cell's mean
-    probability is its share of the rows, up to that pull.
+    probability is its share of the rows around every knot of duration, up to that pull.
 
     Args:
         logits_PM: float32 logits of cells.
-        share_PM: float32, see ``WatchTimeCells.share``.
+        log_prior_PM: float32, added to them unscaled, see ``ResponseCore.log_prior``.
+        hat_PC: float32, how near each row is to each knot, see ``WatchTimeCells.hats``.
         cell_P: int64 cells that were observed.
         scale: keeps this scale and fits the offsets alone.
         prior: rows.
 
     Returns:
-        The scale and float32 offsets (M,).
+        The scale and float32 offsets (C, M).
     """
     slope = torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, requires_grad=scale is None)
-    offset_M = torch.zeros(logits_PM.shape[1], dtype=torch.float64, requires_grad=True)
-    logits_PM, share_PM = logits_PM.double(), share_PM.double()
-    free = [offset_M] if scale is not None else [slope, offset_M]
+    offset_CM = torch.zeros(hat_PC.shape[1], logits_PM.shape[1], dtype=torch.float64, requires_grad=True)
+    logits_PM, log_prior_PM, hat_PC = logits_PM.double(), log_prior_PM.double(), hat_PC.double()
+    free = [offset_CM] if scale is not None else [slope, offset_CM]
     optimiser = torch.optim.LBFGS(free, max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        chosen = cell_log_probability(slope * logits_PM + offset_M, share_PM).gather(1, cell_P.unsqueeze(1))
-        pull = 0.5 * prior * ((slope - 1.0) ** 2 + (offset_M**2).mean())
+        log_PM = cell_log_probability(slope * logits_PM, log_prior_PM + hat_PC @ offset_CM)
+        chosen = log_PM.gather(1, cell_P.unsqueeze(1))
+        pull = 0.5 * prior * ((slope - 1.0) ** 2 + (offset_CM**2).mean(1).sum())
         value = (pull - chosen.sum()) / len(cell_P)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return float(slope.detach()), offset_M.detach().float()
+    return float(slope.detach()), offset_CM.detach().float()
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 20) -> float:

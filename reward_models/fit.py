@@ -37,8 +37,6 @@ from reward_models.sequences import SequenceBatch, Sequences, read_sequences, se
 from reward_models.trainer import TrainConfig, train
 from reward_models.watch_time import WatchTimeCells, cell_log_probability, read_off_table
 
-_KNOTS_S = (4.0, 7.0, 10.0, 14.0, 18.0, 25.0, 40.0, 60.0, 100.0, 160.0, 260.0, 500.0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -51,7 +49,9 @@ class FitConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.5))
     """The trainer's settings."""
     batch_users: int = 48
-    """Users in a batch."""
+    """Users in a batch, at most."""
+    min_batches: int = 200
+    """Batches that an epoch is cut into at least: a log of few users gets smaller batches, not fewer steps."""
     history_length: int = 50
     """Past impressions of a user that lead to the first state."""
     read_off_weight: float = 1.0
@@ -60,9 +60,10 @@ class FitConfig:
     """Folds of users for calibration; 0 leaves the model as it was fitted."""
 
     def __post_init__(self) -> None:
-        if self.batch_users < 1 or self.history_length < 1:
+        if min(self.batch_users, self.min_batches, self.history_length) < 1:
             raise ValueError(
-                f"need batch_users and history_length of at least 1, got {self.batch_users} and {self.history_length}"
+                "need batch_users, min_batches and history_length of at least 1, got "
+                f"{self.batch_users}, {self.min_batches} and {self.history_length}"
             )
         if self.calibration_folds == 1 or self.calibration_folds < 0:
             raise ValueError(f"calibration_folds must be 0 (none) or at least 2, got {self.calibration_folds}")
@@ -74,7 +75,6 @@ class ResponseNetwork(nn.Module):
     item_features_ND: Tensor
     user_features_UD: Tensor
     duration_N: Tensor
-    share_NM: Tensor
     duration_hat_NC: Tensor
 
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
@@ -84,9 +84,8 @@ class ResponseNetwork(nn.Module):
         self.register_buffer("item_features_ND", item_features_ND, persistent=False)
         self.register_buffer("user_features_UD", user_features_UD, persistent=False)
         self.register_buffer("duration_N", duration_N, persistent=False)
-        self.register_buffer("share_NM", core.cells.share(duration_N), persistent=False)
         self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
-        self.register_buffer("duration_hat_NC", _hats(core.cells.log_duration(duration_N)), persistent=False)
+        self.register_buffer("duration_hat_NC", core.cells.hats(duration_N), persistent=False)
         item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
         self.item_layer = nn.Linear(item_inputs, width)
         self.event_layer = nn.Linear(item_inputs, config.event_width)
@@ -207,17 +206,6 @@ class ResponseNetwork(nn.Module):
         return SequenceResponse(copy.deepcopy(self.core), tables)
 
 
-def _hats(log_duration_N: Tensor) -> Tensor:
-    """Overlapping triangles (N, C) over log duration: users treat 10, 20 and 60 s in no linear way."""
-    knots_C = torch.tensor(_KNOTS_S).log()
-    position_N = torch.bucketize(log_duration_N, knots_C[1:-1])
-    low_N, high_N = knots_C[position_N], knots_C[position_N + 1]
-    part_N = ((log_duration_N - low_N) / (high_N - low_N)).clamp(0.0, 1.0)
-    hat_NC = torch.zeros(len(log_duration_N), len(knots_C))
-    hat_NC.scatter_(1, position_N.unsqueeze(1), (1.0 - part_N).unsqueeze(1))
-    return hat_NC.scatter_(1, position_N.unsqueeze(1) + 1, part_N.unsqueeze(1))
-
-
 class _Fitting:
     """What the three stages share: the log as tensors, and how to build, train and read a network."""
 
@@ -229,6 +217,7 @@ class _Fitting:
         self.user_features = users if users.shape[1] else users.new_zeros(len(users), 1)
         self.duration_N = known_durations(dataset)
         self.num_tabs = int(self.sequences.tab_P.max()) + 1
+        self.hat_NC = config.cells.hats(self.duration_N)
         duration_P = self.duration_N[self.sequences.item_P]
         self.cell_P = config.cells.index(self.sequences.signals_PF[:, 0], duration_P)
         self.group_P = config.cells.group(duration_P)
@@ -255,7 +244,7 @@ class _Fitting:
         sequences = self.sequences
         measure_memory(core.memory, sequences, label_P, self.duration_N, core.cells)
         given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
-        _count_levels(core, self.cell_P[rows], network.share_NM[sequences.item_P[rows]], given_RA)
+        _count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
         return network
 
     def loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
@@ -263,7 +252,8 @@ class _Fitting:
         sequences, core = self.sequences, network.core
         row_R, answer = network(sequences, batch, self.config.history_length, generator)
         cell_R, signals_RF = self.cell_P[row_R], sequences.signals_PF[row_R]
-        log_cell_RM = cell_log_probability(answer.cells, network.share_NM[sequences.item_P[row_R]])
+        log_prior_NM = core.log_prior(network.duration_N)
+        log_cell_RM = cell_log_probability(answer.cells, log_prior_NM[sequences.item_P[row_R]])
         known_R = self.watch_known_P[row_R].float()
         total_R = -log_cell_RM.gather(1, cell_R.unsqueeze(1)).squeeze(1) * known_R
         if core.read_off and self.config.read_off_weight > 0:
@@ -283,7 +273,8 @@ class _Fitting:
         self, label_P: Tensor, validation_P: Tensor | None, max_epochs: int, run_dir: Path | None, label: str
     ) -> tuple[ResponseNetwork, int]:
         """Trains one network; returns it with the epoch that was kept."""
-        network, size = self.network(label_P), self.config.batch_users
+        network, num_users = self.network(label_P), len(self.sequences.user_P[label_P].unique())
+        size = min(self.config.batch_users, max(1, num_users // self.config.min_batches))
 
         def batches(generator: torch.Generator) -> Iterator[SequenceBatch]:
             return sequence_batches(self.sequences, label_P, size, generator)
@@ -305,7 +296,7 @@ class _Fitting:
             seed=self.seed,
             run_dir=None if run_dir is None else run_dir / label,
             label=label,
-            undecayed=("tab_logit_TV", "cell_effect_MA", "parent_effect_A"),
+            undecayed=("tab_logit_TV", "duration_logit_CM", "cell_effect_MA", "parent_effect_A"),
             identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
         )
         return network, result.best_epoch
@@ -322,19 +313,25 @@ class _Fitting:
         parent_R = self.sequences.signals_PF[row_R, core.signals.index(core.given[0])]
         return core.effects(self.cell_P[row_R], parent_R)
 
-    def fit_cells(self, row_R: Tensor, answer: Answer, scale: float | None = None) -> tuple[float, Tensor]:
+    @torch.no_grad()
+    def fit_cells(
+        self, core: ResponseCore, row_R: Tensor, answer: Answer, scale: float | None = None
+    ) -> tuple[float, Tensor]:
         """Calibrates the cells of rows whose watch time is known."""
         known_R = self.watch_known_P[row_R]
         row_R = row_R[known_R]
-        share_RM = self.config.cells.share(self.duration_N)[self.sequences.item_P[row_R]]
-        return fit_cells(answer.cells[known_R], share_RM, self.cell_P[row_R], scale)
+        item_R = self.sequences.item_P[row_R]
+        log_prior_RM, hat_RC = (table[item_R] for table in (core.log_prior(self.duration_N), self.hat_NC))
+        return fit_cells(answer.cells[known_R], log_prior_RM, hat_RC, self.cell_P[row_R], scale)
 
 
-def _count_levels(core: ResponseCore, cell_R: Tensor, share_RM: Tensor, given_RA: Tensor, prior: float = 20.0) -> None:
+def _count_levels(
+    core: ResponseCore, cell_R: Tensor, duration_R: Tensor, given_RA: Tensor, prior: float = 20.0
+) -> None:
     """Starts the training from what is counted, so that the network has only the differences to learn.
 
-    Levels of cells and signals, and the effects of cell and first signal on the others, are those of the
-    log; the effects are shrunk by ``prior`` rows.
+    Levels of cells (over all durations, then at each knot of duration) and of signals, and the effects of
+    cell and first signal on the others, are those of the log; the effects are shrunk by ``prior`` rows.
     """
 
     def log_odds(selected_RC: Tensor) -> Tensor:
@@ -344,10 +341,15 @@ def _count_levels(core: ResponseCore, cell_R: Tensor, share_RM: Tensor, given_RA
 
     is_cell_RM = nn.functional.one_hot(cell_R, core.cells.num_cells)
     base_A = torch.logit(given_RA.double().mean(0), eps=1e-6).float()
+    share_RM, hat_RC = core.cells.share(duration_R), core.cells.hats(duration_R)
     rate_M = (is_cell_RM.float().mean(0) + 1e-5) / 1.001
+    start_M = (rate_M / share_RM.mean(0).clamp(min=1e-3)).log()
+    expected_RM = share_RM * start_M.exp()
+    expected_CM = hat_RC.T @ (expected_RM / expected_RM.sum(1, keepdim=True))
+    level_CM = ((hat_RC.T @ is_cell_RM.float() + prior * rate_M) / (expected_CM + prior * rate_M)).log()
     with torch.no_grad():
-        start_M = (rate_M / share_RM.mean(0).clamp(min=1e-3)).log()
         core.tab_logit_TV.copy_(torch.cat([start_M, base_A]))
+        core.duration_logit_CM.copy_(level_CM)
         if core.given:
             parent_R = given_RA[:, 0]
             core.cell_effect_MA.copy_(log_odds(is_cell_RM) - base_A)
@@ -456,13 +458,13 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
         held_out.append(fitting.answers(other, label_P & (fold_P == fold)))
     row_P, answer = _joined(held_out)
     own_P, own = fitting.answers(network, label_P)
-    scale, _ = fitting.fit_cells(row_P, answer)
-    _, offset_M = fitting.fit_cells(own_P, own, scale)
+    scale, _ = fitting.fit_cells(core, row_P, answer)
+    _, offset_CM = fitting.fit_cells(core, own_P, own, scale)
     if core.given:
         # Effects of cell and first signal are counted on many rows and keep their size.
         effects_PA, own_effects_PA = fitting.effects(core, row_P), fitting.effects(core, own_P)
     with torch.no_grad():
-        core.rescale_cells(scale, offset_M)
+        core.rescale_cells(scale, offset_CM)
         for index, name in enumerate(core.given):
             label_PF = sequences.signals_PF[:, core.signals.index(name)]
             slope = fit_platt(answer.given[:, index], label_PF[row_P], fixed=effects_PA[:, index]).scale

@@ -6,8 +6,8 @@ that cell, as they are in the log; the other signals are drawn given the cell an
 them. For a simulation everything that does not change is a table: one row an item, user or context.
 
 Legend: B sessions, K places, F signals, H hidden width, E event width, L list width, M cells, T tabs,
-D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users,
-S floats of state; ``...`` any leading shape.
+D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users, C knots of
+duration, S floats of state; ``...`` any leading shape.
 """
 
 import functools
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
-from reward_models.watch_time import WatchTimeCells, cell_mass, draw_cell
+from reward_models.watch_time import KNOTS_S, WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
 _PRIOR_ROWS = 50.0  # rows that a coarser mean counts for among usual amounts
@@ -262,12 +262,17 @@ class ResponseCore(nn.Module):
         self.trunk = nn.Linear(width, width)
         self.head = nn.Linear(width, cells.num_cells + num_given)
         self.tab_logit_TV = nn.Parameter(torch.zeros(num_tabs, cells.num_cells + num_given))
+        self.duration_logit_CM = nn.Parameter(torch.zeros(len(KNOTS_S), cells.num_cells))
         self.cell_effect_MA = nn.Parameter(torch.zeros(cells.num_cells, num_given))
         self.parent_effect_A = nn.Parameter(torch.zeros(num_given))
         shape = (num_tabs, cells.num_groups, cells.num_cells, len(self.read_off))
         self.register_buffer("read_off_TGMD", torch.full(shape, 0.5))
         if has_lists:
             self.list_layer = nn.Linear(2 * config.list_width, width, bias=False)
+
+    def log_prior(self, duration_N: Tensor) -> Tensor:
+        """What its duration alone makes of a video's cells, (N, M): the width it leaves, and a learned level."""
+        return self.cells.log_share(duration_N) + self.cells.hats(duration_N) @ self.duration_logit_CM
 
     def user(self, sums: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
         """What a user adds to first layer and rare signals (..., H + A), and the user's taste (..., E)."""
@@ -305,12 +310,16 @@ class ResponseCore(nn.Module):
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
         return Answer(cells, given + user[..., self.config.width :])
 
-    def rescale_cells(self, scale: float, offset_M: Tensor) -> None:
-        """Puts ``scale`` x logit + offset in the place of the logits of the M cells."""
+    def rescale_cells(self, scale: float, offset_CM: Tensor) -> None:
+        """Puts ``scale`` x logit in the place of the logits of the M cells, and adds offsets by duration.
+
+        What the duration alone makes of the cells keeps its size.
+        """
         num_cells = self.cells.num_cells
         self.head.weight[:num_cells] *= scale
+        self.head.bias[:num_cells] *= scale
         self.tab_logit_TV[:, :num_cells] *= scale
-        self.head.bias[:num_cells] = self.head.bias[:num_cells] * scale + offset_M
+        self.duration_logit_CM += offset_CM
 
     def rescale_given(self, index: int, scale: float, offset: float) -> None:
         """Puts ``scale`` x logit + ``offset`` in the place of ``Answer.given`` of one of the A signals.
@@ -338,7 +347,7 @@ class _Place(NamedTuple):
     """The model's answer for B x K places and what is needed to draw from it."""
 
     answer: Answer
-    share_BKM: Tensor
+    log_prior_BKM: Tensor
     log_duration_BK: Tensor
     tab_B1: Tensor
 
@@ -377,7 +386,8 @@ class SequenceResponse(nn.Module):
             self.register_buffer(name, table.detach().float().contiguous())
         cells, duration_N = core.cells, self.duration_N
         # One gather brings everything that a place needs of its item.
-        rows = [self.item_NH, self.item_event_NE, cells.share(duration_N), cells.log_duration(duration_N).unsqueeze(1)]
+        log_prior_NM = core.log_prior(duration_N).detach()
+        rows = [self.item_NH, self.item_event_NE, log_prior_NM, cells.log_duration(duration_N).unsqueeze(1)]
         if core.has_lists:
             rows.append(self.item_list_NL)
         self._row_widths = [row.shape[1] for row in rows]
@@ -397,7 +407,7 @@ class SequenceResponse(nn.Module):
     def respond(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, uniform_BKJ: Tensor) -> Tensor:
         """Draws signals (B, K, F) as if every place were reached; uniforms lie in (0, 1)."""
         core, place = self.core, self._place(state_BS, context_BX, items_BK)
-        cell_BK, position_BK = draw_cell(cell_mass(place.answer.cells, place.share_BKM), uniform_BKJ[..., 0])
+        cell_BK, position_BK = draw_cell(cell_mass(place.answer.cells, place.log_prior_BKM), uniform_BKJ[..., 0])
         watch_time_BK = core.cells.seconds_at(cell_BK, position_BK, place.log_duration_BK)
         parts, used = [watch_time_BK.unsqueeze(-1)], 1
         if core.read_off:
@@ -419,7 +429,7 @@ class SequenceResponse(nn.Module):
     def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
         """The distribution that ``respond`` draws from: one outcome a watch-time cell (O = M)."""
         core, place = self.core, self._place(state_BS, context_BX, items_BK)
-        mass_BKM = cell_mass(place.answer.cells, place.share_BKM)
+        mass_BKM = cell_mass(place.answer.cells, place.log_prior_BKM)
         parts = [core.cells.mean(place.log_duration_BK).unsqueeze(-1)]
         if core.read_off:
             parts.append(core.read_off_TGMD[place.tab_B1, self.group_N[items_BK]])
@@ -458,14 +468,14 @@ class SequenceResponse(nn.Module):
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
         user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
-        item_BKH, event_BKE, share_BKM, log_duration_BK1, *lists = torch.split(
+        item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, *lists = torch.split(
             self.item_row_NR[items_BK], self._row_widths, -1
         )
         hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
         if core.has_lists:
             own_BKL = lists[0]
             hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
-        return _Place(core.answer(hidden_BKH, user_B1V, tab_B1), share_BKM, log_duration_BK1.squeeze(-1), tab_B1)
+        return _Place(core.answer(hidden_BKH, user_B1V, tab_B1), log_prior_BKM, log_duration_BK1.squeeze(-1), tab_B1)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

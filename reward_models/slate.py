@@ -53,11 +53,11 @@ class EvaluatorConfig:
     """Weight of each other signal's log loss beside the watch-time loss."""
     min_slates: int = 200
     """Requests with two places or more that a list-wise fit needs."""
-    weight_decay: float = 1e-3
+    weight_decay: float = 1.0
     """Weight decay of all matrices."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 3e-3
     """Adam's step size."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Requests of a training step."""
     max_epochs: int = 30
     """Upper bound on passes over the log."""

@@ -5,7 +5,7 @@ seconds. So the cells of one video are: an atom at zero (pages where nothing pla
 log seconds cut off just before the video's end, and cells of the ratio watch time / duration around and
 beyond the end. A model gives one logit a cell; the width that the cut leaves to a cell is applied here.
 
-Legend: N items, M cells, T tabs, G duration groups; ``...`` any leading shape.
+Legend: N items, M cells, T tabs, G duration groups, C knots of duration; ``...`` any leading shape.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,6 +21,8 @@ _SECONDS = (
     *(0.1, 0.5, 0.8, 1.1, 1.5, 2.0, 2.6, 3.5, 5.0, 7.0, 9.0, 12.0, 15.0, 18.0, 23.0, 30.0, 40.0, 55.0),
     *(75.0, 105.0, 150.0, 220.0, 330.0, 600.0, 1200.0, 3600.0, 36000.0),
 )
+KNOTS_S = (4.0, 7.0, 10.0, 14.0, 18.0, 25.0, 40.0, 60.0, 100.0, 160.0, 260.0, 500.0)
+"""Durations in seconds at which ``WatchTimeCells.hats`` has its peaks."""
 _RATIOS = (0.94, 0.97, 1.0, 1.03, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -94,6 +96,10 @@ class WatchTimeCells:
         share_NM = (high_NM - low_NM) / (edges_M4[:, 1] - edges_M4[:, 0])
         return torch.where(is_cut_M, share_NM, 1.0).clamp(0.0, 1.0)
 
+    def log_share(self, duration_N: Tensor) -> Tensor:
+        """Logarithm (N, M) of ``share``; about -70 where no width is left, so that differences stay finite."""
+        return self.share(duration_N).clamp(min=1e-30).log()
+
     def index(self, watch_time: Tensor, duration: Tensor) -> Tensor:
         """Cell (int64) of watch times in seconds; longer than the last ratio counts as the last cell."""
         seconds = torch.tensor(self.seconds, device=duration.device)
@@ -118,6 +124,17 @@ class WatchTimeCells:
         growth = torch.where(width > 1e-4, torch.expm1(width) / width.clamp(min=1e-4), 1.0)
         return torch.exp(low) * growth
 
+    def hats(self, duration_N: Tensor) -> Tensor:
+        """Overlapping triangles (N, C) over log duration: users treat 10, 20 and 60 s in no linear way."""
+        knots_C = torch.tensor(KNOTS_S, device=duration_N.device).log()
+        log_duration_N = self.log_duration(duration_N)
+        position_N = torch.bucketize(log_duration_N, knots_C[1:-1])
+        low_N, high_N = knots_C[position_N], knots_C[position_N + 1]
+        part_N = ((log_duration_N - low_N) / (high_N - low_N)).clamp(0.0, 1.0)
+        hat_NC = torch.zeros(len(log_duration_N), len(knots_C), device=duration_N.device)
+        hat_NC.scatter_(1, position_N.unsqueeze(1), (1.0 - part_N).unsqueeze(1))
+        return hat_NC.scatter_(1, position_N.unsqueeze(1) + 1, part_N.unsqueeze(1))
+
     def group(self, duration_N: Tensor) -> Tensor:
         """Duration group (int64, 0..G-1) of each video."""
         return torch.bucketize(duration_N, torch.tensor(self.durations, device=duration_N.device), right=True)
@@ -128,14 +145,20 @@ def _edges_on(cells: WatchTimeCells, device: torch.device) -> Tensor:
     return cells.edges_M4.to(device)
 
 
-def cell_mass(logits: Tensor, share: Tensor) -> Tensor:
-    """Unnormalised probability (..., M) of cells: the density of a logit times the width that is left."""
-    return torch.exp(logits - logits.amax(-1, keepdim=True)) * share
+def cell_mass(logits: Tensor, log_prior: Tensor) -> Tensor:
+    """Unnormalised probability (..., M) of cells, 1 for the likeliest; see ``cell_log_probability``."""
+    logits = logits + log_prior
+    return torch.exp(logits - logits.amax(-1, keepdim=True))
 
 
-def cell_log_probability(logits: Tensor, share: Tensor) -> Tensor:
-    """Log-probability (..., M) of cells, with gradients; cells without width get about -70."""
-    return torch.log_softmax(logits + share.clamp(min=1e-30).log(), -1)
+def cell_log_probability(logits: Tensor, log_prior: Tensor) -> Tensor:
+    """Log-probability (..., M) of cells, with gradients.
+
+    Args:
+        logits: (..., M) what user, video and context make of the cells.
+        log_prior: (..., M) what the duration alone makes of them: log of the width that it leaves, or more.
+    """
+    return torch.log_softmax(logits + log_prior, -1)
 
 
 def draw_cell(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from reward_models.calibration import (
     rate_ratio,
 )
 from reward_models.metrics import auc, grouped_auc, ordered_pair_share, pinball_crps
-from reward_models.watch_time import cell_log_probability
+from reward_models.watch_time import WatchTimeCells, cell_log_probability
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -49,15 +49,27 @@ def test_isotonic_is_the_pooled_average_of_violators() -> None:
 def test_cells_get_the_shares_that_were_observed() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=generator)
-    share = torch.ones(20_000, 5)
+    nothing, one_knot = torch.zeros(20_000, 5), torch.ones(20_000, 1)
     truth = torch.softmax(0.6 * logits + torch.tensor([0.0, 1.0, -1.0, 0.5, 0.0]), -1)
     cell = torch.multinomial(truth, 1, generator=generator).squeeze(1)
-    scale, offset = fit_cells(logits, share, cell)
+    scale, offset = fit_cells(logits, nothing, one_knot, cell)
     assert scale == pytest.approx(0.6, abs=0.03)
-    predicted = cell_log_probability(scale * logits + offset, share).exp().mean(0)
+    predicted = cell_log_probability(scale * logits, offset).exp().mean(0)
     torch.testing.assert_close(predicted, torch.bincount(cell) / 20_000, atol=2e-3, rtol=0)
-    fixed, _ = fit_cells(logits, share, cell, scale=0.9)
+    fixed, _ = fit_cells(logits, nothing, one_knot, cell, scale=0.9)
     assert fixed == pytest.approx(0.9)
+
+
+def test_cells_get_the_shares_of_their_own_durations() -> None:
+    cells = WatchTimeCells()
+    duration = torch.tensor([10.0, 100.0]).repeat(500)
+    watched = duration * torch.tensor([1.3, 0.1]).repeat(500)  # short videos are played again, long ones skipped
+    cell = cells.index(watched, duration)
+    flat, log_share, hats = torch.zeros(1000, cells.num_cells), cells.log_share(duration), cells.hats(duration)
+    _, offset = fit_cells(flat, log_share, hats, cell, scale=1.0)
+    predicted = cell_log_probability(flat, log_share + hats @ offset).exp()
+    right = predicted.gather(1, cell.unsqueeze(1))
+    assert float(right.min()) > 0.9
 
 
 def test_calibration_error_of_constant_predictions_is_their_distance_from_the_rate() -> None:

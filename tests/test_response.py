@@ -275,19 +275,22 @@ def test_rescaling_changes_logits_and_nothing_else() -> None:
     generator = torch.Generator().manual_seed(6)
     hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
     tab = torch.arange(50) % NUM_TABS
+    duration = torch.linspace(5.0, 300.0, 50)
 
-    def logits() -> tuple[Tensor, Tensor]:
+    def logits() -> tuple[Tensor, Tensor, Tensor]:
         answer = core.answer(hidden, core.user_layer(user), tab)
-        return answer.cells, answer.given
+        return answer.cells, answer.given, core.log_prior(duration)
 
-    cells, given = logits()
-    offset_M = torch.randn(core.cells.num_cells, generator=generator)
-    core.rescale_cells(0.5, offset_M)
+    cells, given, log_prior = logits()
+    offset_CM = torch.randn(core.duration_logit_CM.shape, generator=generator)
+    core.rescale_cells(0.5, offset_CM)
     core.rescale_given(2, 0.7, -1.0)
     expected = given.clone()
     expected[:, 2] = 0.7 * given[:, 2] - 1.0
-    new_cells, new_given = logits()
-    torch.testing.assert_close(new_cells, 0.5 * cells + offset_M, rtol=1e-4, atol=1e-4)
+    new_cells, new_given, new_log_prior = logits()
+    torch.testing.assert_close(new_cells, 0.5 * cells, rtol=1e-4, atol=1e-4)
+    added = core.cells.hats(duration) @ offset_CM
+    torch.testing.assert_close(new_log_prior, log_prior + added, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(new_given, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from reward_models.watch_time import (
+    KNOTS_S,
     WatchTimeCells,
     cell_log_probability,
     cell_mass,
@@ -71,8 +72,8 @@ def test_means_agree_with_numerical_integration(cells: WatchTimeCells) -> None:
 
 def test_draws_follow_the_cells_and_are_monotone(cells: WatchTimeCells) -> None:
     generator = torch.Generator().manual_seed(1)
-    share = cells.share(torch.tensor([30.0]))[0]
-    mass = cell_mass(torch.randn(cells.num_cells, generator=generator), share)
+    log_share = cells.log_share(torch.tensor([30.0]))[0]
+    mass = cell_mass(torch.randn(cells.num_cells, generator=generator), log_share)
     uniform = (torch.arange(200_000) + 0.5) / 200_000
     cell, position = draw_cell(mass.expand(len(uniform), -1), uniform)
     counts = torch.bincount(cell, minlength=cells.num_cells) / len(uniform)
@@ -95,9 +96,23 @@ def test_quantiles_of_equal_masses_are_found(cells: WatchTimeCells) -> None:
 def test_log_probability_is_the_normalised_mass(cells: WatchTimeCells) -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(5, cells.num_cells, generator=generator)
-    share = cells.share(DURATIONS[:5])
-    mass = cell_mass(logits, share)
-    torch.testing.assert_close(cell_log_probability(logits, share).exp(), mass / mass.sum(-1, keepdim=True))
+    log_share = cells.log_share(DURATIONS[:5])
+    mass = cell_mass(logits, log_share)
+    torch.testing.assert_close(cell_log_probability(logits, log_share).exp(), mass / mass.sum(-1, keepdim=True))
+
+
+def test_some_cell_has_mass_however_large_the_logits(cells: WatchTimeCells) -> None:
+    log_share = cells.log_share(torch.tensor([10.0]))[0]
+    logits = torch.zeros(cells.num_cells)
+    logits[cells.seconds.index(600.0)] = 60.0  # a cell that ten seconds leave no width
+    mass = cell_mass(logits, log_share)
+    assert mass.isfinite().all()
+    assert float(mass.max()) == 1.0
+
+
+def test_hats_sum_to_one_and_peak_at_their_knots(cells: WatchTimeCells) -> None:
+    torch.testing.assert_close(cells.hats(torch.tensor(KNOTS_S)), torch.eye(len(KNOTS_S)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(cells.hats(torch.tensor([1.0, 30.0, 5000.0])).sum(1), torch.ones(3))
 
 
 def test_read_off_counts_each_cell_and_borrows_where_there_are_no_rows() -> None:
