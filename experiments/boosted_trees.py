@@ -13,7 +13,8 @@ from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
 from reward_models.fit import known_durations, measure_memory
-from reward_models.response import Memory, ResponseConfig, feedback_features
+from reward_models.memory import Memory, feedback_features
+from reward_models.response import ResponseConfig
 from reward_models.sequences import Sequences, sequence_batches
 from reward_models.watch_time import WatchTimeCells
 
@@ -51,7 +52,7 @@ def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) 
 def _feedback_sums(sequences: Sequences, duration_N: Tensor, before_date: int) -> FloatArray:
     """What the learned users' memory holds before each row, without its learned item vectors."""
     cells, num_tabs = WatchTimeCells(), int(sequences.tab_P.max()) + 1
-    memory = Memory(ResponseConfig(event_width=1), sequences.signals_PF.shape[1], num_tabs, cells.num_groups)
+    memory = Memory(ResponseConfig().decays, False, 1, sequences.signals_PF.shape[1], num_tabs, cells.num_groups)
     measure_memory(memory, sequences, sequences.date_P < before_date, duration_N, cells)
 
     def events(

@@ -3,27 +3,26 @@
     python -m experiments.compare goalrank                     the synthetic log: judges and truth
     python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without
 
-One run is one training seed: GoalRank is trained in world A, plays the judges (and the truth) on the same sessions
-as the references, and leaves one small JSON in ``experiments/results``. The table takes training seeds as the unit
-of its intervals; the interval over sessions stands beside it. ``--json`` writes ``rows`` (see
-``experiments.evaluate``) and ``checks`` (name, bar, value, low, high, verdict).
+GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the
+references. Each finished world leaves one small JSON in ``experiments/results``. A claim has to clear both the
+interval over training seeds and the one over sessions. ``--json`` writes ``rows`` (see ``experiments.evaluate``)
+and ``checks`` (name, bar, value, low, high, verdict).
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
-from scipy.special import stdtrit
 from tqdm import tqdm
 
+from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
 from experiments.build_world import BuildConfig, build_worlds, with_recommender
 from experiments.command import run_command
-from experiments.contenders import oracle, references, trained
+from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
 from experiments.train import requests_of
@@ -33,7 +32,7 @@ from recsim_env.data.synthetic import LoggingPolicy, synthetic_log
 from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
-from recsim_env.results import EvaluationResult, Verdict, as_json, judge, to_plain
+from recsim_env.results import EvaluationResult, as_json, judge, to_plain
 from recsim_env.world import World
 
 RESULTS = Path("experiments/results")
@@ -45,7 +44,7 @@ METRICS = (
     "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
     "true_list_value", "evaluator_gap",
 )  # fmt: skip
-"""What a run's JSON keeps; everything else is in the report of ``experiments.evaluate``."""
+"""What a world's JSON keeps; everything else is in the report of ``experiments.evaluate``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +61,15 @@ class GoalRankTable:
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 4000
+    log_sessions: int = 8000
     """Sessions of the synthetic log."""
     uniform_share: float = 0.1
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
+    strengths: tuple[float, ...] = (1.0,)
+    """Strengths of the true list effect in the synthetic world, each with a log and worlds of its own."""
     iterations: int = 120
     """Training rounds."""
-    num_sessions: int = 2000
+    num_sessions: int = 6000
     """Sessions of each policy in each world."""
     folder: Path = Path("runs/compare")
     """Where worlds and training runs are kept."""
@@ -79,120 +80,144 @@ class GoalRankTable:
         if self.seeds < 1 or self.num_sessions < 2:
             raise ValueError(f"need seeds >= 1 and num_sessions >= 2, got {self.seeds} and {self.num_sessions}")
 
+    @property
+    def settings(self) -> list["Setting"]:
+        """The logs and list effects of this table."""
+        if self.data is None:
+            return [Setting(self, "synthetic" if s == 1 else f"synthetic-x{s:g}", 0.0, s, 0.0) for s in self.strengths]
+        log = self.data.resolve().name
+        return [Setting(self, f"{log}-declared", 0.3, 0.0, None), Setting(self, f"{log}-none", 0.0, 0.0, None)]
+
 
 @dataclass(frozen=True)
 class Setting:
-    """One group of seeds: a log, a declared list effect, and what is claimed."""
+    """One log with its worlds and training runs."""
 
+    table: GoalRankTable
     name: str
-    list_effect: float
+    declared_effect: float
+    """Declared chance that a repeated tag is skipped, for logs without slates."""
+    strength: float
+    """Strength of the true list effect in the synthetic world."""
     bar: float | None
+    """Seconds that GoalRank's lead has to exceed."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its worlds and training runs are kept."""
+        return self.table.folder / self.name
+
+    @cached_property
+    def log(self) -> tuple[LoggedDataset, World | None]:
+        """The log, and the truth that it was drawn from."""
+        table = self.table
+        if table.data is not None:
+            return load_kuairand(table.data), None
+        truth = short_video_world(
+            num_users=table.num_users, num_items=table.num_items, seed=table.world_seed, list_effect=self.strength
+        )
+        policy = LoggingPolicy(uniform_share=table.uniform_share)
+        return synthetic_log(truth, num_sessions=table.log_sessions, policy=policy, seed=table.world_seed), truth
+
+    @cached_property
+    def worlds(self) -> dict[str, World]:
+        """World A, the judges and the truth; what is not built yet is built."""
+        dataset, truth = self.log
+        build = BuildConfig(seed=self.table.world_seed, list_effect=self.declared_effect)
+        folders = build_worlds(dataset, self.folder / "worlds", build)
+        worlds = {name: World.load(folder) for name, folder in folders.items()}
+        return worlds if truth is None else {**worlds, "truth": with_recommender(truth, worlds["judge-1"])}
+
+    @cached_property
+    def clone(self) -> LoggingClone:
+        """An imitation of the log's own ranker."""
+        return logging_clone(self.log[0], self.worlds["A"], slate_size=6)
+
+    @property
+    def world_names(self) -> tuple[str, ...]:
+        """Names of ``worlds``, known without building them."""
+        judges = tuple(f"judge-{j + 1}" for j in range(BuildConfig().judges))
+        return ("A", *judges, *(() if self.table.data else ("truth",)))
+
+    @cached_property
+    def training(self) -> list[TrainRun]:
+        """One run for each seed."""
+        return [
+            TrainRun(
+                goalrank=GoalRankConfig(seed=seed),
+                world=str(self.folder / "worlds" / "A"),
+                iterations=self.table.iterations,
+                run_dir=self.folder / f"goalrank-{seed}",
+            )
+            for seed in range(self.table.seeds)
+        ]
 
 
 def run(table: GoalRankTable) -> dict[str, Any]:
     """Runs what is missing and returns rows and checks of every setting."""
-    if table.data is None:
-        settings = [Setting("synthetic", 0.0, bar=0.0)]
-    else:
-        log = table.data.resolve().name
-        settings = [Setting(f"{log}-declared", 0.3, bar=None), Setting(f"{log}-none", 0.0, bar=None)]
     report: dict[str, Any] = {"rows": [], "checks": []}
-    for setting in settings:
-        wanted = [(seed, RESULTS / f"goalrank-{setting.name}-{seed}.json") for seed in range(table.seeds)]
-        missing = [(seed, path) for seed, path in wanted if not path.exists()]
-        if missing:
-            _run_missing(table, setting, missing)
-        runs = [read_json(path) for _, path in wanted]
-        report["rows"] += rows_of(runs, setting.name)
-        report["checks"] += [dataclasses.asdict(check) for check in checks_of(runs, setting)]
+    for setting in table.settings:
+        paths = {name: RESULTS / f"goalrank-{setting.name}-{name}.json" for name in setting.world_names}
+        missing = [name for name, path in paths.items() if not path.exists()]
+        for name in tqdm(missing, desc=f"worlds of {setting.name}", disable=None):
+            write_json(paths[name], to_plain(play(setting, name)))
+        for path in paths.values():
+            content = read_json(path)
+            report["rows"] += [{**row, "setting": setting.name} for row in content["rows"]]
+            report["checks"] += content["checks"]
     return report
 
 
-def _run_missing(table: GoalRankTable, setting: Setting, missing: list[tuple[int, Path]]) -> None:
-    dataset, truth = _log(table)
-    build = BuildConfig(seed=table.world_seed, list_effect=setting.list_effect)
-    folders = build_worlds(dataset, table.folder / setting.name / "worlds", build)
-    worlds = {name: World.load(folder) for name, folder in folders.items()}
-    if truth is not None:
-        worlds["truth"] = with_recommender(truth, worlds["judge-1"])
-    for seed, path in tqdm(missing, desc=f"seeds of {setting.name}", disable=None):
-        training = TrainRun(
-            goalrank=GoalRankConfig(seed=seed),
-            world=str(folders["A"]),
-            iterations=table.iterations,
-            run_dir=table.folder / setting.name / f"goalrank-{seed}",
-        )
-        contenders: dict[str, Any] = dict(references(worlds["A"], slate_size=6))
-        searchers = {"evaluator search": contenders.pop("evaluator search")}
-        contenders["GoalRank"] = trained([train(training)], requests_of(training))
-        result = evaluate(contenders, worlds, num_sessions=table.num_sessions, seed=1_000_000)
-        if seed == 0:  # they search at every request and do not depend on training: once, on fewer sessions
-            few = min(SEARCH_SESSIONS, table.num_sessions)
-            cells = dict(evaluate(searchers, worlds, num_sessions=few, seed=1_000_000).cells)
-            if truth is not None:
-                played = {"truth": worlds["truth"]}
-                search = {"greedy oracle": oracle(greedy_oracle)}
-                cells |= evaluate(search, played, num_sessions=few, seed=1_000_000).cells
-            result = dataclasses.replace(result, cells={**result.cells, **cells})
-        write_json(path, to_plain(_kept(result, table, setting, seed)))
-
-
-def _log(table: GoalRankTable) -> tuple[LoggedDataset, World | None]:
-    if table.data is not None:
-        return load_kuairand(table.data), None
-    truth = short_video_world(num_users=table.num_users, num_items=table.num_items, seed=table.world_seed)
-    policy = LoggingPolicy(uniform_share=table.uniform_share)
-    return synthetic_log(truth, num_sessions=table.log_sessions, policy=policy, seed=table.world_seed), truth
-
-
-def _kept(result: EvaluationResult, table: GoalRankTable, setting: Setting, seed: int) -> dict[str, Any]:
-    """What one run leaves behind."""
-    differences = [
-        result.difference("GoalRank", baseline, world) for world in result.world_names for baseline in BASELINES
-    ]
+def play(setting: Setting, name: str) -> dict[str, Any]:
+    """Everyone plays one world, after what training is still missing; returns what its JSON keeps."""
+    table, world = setting.table, setting.worlds[name]
+    contenders: dict[str, Any] = dict(references(setting.worlds["A"], slate_size=6, clone=setting.clone))
+    searchers: dict[str, Any] = {"evaluator search": contenders.pop("evaluator search")}
+    if name == "truth":
+        searchers["greedy oracle"] = oracle(greedy_oracle)
+    policies = [train(run) for run in tqdm(setting.training, desc=f"seeds of {setting.name}", disable=None)]
+    contenders["GoalRank"] = trained(policies, requests_of(setting.training[0]))
+    result = evaluate(contenders, {name: world}, num_sessions=table.num_sessions, seed=1_000_000)
+    few = min(SEARCH_SESSIONS, table.num_sessions)
+    searched = evaluate(searchers, {name: world}, num_sessions=few, seed=1_000_000)
     return {
+        "command": "python -m experiments.compare goalrank" + (" --data <folder>" if table.data else ""),
         "setting": setting.name,
-        "training_seed": seed,
+        "world": name,
         "world_seed": table.world_seed,
+        "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
         "iterations": table.iterations,
-        "num_sessions": table.num_sessions,
-        "rows": [as_json(row) for row in result.rows() if row.metric in METRICS],
-        "differences": [as_json(row) for row in differences],
+        "openings": _opened(setting.folder / "openings.json", name),
+        "rows": [as_json(row) for row in (*result.rows(), *searched.rows()) if row.metric in METRICS],
+        "checks": checks(result, setting, name),
         **stamp(),
     }
 
 
-def rows_of(runs: list[dict[str, Any]], setting: str) -> list[dict[str, Any]]:
-    """Rows of all seeds as one: mean over seeds and its interval."""
-    merged = []
-    for row in runs[0]["rows"]:
-        key = (row["policy"], row["world"], row["metric"])
-        same = [r for run in runs for r in run["rows"] if (r["policy"], r["world"], r["metric"]) == key]
-        merged.append({**row, **over_seeds([r["mean"] for r in same]), "setting": setting, "seeds": len(same)})
-    return merged
-
-
-def checks_of(runs: list[dict[str, Any]], setting: Setting) -> list[Verdict]:
-    """The paired difference of every world and baseline over seeds."""
+def checks(result: EvaluationResult, setting: Setting, name: str) -> list[dict[str, Any]]:
+    """GoalRank's lead over each baseline, with both of its intervals."""
     found = []
-    for row in runs[0]["differences"]:
-        key = (row["world"], row["baseline"])
-        means = [r["mean"] for run in runs for r in run["differences"] if (r["world"], r["baseline"]) == key]
-        interval = over_seeds(means)
-        name = f"{setting.name}: GoalRank - {row['baseline']}, {row['world']}, session watch time (s)"
-        # A difference between world A and itself is no claim: the policy was trained there.
-        bar = setting.bar if row["world"] != "A" else None
-        found.append(judge(name, value=interval["mean"], low=interval["low"], high=interval["high"], bar=bar))
+    for baseline in BASELINES:
+        row = result.difference("GoalRank", baseline, name)
+        low, high = row.widest
+        verdict = judge(
+            f"{setting.name}: GoalRank - {baseline}, {name}, session watch time (s)",
+            value=row.mean,
+            low=low,
+            high=high,
+            bar=setting.bar if name != "A" else None,  # the policy was trained there: no claim
+        )
+        intervals = {"over_seeds": [row.low, row.high], "over_sessions": [row.session_low, row.session_high]}
+        found.append(to_plain({**dataclasses.asdict(verdict), **intervals, "seeds": row.seeds}))
     return found
 
 
-def over_seeds(values: list[float]) -> dict[str, float]:
-    """Mean and 95 % t interval with training seeds as the unit; no interval from one seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {"mean": mean, "low": math.nan, "high": math.nan}
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+def _opened(path: Path, world: str) -> int:
+    """Counts how often policies have been played in a world of this folder."""
+    count = read_json(path) if path.exists() else {}
+    count[world] = count.get(world, 0) + 1
+    write_json(path, count)
+    return int(count[world])
 
 
 def main(table: GoalRankTable) -> None:

@@ -14,12 +14,18 @@ from agents.baselines import (
     Popularity,
     RandomSlate,
     RetrieverOrder,
+    fit_logging_clone,
 )
 from agents.goalrank import GoalRankPolicy
+from recsim_env.data import LoggedDataset
+from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
 from recsim_env.plugins import load_object
 from recsim_env.types import Policy
 from recsim_env.world import World
+
+CLONE_REQUESTS = 10_000
+"""Logged requests that the logging clone is fitted to, at most."""
 
 REFERENCES = ("random", "popularity", "retriever order", "pointwise greedy", "best of 20", "evaluator search")
 
@@ -43,6 +49,22 @@ def references(world: World, slate_size: int, clone: LoggingClone | None = None)
         policies["best of 20"] = BestOfLists(world.evaluator, slate_size, num_lists=20)
         policies["evaluator search"] = EvaluatorSearch(world.evaluator, slate_size)
     return policies
+
+
+def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingClone:
+    """The log's own ranker, imitated by world A's recommender on up to ``CLONE_REQUESTS`` of its requests."""
+    requests = logged_requests(
+        log,
+        item_features_ND=world.catalogue.features_ND,
+        user_features_UD=world.users.features_UD,
+        users=world.population_P,
+        last_date=world.provenance["days"]["fit_until"],
+        predictor=world.predictor,  # type: ignore[arg-type]
+        retriever=world.candidates,  # type: ignore[arg-type]
+    )
+    ranked = (~requests.uniform_L).nonzero().squeeze(1)
+    some = ranked[torch.randperm(len(ranked), generator=torch.Generator().manual_seed(0))[:CLONE_REQUESTS]]
+    return fit_logging_clone(requests, slate_size, source=world.candidates, among=some)
 
 
 def trained(folders: list[Path], world_requests: int = 0) -> Contender:

@@ -19,7 +19,7 @@ import tyro
 from agents.goalrank import GoalRankConfig
 from experiments.build_world import BuildConfig, build_worlds, fidelity_line, with_recommender
 from experiments.command import run_command
-from experiments.contenders import oracle, references, trained
+from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.evaluate import table
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
@@ -63,9 +63,7 @@ class DemoConfig:
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
     """Also write the JSON report here."""
-    build: BuildConfig = field(
-        default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2))
-    )
+    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2)))
     """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
 
     @property
@@ -111,7 +109,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     policy = train(training)
 
     _say("4/4  everyone plays the same sessions in every world")
-    contenders: dict[str, Any] = dict(references(worlds["A"], slate_size=6))
+    clone = logging_clone(dataset, worlds["A"], slate_size=6)
+    contenders: dict[str, Any] = dict(references(worlds["A"], slate_size=6, clone=clone))
     del contenders["evaluator search"]  # takes as long as all others together; experiments.evaluate has it
     contenders["GoalRank"] = trained([policy], requests_of(training))
     if truth is not None:

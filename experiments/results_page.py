@@ -40,6 +40,14 @@ def page(folder: Path) -> str:
         if path.exists():
             content = read_json(path)
             lines += ["", *section(content), "", _origin(content, path)]
+    paths = sorted(folder.glob("goalrank-*.json"))
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for path in paths:
+        content = read_json(path)
+        settings.setdefault(content["setting"], []).append({**content, "path": path})
+    for setting, worlds in settings.items():
+        lines += ["", *_compare(setting, worlds), ""]
+        lines += [_origin({k: v for k, v in world.items() if k != "path"}, world["path"]) + "  " for world in worlds]
     return "\n".join(lines) + "\n"
 
 
@@ -86,6 +94,38 @@ def _demo(content: dict[str, Any]) -> Iterator[str]:
         yield f"| {check['name']} | {check['value']:+.0f} | {interval} | {check['verdict']} |"
     yield ""
     yield f"Wall time {content['wall_seconds'] / 60:.1f} minutes."
+
+
+def _compare(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [row for world in worlds for row in world["rows"]]
+    seeds = max(row["seeds"] for row in rows)
+    sessions = max(row["sessions"] for row in rows)
+    yield f"## GoalRank over {seeds} training seeds: {setting}"
+    yield ""
+    yield (
+        f"Session watch time in seconds, {sessions:,} sessions in each world. Intervals are over training seeds where "
+        "there are several, otherwise over sessions; policies that search played fewer sessions."
+    )
+    yield ""
+    if worlds[0]["list_effect"]["declared"]:
+        yield f"Declared list effect: {worlds[0]['list_effect']['declared']:g}."
+        yield ""
+    yield "Times these worlds were opened: " + ", ".join(f"{w['world']} {w['openings']}" for w in worlds) + "."
+    yield ""
+    names = [world["world"] for world in worlds]
+    for metric, title in (("session_watch_time", "policy"), ("true_list_value", "policy: expected seconds of a slate")):
+        yield f"| {title} | {' | '.join(names)} |"
+        yield f"|---|{'---|' * len(names)}"
+        chosen = [row for row in rows if row["metric"] == metric]
+        for policy in dict.fromkeys(row["policy"] for row in chosen):
+            found = {row["world"]: row for row in chosen if row["policy"] == policy}
+            yield f"| {policy} | {' | '.join(_cell(found.get(name)) for name in names)} |"
+        yield ""
+    yield "| paired difference | seconds | over seeds | over sessions | verdict |"
+    yield "|---|---|---|---|---|"
+    for check in (check for world in worlds for check in world["checks"]):
+        both = [f"{low:+.0f} to {high:+.0f}" for low, high in (check["over_seeds"], check["over_sessions"])]
+        yield f"| {check['name']} | {check['value']:+.0f} | {both[0]} | {both[1]} | {check['verdict']} |"
 
 
 def _cell(row: dict[str, Any] | None) -> str:

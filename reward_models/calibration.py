@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Platt:
 
     def __call__(self, logits: ArrayLike) -> FloatArray:
         """Probabilities of logits."""
-        return np.asarray(1.0 / (1.0 + np.exp(-(self.scale * np.asarray(logits, np.float64) + self.offset))))
+        return np.asarray(expit(self.scale * np.asarray(logits, np.float64) + self.offset))
 
 
 def fit_platt(
@@ -51,11 +52,11 @@ def fit_platt(
         return Platt(slope, offset)
     # A first offset that matches the mean keeps Newton's steps inside its region of convergence.
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(slope * x + base + offset)))
+        probability = expit(slope * x + base + offset)
         offset += float(np.clip(np.log(y.mean() / probability.mean()), -2.0, 2.0))
     free = np.array([scale is None, True])
     for _ in range(50):
-        probability = 1.0 / (1.0 + np.exp(-(slope * x + base + offset)))
+        probability = expit(slope * x + base + offset)
         error, weight = y - probability, np.maximum(probability * (1.0 - probability), 1e-12)
         gradient = np.array([(error * x).sum() - scale_prior * (slope - 1.0), error.sum()])
         cross = (weight * x).sum()
@@ -66,6 +67,33 @@ def fit_platt(
         if np.abs(step).max() < 1e-9:
             break
     return Platt(slope, offset)
+
+
+def fit_group_offsets(
+    logits: ArrayLike, labels: ArrayLike, group: ArrayLike, num_groups: int, prior: float = 5.0
+) -> FloatArray:
+    """Offsets (num_groups,) after which predictions and labels agree in sum within every group of rows.
+
+    Maximum likelihood by Newton's method, each offset pulled towards 0.
+
+    Args:
+        logits: (P,).
+        labels: (P,) 0/1.
+        group: (P,) integers.
+        num_groups: groups; one without rows gets 0.
+        prior: precision of the pull; a group needs this much variance in its labels to move halfway.
+    """
+    x, y, index = np.asarray(logits, np.float64), np.asarray(labels, np.float64), np.asarray(group)
+    offsets = np.zeros(num_groups)
+    for _ in range(50):
+        probability = expit(x + offsets[index])
+        error = np.bincount(index, weights=y - probability, minlength=num_groups) - prior * offsets
+        slope = np.bincount(index, weights=probability * (1.0 - probability), minlength=num_groups) + prior
+        step = np.clip(error / slope, -2.0, 2.0)
+        offsets += step
+        if np.abs(step).max() < 1e-9:
+            break
+    return offsets
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ Three stages share one trainer. (1) Early stopping on the validation days choose
 these predictions calibrate watch-time cells and signals. (3) The final model is fitted on all users and
 days for the chosen number of epochs, and the calibration is folded into its last layer, at no cost later.
 
+Where the log holds slates, what earlier places do to later ones is fitted last, everything else held fixed,
+beside controls for what the log's ranker knew (see ``reward_models.ranker_controls``).
+
 Legend: B users, T rows of a user, R labelled rows, M cells, A signals given the cell, N items, U users,
 H hidden width, F signals.
 """
 
-import copy
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +24,17 @@ from torch import Tensor, nn
 
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
-from recsim_env.types import NO_ITEM
-from reward_models.calibration import fit_cells, fit_platt
-from reward_models.response import (
-    Answer,
-    Memory,
-    ResponseConfig,
-    ResponseCore,
-    SequenceResponse,
-    amounts,
-    feedback_features,
-)
+from reward_models.calibration import fit_cells, fit_group_offsets, fit_platt
+from reward_models.memory import Memory, amounts
+from reward_models.ranker_controls import RankerControls, ranker_controls
+from reward_models.response import Answer, ResponseConfig, ResponseCore, SequenceResponse
+from reward_models.response_network import FirstLayer, ResponseNetwork
 from reward_models.sequences import SequenceBatch, Sequences, read_sequences, sequence_batches
 from reward_models.trainer import TrainConfig, train
 from reward_models.watch_time import WatchTimeCells, cell_log_probability, read_off_table
+
+_LIST_ROWS = 1024
+"""Rows in a batch of the list effects' own fit, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,143 +66,6 @@ class FitConfig:
             )
         if self.calibration_folds == 1 or self.calibration_folds < 0:
             raise ValueError(f"calibration_folds must be 0 (none) or at least 2, got {self.calibration_folds}")
-
-
-class ResponseNetwork(nn.Module):
-    """A response model in training: encoders of items, users and contexts around the shared core."""
-
-    item_features_ND: Tensor
-    user_features_UD: Tensor
-    duration_N: Tensor
-    duration_hat_NC: Tensor
-
-    def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
-        super().__init__()
-        config, width = core.config, core.config.width
-        self.core = core
-        self.register_buffer("item_features_ND", item_features_ND, persistent=False)
-        self.register_buffer("user_features_UD", user_features_UD, persistent=False)
-        self.register_buffer("duration_N", duration_N, persistent=False)
-        self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
-        self.register_buffer("duration_hat_NC", core.cells.hats(duration_N), persistent=False)
-        item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
-        self.item_layer = nn.Linear(item_inputs, width)
-        self.event_layer = nn.Linear(item_inputs, config.event_width)
-        self.list_layer = nn.Linear(item_inputs, config.list_width)
-        self.user_layer = nn.Linear(user_features_UD.shape[1], width)
-        self.tab_vector = nn.Embedding(core.num_tabs, width)
-        self.hour_vector = nn.Embedding(24, width)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draws fresh weights from ``generator``."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                bound = 1.0 / math.sqrt(max(module.in_features, 1))
-                module.weight.data.uniform_(-bound, bound, generator=generator)
-                if module.bias is not None:
-                    module.bias.data.zero_()
-            elif isinstance(module, nn.Embedding):
-                module.weight.data.zero_()  # an item without rows stays at its features
-        self.core.memory.initialise_fading()
-
-    def item_inputs(self, items: Tensor) -> Tensor:
-        """Features, duration and learned vector of items (...), side by side."""
-        return torch.cat([self.item_features_ND[items], self.duration_hat_NC[items], self.item_vector(items)], -1)
-
-    def past_sums(self, window: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Decayed sums (B, S) of a history window (items, feedback, known), see ``Histories.window``."""
-        items_BH, feedback_BHF, known_BHF = window
-        happened_BH, items_BH = items_BH != NO_ITEM, items_BH.clamp(min=0)
-        unknown_BH = torch.full_like(items_BH, self.core.num_tabs)
-        events = self.events(items_BH, unknown_BH, feedback_BHF, known_BHF, happened_BH)
-        return self.core.memory.update(feedback_BHF.new_zeros(len(items_BH), self.core.memory.state_width), *events)
-
-    def events(
-        self, items_BT: Tensor, tab_BT: Tensor, signals_BTF: Tensor, known_BTF: Tensor, happened_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Impressions as the memory takes them, see ``Memory.events``."""
-        duration_BT, memory = self.duration_N[items_BT], self.core.memory
-        usual_BTY = memory.usual_TGY[tab_BT, self.core.cells.group(duration_BT)]
-        features = feedback_features(signals_BTF, duration_BT, usual_BTY, known_BTF)
-        return memory.events(self.event_layer(self.item_inputs(items_BT)), features, happened_BT)
-
-    def row_events(self, sequences: Sequences, row_BT: Tensor, happened_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for rows of the log."""
-        tab_BT = sequences.tab_P[row_BT].clamp(0, self.core.num_tabs - 1)
-        known_BTF = sequences.known_PF[row_BT]
-        return self.events(sequences.item_P[row_BT], tab_BT, sequences.signals_PF[row_BT], known_BTF, happened_BT)
-
-    def states(self, sequences: Sequences, batch: SequenceBatch, history_length: int) -> Tensor:
-        """Decayed sums (B, T, S) with which users come to each of their rows."""
-        past_BS = self.past_sums(sequences.past.window(batch.user_B, history_length))
-        events = self.row_events(sequences, batch.row_BT, batch.valid_BT)
-        begin_BT = (sequences.begin_P[batch.row_BT] - batch.row_BT[:, :1]).clamp(min=0)
-        return self.core.memory.scan(past_BS, *events, begin_BT)
-
-    def last_states(self, sequences: Sequences, before_date: int, history_length: int) -> Tensor:
-        """Decayed sums (U, S) with which users come to ``before_date``: their history, then their rows."""
-        is_past_P = sequences.date_P < before_date
-        users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
-        sums_US = torch.cat([self.past_sums(sequences.past.window(user_B, history_length)) for user_B in users])
-        for batch in sequence_batches(sequences, is_past_P, 512):
-            events = self.row_events(sequences, batch.row_BT, batch.label_BT)
-            sums_US[batch.user_B] = self.core.memory.update(sums_US[batch.user_B], *events)
-        return sums_US
-
-    def forward(
-        self,
-        sequences: Sequences,
-        batch: SequenceBatch,
-        history_length: int,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Answer]:
-        """Answers for a batch's labelled rows.
-
-        Args:
-            sequences: the log.
-            batch: users.
-            history_length: pre-log impressions to begin with.
-            generator: draws the dropout; ``None`` for none.
-
-        Returns:
-            Rows (R,) of ``sequences`` and their logits.
-        """
-        sums_RS = self.states(sequences, batch, history_length)[batch.label_BT]
-        row_R = batch.row_BT[batch.label_BT]
-        items_R = sequences.item_P[row_R]
-        inputs_RD = self.item_inputs(items_R)
-        user_RV, taste_RE = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
-        tab_R = sequences.tab_P[row_R].clamp(0, self.core.num_tabs - 1)
-        context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
-        item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
-        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH)
-        if sequences.earlier_PQ is not None:
-            earlier_RQ = sequences.earlier_PQ[row_R]
-            vector_RQL = self.list_layer(self.item_inputs(earlier_RQ.clamp(min=0)))
-            earlier_RL = (vector_RQL * (earlier_RQ != NO_ITEM).unsqueeze(-1)).sum(1)
-            hidden_RH = hidden_RH + self.core.lists(earlier_RL, self.list_layer(inputs_RD))
-        rate = self.core.config.dropout
-        if generator is not None and rate > 0:
-            keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
-            hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return row_R, self.core.answer(hidden_RH, user_RV, tab_R)
-
-    @torch.no_grad()
-    def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:
-        """Turns the encoders into tables; users start from what they did before ``before_date``."""
-        inputs_ND = self.item_inputs(torch.arange(len(self.item_features_ND)))
-        tables = {
-            "item_NH": self.item_layer(inputs_ND),
-            "item_event_NE": self.event_layer(inputs_ND),
-            "user_UH": self.user_layer(self.user_features_UD),
-            "sums_US": self.last_states(sequences, before_date, history_length),
-            "tab_TH": self.tab_vector.weight,
-            "hour_24H": self.hour_vector.weight,
-            "duration_N": self.duration_N,
-        }
-        if self.core.has_lists:
-            tables["item_list_NL"] = self.list_layer(inputs_ND)
-        return SequenceResponse(copy.deepcopy(self.core), tables)
 
 
 class _Fitting:
@@ -247,10 +109,14 @@ class _Fitting:
         _count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
         return network
 
-    def loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
-        """Mean over labelled rows of minus the log-likelihood of everything recorded."""
+    def batch_loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
+        """``loss`` of a batch's labelled rows, each as if it were shown alone."""
+        first = network(self.sequences, batch, self.config.history_length, generator)
+        return self.loss(network, first.row_R, first.answer(network.core))
+
+    def loss(self, network: ResponseNetwork, row_R: Tensor, answer: Answer) -> Tensor:
+        """Mean over rows of minus the log-likelihood of everything recorded."""
         sequences, core = self.sequences, network.core
-        row_R, answer = network(sequences, batch, self.config.history_length, generator)
         cell_R, signals_RF = self.cell_P[row_R], sequences.signals_PF[row_R]
         log_prior_NM = core.log_prior(network.duration_N)
         log_cell_RM = cell_log_probability(answer.cells, log_prior_NM[sequences.item_P[row_R]])
@@ -273,7 +139,7 @@ class _Fitting:
         self, label_P: Tensor, validation_P: Tensor | None, max_epochs: int, run_dir: Path | None, label: str
     ) -> tuple[ResponseNetwork, int]:
         """Trains one network; returns it with the epoch that was kept."""
-        network, num_users = self.network(label_P), len(self.sequences.user_P[label_P].unique())
+        network, num_users = self.network(label_P), len(torch.unique(self.sequences.user_P[label_P]))
         size = min(self.config.batch_users, max(1, num_users // self.config.min_batches))
 
         def batches(generator: torch.Generator) -> Iterator[SequenceBatch]:
@@ -284,13 +150,13 @@ class _Fitting:
             total = rows = 0.0
             for batch in sequence_batches(self.sequences, validation_P, 4 * size):
                 count = float(batch.label_BT.sum())
-                total, rows = total + float(self.loss(network, batch, None)) * count, rows + count
+                total, rows = total + float(self.batch_loss(network, batch, None)) * count, rows + count
             return total / rows
 
         result = train(
             network,
             batches=batches,
-            loss=lambda batch, generator: self.loss(network, batch, generator),
+            loss=lambda batch, generator: self.batch_loss(network, batch, generator),
             validate=None if validation_P is None else validate,
             config=replace(self.config.train, max_epochs=max_epochs),
             seed=self.seed,
@@ -301,11 +167,94 @@ class _Fitting:
         )
         return network, result.best_epoch
 
+    def fit_lists(
+        self,
+        network: ResponseNetwork,
+        label_P: Tensor,
+        validation_P: Tensor | None,
+        max_epochs: int,
+        run_dir: Path | None,
+        label: str,
+    ) -> int:
+        """Fits what earlier places of a request change, everything else held fixed; returns the epoch kept.
+
+        Without a request key in the log there is nothing to fit, and the answer is 0.
+        """
+        if self.sequences.earlier_PQ is None:
+            return 0
+        core, num_cells = network.core, network.core.cells.num_cells
+        shown, held_out = (
+            None if chosen_P is None else self.first_layer(network, chosen_P) for chosen_P in (label_P, validation_P)
+        )
+        assert shown is not None
+        control_RX = self.controls(network, shown)
+        controls = RankerControls(control_RX, (num_cells + len(core.given),))
+        parts = nn.ModuleDict({"vectors": network.list_layer, "effects": core.list_layer, "controls": controls})
+        size = min(_LIST_ROWS, max(1, len(shown.row_R) // self.config.min_batches))
+
+        def loss(first: FirstLayer, control_RX: Tensor, in_list: bool) -> Tensor:
+            hidden_RH = first.hidden_RH
+            if in_list:
+                hidden_RH = hidden_RH + network.company(self.sequences, first.row_R)
+            answer = first._replace(hidden_RH=hidden_RH).answer(core)
+            cells_RM, given_RA = torch.split(controls(control_RX), [num_cells, len(core.given)], 1)
+            return self.loss(network, first.row_R, Answer(answer.cells + cells_RM, answer.given + given_RA))
+
+        def batches(generator: torch.Generator) -> Iterable[Tensor]:
+            return torch.split(torch.randperm(len(shown.row_R), generator=generator), size)
+
+        def fit(trained: nn.Module, in_list: bool, label: str) -> int:
+            validate = None
+            if held_out is not None:
+                validate = partial(loss, held_out, self.controls(network, held_out), in_list)
+            return train(
+                trained,
+                batches=batches,
+                loss=lambda index_R, _: loss(shown.at(index_R), control_RX[index_R], in_list),
+                validate=None if validate is None else lambda: float(validate()),
+                config=replace(self.config.train, max_epochs=max_epochs),
+                seed=self.seed,
+                run_dir=None if run_dir is None else run_dir / label,
+                label=label,
+                undecayed=("weight",) if trained is controls else ("controls.weight",),
+                identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
+            ).best_epoch
+
+        fit(controls, False, f"{label}-controls")
+        return fit(parts, True, label)
+
+    @torch.no_grad()
+    def controls(self, network: ResponseNetwork, first: FirstLayer) -> Tensor:
+        """Ranker controls (R, X) of rows; the opinion is the log of the seconds expected of the video alone."""
+        sequences, cells, row_R = self.sequences, network.core.cells, first.row_R
+        duration_R = self.duration_N[sequences.item_P[row_R]]
+        probability_RM = cell_log_probability(
+            first.answer(network.core).cells, network.core.log_prior(duration_R)
+        ).exp()
+        seconds_R = (probability_RM * cells.mean(cells.log_duration(duration_R))).sum(1)
+        return ranker_controls(
+            row_R - sequences.begin_P[row_R],
+            sequences.begin_P[row_R],
+            sequences.propensity_P[row_R],
+            sequences.uniform_P[row_R],
+            seconds_R.log().unsqueeze(1),
+        )
+
+    @torch.no_grad()
+    def first_layer(self, network: ResponseNetwork, label_P: Tensor) -> FirstLayer:
+        """All labelled rows as if shown alone, without dropout."""
+        batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
+        parts = [network(self.sequences, batch, self.config.history_length) for batch in batches]
+        return FirstLayer(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
     @torch.no_grad()
     def answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
-        """Rows and logits of all labelled rows, without dropout."""
-        batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
-        return _joined([network(self.sequences, batch, self.config.history_length) for batch in batches])
+        """Rows and logits of all labelled rows in their lists, without dropout."""
+        first = self.first_layer(network, label_P)
+        if self.sequences.earlier_PQ is not None:
+            hidden_RH = first.hidden_RH + network.company(self.sequences, first.row_R)
+            first = first._replace(hidden_RH=hidden_RH)
+        return first.row_R, first.answer(network.core)
 
     @torch.no_grad()
     def effects(self, core: ResponseCore, row_R: Tensor) -> Tensor:
@@ -433,10 +382,12 @@ def fit_response(
             f"{int(validation_P.sum())} rows on validation dates {sorted(validation_dates)}; the log covers "
             f"{int(sequences.date_P.min())} to {int(sequences.date_P.max())}: choose days within it"
         )
-    epochs = config.train.max_epochs
+    epochs = list_epochs = config.train.max_epochs
     if len(validation_dates) > 0:
-        _, epochs = fitting.fit(train_P, validation_P, epochs, run_dir, "search")
+        network, epochs = fitting.fit(train_P, validation_P, epochs, run_dir, "search")
+        list_epochs = fitting.fit_lists(network, train_P, validation_P, list_epochs, run_dir, "search-lists")
     network, _ = fitting.fit(all_P, None, epochs, run_dir, "final")
+    fitting.fit_lists(network, all_P, None, list_epochs, run_dir, "final-lists")
     if config.calibration_folds:
         _calibrate(network, fitting, all_P, epochs, run_dir)
     return network.export(sequences, _next_day(last_date), config.history_length)
@@ -470,6 +421,10 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
             slope = fit_platt(answer.given[:, index], label_PF[row_P], fixed=effects_PA[:, index]).scale
             offset = fit_platt(own.given[:, index], label_PF[own_P], slope, fixed=own_effects_PA[:, index]).offset
             core.rescale_given(index, slope, offset)
+            # Then cell by cell, so that a like comes as often with a click as in the log.
+            logit_P = slope * own.given[:, index] + offset + own_effects_PA[:, index]
+            offset_M = fit_group_offsets(logit_P, label_PF[own_P], fitting.cell_P[own_P], core.cells.num_cells)
+            core.cell_effect_MA[:, index] += torch.from_numpy(offset_M).float()
 
 
 def _joined(parts: list[tuple[Tensor, Answer]]) -> tuple[Tensor, Answer]:

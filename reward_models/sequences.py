@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -44,6 +45,10 @@ class Sequences:
     earlier_PQ: Tensor | None
     """int64 item codes at earlier places of the same request, ``NO_ITEM`` where there are fewer; ``None``
     for logs without a request key."""
+    propensity_P: Tensor
+    """float32: chance with which the logging policy put the item there; NaN where the log does not say."""
+    uniform_P: Tensor
+    """bool: uniform exposure; false where the log does not say."""
     past: Histories
     """What users did before the log's first day."""
 
@@ -85,8 +90,17 @@ def read_sequences(dataset: LoggedDataset, history_length: int = 50) -> Sequence
         known_PF=torch.from_numpy(~np.isnan(signals)),
         begin_P=begin,
         earlier_PQ=earlier,
+        propensity_P=_column(rows, "propensity", np.nan),
+        uniform_P=_column(rows, "is_random", 0.0) > 0,
         past=user_histories(dataset, keep=history_length),
     )
+
+
+def _column(rows: pd.DataFrame, name: str, missing: float) -> Tensor:
+    """A column as float32 (P,), ``missing`` where the log lacks it or a value of it."""
+    if name not in rows:
+        return torch.full((len(rows),), missing)
+    return torch.tensor(rows[name].to_numpy(np.float32, na_value=missing))
 
 
 def _requests(dataset: LoggedDataset) -> tuple[Tensor, Tensor | None]:

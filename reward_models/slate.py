@@ -1,22 +1,30 @@
 """A list evaluator: what a whole slate is worth, learned from the operator's own log.
 
-Every candidate is encoded once, with the request around it. A place then attends to the places before it
-(users play a slate in order, so what comes later cannot change how an earlier place is watched, and lists
-cut short by a leaving user need no special care), and heads correct the predictor's own opinion of each
-signal: log seconds for watch time, log-odds for the rest. The value of a list is the sum of its places'
-expected seconds, given that they are reached. ``listwise=False`` drops attention and place: the value is
-then a sum over items whatever their order and company, the control that shows what lists add.
+Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
+watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
+what the earlier places of the list change, again in log seconds and log-odds, by how much of each of its features
+they have shown already: fatigue from what is alike, with a learned weight for each feature. Users play a slate in
+order, so later places change nothing, and lists cut short by a leaving user need no special care. The value of a
+list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops the company:
+the value is then a sum over items whatever their order, the control that shows what lists add.
+
+The two parts are fitted one after the other, the second beside controls for what the log's ranker knew (see
+``reward_models.ranker_controls``).
 
 Watch time is fitted by the Poisson quasi-likelihood of ``reward_models.predictor``, so it is unbiased in the
 mean; the other signals are auxiliary tasks. Members differ by bootstrap of users and initial weights.
 
+Chosen by the log likelihood of held-out slates of uniform exposure: attention over the earlier places and learned
+directions of "what leads well to what" added nothing there and were exploited by rankers, controls fitted together
+with the videos did harm, and fitting the company on uniform slates alone left it too few.
+
 Shape legend: B requests, C candidates, G lists, K places, F signals, M members, I inputs of a candidate,
-J inputs of a request, W width, A attention width, Y = B * C candidates, L = B * G lists, P = L * K places.
+J inputs of a request, D item features, W width, X controls, Y = B * C candidates, L = B * G lists, P = L * K places.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +38,7 @@ from recsim_env.types import ListEffect, ListValue, Request
 from recsim_env.world import class_path
 from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
 from reward_models.predictor import NUM_TABS, level_shifts, signal_losses
-
-MAX_PLACES = 32
-"""Longest list an evaluator can score."""
-
-_HIGHEST_SCORE = 30.0
+from reward_models.ranker_controls import MAX_PLACES, RankerControls, ranker_controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +46,11 @@ class EvaluatorConfig:
     """How the list evaluator is built and fitted."""
 
     listwise: bool = True
-    """False drops everything that depends on a place or on other places."""
-    num_members: int = 2
+    """False drops everything that depends on other places."""
+    num_members: int = 6
     """Members of the ensemble, M."""
-    width: int = 64
-    """Width of a place's encoding, W."""
-    attention_width: int = 16
-    """Width of queries, keys and values, A."""
+    width: int = 32
+    """Width of a candidate's encoding, W."""
     auxiliary_weight: float = 0.2
     """Weight of each other signal's log loss beside the watch-time loss."""
     min_slates: int = 200
@@ -65,7 +67,7 @@ class EvaluatorConfig:
     """Epochs without a better out-of-bag loss in any member before training stops."""
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "width", "attention_width", "batch_size", "max_epochs", "patience"):
+        for name in ("num_members", "width", "batch_size", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -87,7 +89,7 @@ class SlateEvaluator:
 
     @property
     def listwise(self) -> bool:
-        """Whether the learned part looks at places and at other places."""
+        """Whether the learned part looks at other places."""
         return self._model.config.listwise
 
     @torch.no_grad()
@@ -104,8 +106,8 @@ class SlateEvaluator:
         batch, lists, places = items_BGK.shape
         position_BX = positions(request.candidates_BC, items_BGK.flatten(1))
         inputs = request_inputs(request)
-        logit_MLK = self._model(inputs, position_BX.view(batch, lists, places), judging=True)[..., 0]
-        seconds_MLK = torch.exp(logit_MLK)
+        logit_MPF = self._model(inputs, position_BX.view(batch, lists, places), num_signals=1)
+        seconds_MLK = torch.exp(logit_MPF).view(-1, batch * lists, places)
         if self.list_effect is not None:
             seconds_MLK = seconds_MLK * (1.0 - self.list_effect.interrupt(items_BGK.flatten(0, 1)))
         value_ML = seconds_MLK.sum(dim=-1)
@@ -172,7 +174,7 @@ class Inputs(NamedTuple):
     """What the evaluator reads of a request."""
 
     candidate_BCI: Tensor
-    """float32: features, predictions, their spread, retriever score."""
+    """float32: item features, predictions, their spread, retriever score."""
     request_BJ: Tensor
     """float32: user features, recent rates of every signal, tab."""
     base_BCF: Tensor
@@ -213,143 +215,125 @@ def request_inputs(request: Request) -> Inputs:
 class Sizes(NamedTuple):
     """Widths of the inputs and outputs."""
 
+    features: int
+    """Item features, the first of the inputs of a candidate."""
     candidate: int
     request: int
     signals: int
 
 
 class _ListModel(torch.nn.Module):
-    """M list models side by side."""
-
-    place_share_Y: Tensor
-    mean_I: Tensor
-    scale_I: Tensor
-    mean_J: Tensor
-    scale_J: Tensor
+    """M list models side by side: what candidates are alone, and what company changes."""
 
     def __init__(self, config: EvaluatorConfig, sizes: Sizes, seed: int):
         super().__init__()
         self.config, self.sizes = config, sizes
         generator = torch.Generator().manual_seed(seed)
-        members, width, attention = config.num_members, config.width, config.attention_width
+        self.alone = _Alone(config, sizes, generator)
+        self.company = _Company(config, sizes) if config.listwise else None
 
-        def weight(rows: int, columns: int, gain: float = 1.0) -> torch.nn.Parameter:
-            drawn = torch.randn(members, rows, columns, generator=generator) * gain * rows**-0.5
-            parameter = torch.nn.Parameter(drawn)
-            parameter.weight_decay = config.weight_decay  # type: ignore[attr-defined]
-            return parameter
+    def forward(self, inputs: Inputs, position_BGK: Tensor, num_signals: int) -> Tensor:
+        """Log seconds and log-odds (M, P, F) of every place of every list, for the first F signals."""
+        if position_BGK.shape[2] > MAX_PLACES:
+            raise ValueError(f"lists hold at most {MAX_PLACES} places, got {position_BGK.shape[2]}")
+        candidates = inputs.candidate_BCI.shape[1]
+        first_B11 = torch.arange(len(position_BGK), device=position_BGK.device)[:, None, None] * candidates
+        row_P = (position_BGK + first_B11).flatten()
+        logit_MPF: Tensor = self.alone(inputs, num_signals).index_select(1, row_P)
+        if self.company is None:
+            return logit_MPF
+        change_MPF: Tensor = self.company(inputs.candidate_BCI, row_P, position_BGK.shape[2], num_signals)
+        return logit_MPF + change_MPF
 
-        def zeros(*shape: int) -> torch.nn.Parameter:
-            return torch.nn.Parameter(torch.zeros(members, *shape))
 
-        self.candidate = weight(sizes.candidate, width)
-        self.request = weight(sizes.request, width, gain=0.5)
-        self.hidden_bias = zeros(width)
-        self.own = weight(width, width)
-        self.own_bias = zeros(width)
-        self.head = weight(width, sizes.signals, gain=0.1)
-        self.head_bias = zeros(sizes.signals)
-        if config.listwise:
-            self.query = weight(width, attention)
-            self.key = weight(width, attention)
-            self.value = weight(width, attention)
-            self.nothing = zeros(attention)  # the key of "no earlier place matters"
-            self.distance = zeros(MAX_PLACES)
-            self.company = weight(attention, width)
-            self.likeness = zeros(sizes.candidate)
-            self.repeated = weight(1, width)
-            self.place = zeros(MAX_PLACES, sizes.signals)
-            self.register_buffer("place_share_Y", torch.full((MAX_PLACES,), 1.0 / MAX_PLACES))
+class _Alone(torch.nn.Module):
+    """What each candidate is worth whatever stands around it."""
+
+    mean_I: Tensor
+    scale_I: Tensor
+    mean_J: Tensor
+    scale_J: Tensor
+
+    def __init__(self, config: EvaluatorConfig, sizes: Sizes, generator: torch.Generator):
+        super().__init__()
+        width = config.width
+        self.candidate = _weight(config, generator, sizes.candidate, width)
+        self.request = _weight(config, generator, sizes.request, width, gain=0.5)
+        self.hidden_bias = _zeros(config, width)
+        self.own = _weight(config, generator, width, width)
+        self.own_bias = _zeros(config, width)
+        self.head = _weight(config, generator, width, sizes.signals, gain=0.1)
+        self.head_bias = _zeros(config, sizes.signals)
         for name, size in (("I", sizes.candidate), ("J", sizes.request)):
             self.register_buffer(f"mean_{name}", torch.zeros(size))
             self.register_buffer(f"scale_{name}", torch.ones(size))
 
-    def forward(self, inputs: Inputs, position_BGK: Tensor, judging: bool = False) -> Tensor:
-        """Log seconds and log-odds (M, B * G, K, F) of every place of every list.
-
-        A log's places differ mostly because its ranker sorted, by things it saw and the log lacks. A level for
-        each place, which training starts from the log's own, keeps that out of what places do to each other. In
-        ``judging`` every place counts as the average one, and F = 1.
-        """
-        batch, lists, places = position_BGK.shape
-        candidates = inputs.candidate_BCI.shape[1]
-        if places > MAX_PLACES:
-            raise ValueError(f"lists hold at most {MAX_PLACES} places, got {places}")
-        signals = 1 if judging else self.sizes.signals
-        first_B11 = torch.arange(batch, device=position_BGK.device)[:, None, None] * candidates
-        row_P = (position_BGK + first_B11).flatten()
-        hidden_MYW = self._encode(inputs)
-        own_MYW = torch.baddbmm(self.own_bias.unsqueeze(1), hidden_MYW, self.own)
-        head_MWF, bias_M1F = self.head[..., :signals], self.head_bias[:, None, :signals]
-        base_PF = inputs.base_BCF.flatten(0, 1)[row_P, :signals]
-        members = len(own_MYW)
-        if self.config.listwise:
-            seen_MPA = self._company(hidden_MYW, position_BGK, row_P, candidates)
-            place_MPW = own_MYW.index_select(1, row_P).baddbmm_(seen_MPA, self.company)
-            place_MPW = place_MPW.baddbmm_(self._likeness(inputs, position_BGK), self.repeated)
-            change_MPF = torch.baddbmm(bias_M1F, place_MPW.relu_(), head_MWF)
-            place_MKF = self.place[:, :places, :signals]
-            if judging:
-                place_MKF = torch.matmul(self.place_share_Y, self.place[..., :signals]).unsqueeze(1)
-            change_MPF = change_MPF + place_MKF.expand(-1, places, -1).repeat(1, batch * lists, 1)
-        else:
-            change_MPF = torch.baddbmm(bias_M1F, own_MYW.relu(), head_MWF).index_select(1, row_P)
-        return (base_PF + change_MPF).view(members, batch * lists, places, signals)
-
-    def _encode(self, inputs: Inputs) -> Tensor:
-        """Encodings (M, B * C, W) of all candidates in their requests."""
+    def forward(self, inputs: Inputs, num_signals: int) -> Tensor:
+        """Log seconds and log-odds (M, Y, F)."""
         candidate_BCI = ((inputs.candidate_BCI - self.mean_I) * self.scale_I).clamp(-5.0, 5.0)
         request_BJ = ((inputs.request_BJ - self.mean_J) * self.scale_J).clamp(-5.0, 5.0)
         request_MBW = torch.matmul(request_BJ, self.request) + self.hidden_bias.unsqueeze(1)
         candidate_MYW = torch.matmul(candidate_BCI.flatten(0, 1), self.candidate)
         hidden_MBCW = candidate_MYW.view(len(request_MBW), *candidate_BCI.shape[:2], -1) + request_MBW.unsqueeze(2)
-        return hidden_MBCW.flatten(1, 2).relu()
+        own_MYW = torch.baddbmm(self.own_bias.unsqueeze(1), hidden_MBCW.flatten(1, 2).relu(), self.own)
+        bias_M1F = self.head_bias[:, None, :num_signals]
+        change_MYF = torch.baddbmm(bias_M1F, own_MYW.relu(), self.head[..., :num_signals])
+        return inputs.base_BCF.flatten(0, 1)[:, :num_signals] + change_MYF
 
-    def _company(self, hidden_MYW: Tensor, position_BGK: Tensor, row_P: Tensor, candidates: int) -> Tensor:
-        """What each place has attended to among the earlier places of its list, (M, B * G * K, A)."""
-        members, (batch, lists, places) = len(hidden_MYW), position_BGK.shape
-        query_MYA, key_MYA = torch.bmm(hidden_MYW, self.query), torch.bmm(hidden_MYW, self.key)
-        # All pairs of candidates at once; lists only pick theirs.
-        query_XCA = query_MYA.view(members * batch, candidates, -1)
-        pair_XCC = torch.bmm(query_XCA, key_MYA.view_as(query_XCA).transpose(1, 2))
-        pair_BX = (position_BGK.unsqueeze(3) * candidates + position_BGK.unsqueeze(2)).flatten(1)
-        pair_MBX = pair_XCC.view(members, batch, -1).gather(2, pair_BX.expand(members, -1, -1))
-        place_K = torch.arange(places, device=row_P.device)
-        gap_KK = place_K.unsqueeze(1) - place_K
-        nothing_MY = (query_MYA * self.nothing.unsqueeze(1)).sum(dim=-1)
-        nothing_MLK = nothing_MY.index_select(1, row_P).view(members, -1, places)
-        score_MLKK = pair_MBX.view(members, batch * lists, places, places) - nothing_MLK.unsqueeze(-1)
-        score_MLKK = score_MLKK / self.config.attention_width**0.5 + self.distance[:, gap_KK.clamp(min=0)].unsqueeze(1)
-        # A softmax over the earlier places and "nothing", whose score is 0; torch's own is slow on short rows.
-        odds_MLKK = torch.exp(score_MLKK.clamp(max=_HIGHEST_SCORE)) * (gap_KK > 0)
-        weight_MLKK = odds_MLKK / (1.0 + odds_MLKK.sum(dim=-1, keepdim=True))
-        value_MPA = torch.bmm(hidden_MYW, self.value).index_select(1, row_P)
-        value_XKA = value_MPA.view(members * batch * lists, places, -1)
-        return torch.bmm(weight_MLKK.flatten(0, 1), value_XKA).view(members, len(row_P), -1)
 
-    def _likeness(self, inputs: Inputs, position_BGK: Tensor) -> Tensor:
-        """How much of each place the earlier places of its list have shown already, (M, B * G * K, 1).
+class _Company(torch.nn.Module):
+    """What the earlier places of a list change at a later one.
 
-        The sum over earlier places of the feature-wise product with them, weighted by feature. Attention of a
-        few dimensions cannot tell fifty tags apart; this can, and fatigue from what is alike is learned from it.
-        """
-        batch, lists, places = position_BGK.shape
-        candidate_BCI = (inputs.candidate_BCI * self.scale_I).clamp(-3.0, 3.0)
-        index_BXI = position_BGK.flatten(1).unsqueeze(2).expand(-1, -1, candidate_BCI.shape[2])
-        shown_BGKI = candidate_BCI.gather(1, index_BXI).view(batch, lists, places, -1)
-        earlier_BGKI = shown_BGKI.cumsum(dim=2) - shown_BGKI
-        product_PI = (shown_BGKI * earlier_BGKI).flatten(0, 2) / 3.0
-        return torch.matmul(product_PI, self.likeness.unsqueeze(2))
+    Features count from their medians: what a video has like most others changes nothing.
+    """
+
+    middle_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, config: EvaluatorConfig, sizes: Sizes):
+        super().__init__()
+        self.likeness = _zeros(config, sizes.features, 1)
+        self.repeated = torch.nn.Parameter(torch.full((config.num_members, 1, sizes.signals), 0.1))
+        self.register_buffer("middle_D", torch.zeros(sizes.features))
+        self.register_buffer("scale_D", torch.ones(sizes.features))
+
+    def forward(self, candidate_BCI: Tensor, row_P: Tensor, places: int, num_signals: int) -> Tensor:
+        """Changes of log seconds and log-odds (M, P, F)."""
+        feature_YD = candidate_BCI.flatten(0, 1)[:, : len(self.scale_D)]
+        feature_YD = ((feature_YD - self.middle_D) * self.scale_D).clamp(-3.0, 3.0)
+        shown_LKD = feature_YD.index_select(0, row_P).view(-1, places, feature_YD.shape[1])
+        product_PD = (shown_LKD * (shown_LKD.cumsum(dim=1) - shown_LKD)).flatten(0, 1) / 3.0
+        return torch.matmul(torch.matmul(product_PD, self.likeness), self.repeated[..., :num_signals])
+
+
+def _weight(
+    config: EvaluatorConfig, generator: torch.Generator, rows: int, columns: int, gain: float = 1.0
+) -> torch.nn.Parameter:
+    drawn = torch.randn(config.num_members, rows, columns, generator=generator) * gain * rows**-0.5
+    parameter = torch.nn.Parameter(drawn)
+    parameter.weight_decay = config.weight_decay  # type: ignore[attr-defined]
+    return parameter
+
+
+def _zeros(config: EvaluatorConfig, *shape: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(config.num_members, *shape))
 
 
 class _Example(NamedTuple):
     """One batch of logged slates, ready for training steps."""
 
     inputs: Inputs
+    """Of the shown items alone, in the order of their places."""
     target_PF: Tensor
     known_PF: Tensor
     user_P: Tensor
+    control_PX: Tensor
     slate_size: int
+
+    @property
+    def row_P(self) -> Tensor:
+        """Where each place's item stands among the batch's: they are laid out alike."""
+        return torch.arange(len(self.user_P))
 
 
 def fit_evaluator(
@@ -395,45 +379,50 @@ def fit_evaluator(
 
 def _example(batch: LoggedBatch) -> _Example:
     slate_size = batch.items_BK.shape[1]
-    position_BK = positions(batch.request.candidates_BC, batch.items_BK)
+    inputs = request_inputs(batch.request).at(positions(batch.request.candidates_BC, batch.items_BK))
     return _Example(
-        inputs=request_inputs(batch.request).at(position_BK),
+        inputs=inputs,
         target_PF=batch.feedback.signals_BKF.flatten(0, 1),
         known_PF=batch.known_BKF.flatten(0, 1).to(torch.float32),
         user_P=batch.request.user_B.repeat_interleave(slate_size),
+        control_PX=ranker_controls(
+            torch.arange(slate_size).repeat(len(batch.items_BK)),
+            torch.arange(len(batch.items_BK)).repeat_interleave(slate_size),
+            batch.propensity_BK.flatten(),
+            batch.uniform_B.repeat_interleave(slate_size),
+            inputs.base_BCF.flatten(0, 1),
+        ),
         slate_size=slate_size,
     )
 
 
 def _sizes(examples: list[_Example]) -> Sizes:
     first = examples[0]
-    return Sizes(first.inputs.candidate_BCI.shape[-1], first.inputs.request_BJ.shape[-1], first.target_PF.shape[-1])
+    signals = first.target_PF.shape[-1]
+    candidate = first.inputs.candidate_BCI.shape[-1]
+    return Sizes(candidate - 2 * signals - 1, candidate, first.inputs.request_BJ.shape[-1], first.target_PF.shape[-1])
 
 
 @torch.no_grad()
 def _standardise(model: _ListModel, examples: list[_Example]) -> None:
     """Sets the inputs' mean and scale, and starts watch time at the log's mean."""
+    alone, company = model.alone, model.company
     candidate_PI = torch.cat([example.inputs.candidate_BCI.flatten(0, 1) for example in examples])
     request_LJ = torch.cat([example.inputs.request_BJ for example in examples])
     for rows, mean, scale in (
-        (candidate_PI, model.mean_I, model.scale_I),
-        (request_LJ, model.mean_J, model.scale_J),
+        (candidate_PI, alone.mean_I, alone.scale_I),
+        (request_LJ, alone.mean_J, alone.scale_J),
     ):
         mean.copy_(rows.mean(dim=0))
         deviation = (rows - mean).square().mean(dim=0).sqrt()
         scale.copy_(torch.where(deviation > 1e-4, 1.0 / deviation.clamp(min=1e-4), 0.0))
+    if company is not None:
+        company.middle_D.copy_(candidate_PI[:, : model.sizes.features].median(dim=0).values)
+        company.scale_D.copy_(alone.scale_I[: model.sizes.features])
     base_PF = torch.cat([example.inputs.base_BCF.flatten(0, 1) for example in examples])
     target_PF = torch.cat([example.target_PF for example in examples])
     known_PF = torch.cat([example.known_PF for example in examples])
-    shift_MF = level_shifts(base_PF.unsqueeze(0), target_PF, known_PF.unsqueeze(0))
-    model.head_bias.add_(shift_MF)
-    if model.config.listwise:
-        place_P = torch.cat([torch.arange(e.slate_size).repeat(len(e.inputs.request_BJ)) for e in examples])
-        model.place_share_Y.copy_(torch.bincount(place_P, minlength=MAX_PLACES) / len(place_P))
-        for place in range(int(place_P.max()) + 1):
-            here_P1 = (place_P == place).unsqueeze(1)
-            level_MF = level_shifts(base_PF.unsqueeze(0) + shift_MF[:1], target_PF, (known_PF * here_P1).unsqueeze(0))
-            model.place[:, place] = level_MF
+    alone.head_bias.add_(level_shifts(base_PF.unsqueeze(0), target_PF, known_PF.unsqueeze(0)))
 
 
 def _train(
@@ -444,45 +433,56 @@ def _train(
     generator: torch.Generator,
     run_dir: str | Path | None,
 ) -> None:
-    config = model.config
+    """First the candidates alone; then, with these held fixed, their company beside the controls."""
+    config, num_signals = model.config, model.sizes.signals
     weight_UM = bootstrap_weights(num_users, user_L, config.num_members, generator)
     watched = torch.cat([example.target_PF[:, 0][example.known_PF[:, 0] > 0] for example in examples])
     mean_watch = watched.mean().clamp(min=1e-3) if len(watched) else torch.tensor(1.0)
 
-    def batches(shuffle: torch.Generator | None) -> Iterable[_Example]:
-        order = range(len(examples)) if shuffle is None else torch.randperm(len(examples), generator=shuffle).tolist()
-        return (examples[i] for i in order)
+    def batches(shuffle: torch.Generator | None) -> Iterable[int]:
+        return range(len(examples)) if shuffle is None else torch.randperm(len(examples), generator=shuffle).tolist()
 
-    def logits(example: _Example) -> Tensor:
-        requests = len(example.inputs.request_BJ)
-        position_BGK = torch.arange(example.slate_size).expand(requests, 1, -1)
-        logit_MLKF: Tensor = model(example.inputs, position_BGK)
-        return logit_MLKF.flatten(1, 2)
+    def fit(part: torch.nn.Module, logits: Callable[[int], Tensor], label: str) -> None:
+        def losses(number: int) -> tuple[Tensor, Tensor]:
+            example = examples[number]
+            loss_MP = signal_losses(
+                logits(number), example.target_PF, example.known_PF, mean_watch, 1.0, config.auxiliary_weight
+            )
+            return loss_MP, example.user_P
 
-    def losses(example: _Example) -> tuple[Tensor, Tensor]:
-        loss_MP = signal_losses(
-            logits(example), example.target_PF, example.known_PF, mean_watch, 1.0, config.auxiliary_weight
-        )
-        return loss_MP, example.user_P
-
-    fit_members(
-        model,
-        batches,
-        losses,
-        weight_UM,
-        generator,
-        FitSettings(
+        settings = FitSettings(
             learning_rate=config.learning_rate,
             max_epochs=config.max_epochs,
             patience=config.patience,
-            label="evaluator",
+            label=label,
             run_dir=run_dir,
-        ),
-    )
+        )
+        fit_members(part, batches, losses, weight_UM, generator, settings)
+
+    def alone(number: int) -> Tensor:
+        logit_MPF: Tensor = model.alone(examples[number].inputs, num_signals)
+        return logit_MPF
+
+    def company(number: int) -> Tensor:
+        assert model.company is not None
+        example = examples[number]
+        candidate_BKI = example.inputs.candidate_BCI
+        change_MPF: Tensor = model.company(candidate_BKI, example.row_P, example.slate_size, num_signals)
+        return change_MPF
+
+    fit(model.alone, alone, "evaluator")
     with torch.no_grad():
-        logit_MPF = torch.cat([logits(example) for example in examples], dim=1)
+        final = [alone(number) for number in range(len(examples))]
+        if model.company is not None:
+            all_PX = torch.cat([example.control_PX for example in examples])
+            controls = RankerControls(all_PX, (config.num_members, num_signals))
+            parts = torch.nn.ModuleList([model.company, controls])
+            with torch.enable_grad():
+                fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
+                fit(parts, lambda n: final[n] + company(n) + controls(examples[n].control_PX), "evaluator_company")
+            final = [logit_MPF + company(number) for number, logit_MPF in enumerate(final)]
         target_PF = torch.cat([example.target_PF for example in examples])
         known_PF = torch.cat([example.known_PF for example in examples])
         user_P = torch.cat([example.user_P for example in examples])
         out_MP1 = (weight_UM[user_P].T == 0).unsqueeze(-1)
-        model.head_bias.add_(level_shifts(logit_MPF, target_PF, known_PF * out_MP1))
+        model.alone.head_bias.add_(level_shifts(torch.cat(final, dim=1), target_PF, known_PF * out_MP1))

@@ -7,6 +7,7 @@ import torch
 from reward_models.calibration import (
     expected_calibration_error,
     fit_cells,
+    fit_group_offsets,
     fit_isotonic,
     fit_platt,
     rate_ratio,
@@ -39,6 +40,17 @@ def test_platt_with_a_given_scale_matches_the_rate_exactly() -> None:
 
 def test_platt_leaves_a_signal_without_positives_alone() -> None:
     assert fit_platt(np.zeros(10), np.zeros(10)).offset == 0.0
+
+
+def test_every_group_gets_its_own_level() -> None:
+    generator = np.random.default_rng(4)
+    group = generator.integers(0, 3, 30_000)
+    logits = generator.standard_normal(len(group)) - 2.0
+    truth = np.array([0.5, -0.7, 0.0])
+    label = generator.random(len(group)) < 1.0 / (1.0 + np.exp(-(logits + truth[group])))
+    offsets = fit_group_offsets(logits, label, group, 4)
+    np.testing.assert_allclose(offsets[:3], truth, atol=0.12)
+    assert offsets[3] == 0.0  # nobody there
 
 
 def test_isotonic_is_the_pooled_average_of_violators() -> None:

@@ -5,17 +5,17 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from agents.baselines import PointwiseGreedy, RandomSlate
 from experiments.build_world import BuildConfig, build_worlds, days_of, with_recommender
-from experiments.compare import over_seeds
+from experiments.compare import GoalRankTable, checks
 from experiments.contenders import policy_of, references
 from experiments.evaluate import Arguments, run, table, worlds_in
 from recsim_env.data import LoggedDataset
 from recsim_env.data.synthetic import synthetic_log
-from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.evaluation import Contender, EvaluationSettings, evaluate
 from recsim_env.known_worlds import short_video_world
 from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, Request
@@ -160,11 +160,22 @@ def test_policies_are_named_in_three_ways(folder: Path, tmp_path: Path) -> None:
         worlds_in(tmp_path)
 
 
-def test_intervals_over_seeds() -> None:
-    interval = over_seeds([1.0, 2.0, 3.0])
-    assert interval["mean"] == 2.0
-    assert interval["high"] - 2.0 == pytest.approx(4.302653 / np.sqrt(3))
-    assert np.isnan(over_seeds([1.0])["low"])
+def test_a_claim_clears_seeds_and_sessions(folder: Path) -> None:
+    """The verdict takes the wider of the two intervals; in world A, where the policy was trained, there is no bar."""
+    world = World.load(folder / "A")
+    seeds = [PointwiseGreedy(4), RandomSlate(4)]  # as different as two training seeds can be
+    contenders = {"GoalRank": Contender(policies=seeds), **references(world, 4)}
+    sizes = EvaluationSettings(num_candidates=20, slate_size=4, max_requests=2)
+    result = evaluate(contenders, {"judge-1": world}, num_sessions=30, seed=0, settings=sizes, progress=False)
+    setting = GoalRankTable().settings[0]
+    for check in checks(result, setting, "judge-1"):
+        (low, high), (session_low, session_high) = check["over_seeds"], check["over_sessions"]
+        assert check["low"] == min(low, session_low)
+        assert check["high"] == max(high, session_high)
+        assert check["verdict"] == "undecided"
+        assert check["seeds"] == 2
+    renamed = dataclasses.replace(result, cells={(policy, "A"): cell for (policy, _), cell in result.cells.items()})
+    assert {check["verdict"] for check in checks(renamed, setting, "A")} == {"no bar"}
 
 
 def test_references_play_what_they_promise(folder: Path) -> None:

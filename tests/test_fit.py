@@ -1,6 +1,5 @@
 """Fitting learned users: planted truths are found again, and a killed fit ends with the same weights."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +122,7 @@ def test_signals_hang_together_as_in_the_log(fitted: SequenceResponse) -> None:
 
 def test_lists_are_learned_where_the_log_has_requests() -> None:
     dataset, _ = planted_log(has_lists=True)
-    config = dataclasses.replace(QUICK, calibration_folds=0)
-    model = fit_response(dataset, train_until=LAST_DAY, config=config)
+    model = fit_response(dataset, train_until=LAST_DAY, config=QUICK)
     user_B = torch.arange(NUM_USERS)
     own = (user_B // 2 % 2).unsqueeze(1)
     repeated, fresh = own + torch.tensor([[0, 2]]), own + torch.tensor([[1, 2]])  # odd offsets change the tag

@@ -124,23 +124,23 @@ def test_no_request_sees_feedback_of_its_own_moment():
 
 
 def test_context_of_a_known_moment_and_of_sessions():
-    # Monday 10:30 local (UTC+8), 20 s later, the next day twice; and another user.
-    seconds = np.array([9_000, 9_020, 95_400, 95_430, 9_000])
+    # Monday 10:30 local (UTC+8), 20 s later, the next day twice; another user around midnight shows the offset.
+    seconds = np.array([9_000, 9_020, 95_400, 95_430, 55_800, 59_400])
     rows = pd.DataFrame(
         {
-            "user": np.array([0, 0, 0, 0, 1], dtype=np.int32),
-            "item": np.arange(5, dtype=np.int32),
+            "user": np.array([0, 0, 0, 0, 1, 1], dtype=np.int32),
+            "item": np.arange(6, dtype=np.int32),
             "time_ms": MONDAY_MIDNIGHT_UTC_MS + seconds * 1000,
-            "date": np.array([20220425, 20220425, 20220426, 20220426, 20220425], dtype=np.int32),
-            "watch_time": np.ones(5, dtype=np.float32),
-            "duration": np.ones(5, dtype=np.float32),
-            "request": np.arange(5, dtype=np.int64),
-            "place": np.zeros(5, dtype=np.int8),
-            "session": np.array([5, 5, 9, 9, 5], dtype=np.int64),
-            "tab": np.ones(5, dtype=np.int8),
+            "date": np.array([20220425, 20220425, 20220426, 20220426, 20220425, 20220426], dtype=np.int32),
+            "watch_time": np.ones(6, dtype=np.float32),
+            "duration": np.ones(6, dtype=np.float32),
+            "request": np.arange(6, dtype=np.int64),
+            "place": np.zeros(6, dtype=np.int8),
+            "session": np.array([5, 5, 9, 9, 5, 5], dtype=np.int64),
+            "tab": np.ones(6, dtype=np.int8),
         }
     )
-    users, items = pd.DataFrame({"user_id": [0, 1]}), pd.DataFrame({"item_id": range(5), "duration": 1.0})
+    users, items = pd.DataFrame({"user_id": [0, 1]}), pd.DataFrame({"item_id": range(6), "duration": 1.0})
     dataset = LoggedDataset("five", rows, users, items, ("watch_time",))
     batch = next(build(dataset, users=[0]).batches(4))
     fields = dict(zip(CONTEXT, batch.request.context_BX.T.tolist(), strict=True))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from recsim_env.data.schema import SIGNALS
 from recsim_env.types import CONTEXT, ResponseModel
-from reward_models.response import Memory, ResponseConfig, ResponseCore, SequenceResponse, feedback_features
+from reward_models.memory import Memory, feedback_features
+from reward_models.response import ResponseConfig, ResponseCore, SequenceResponse
 from reward_models.watch_time import WatchTimeCells
 
 NUM_ITEMS, NUM_USERS, NUM_TABS = 40, 30, 3
@@ -156,7 +157,7 @@ def test_observing_a_slate_is_observing_its_places_one_by_one(family: str) -> No
 
 
 def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
-    memory = Memory(ResponseConfig(decays=(0.5, 0.9), event_width=1), num_signals=1, num_tabs=1, num_groups=1)
+    memory = Memory((0.5, 0.9), gated=False, event_width=1, num_signals=1, num_tabs=1, num_groups=1)
     events = memory.events(torch.zeros(1, 4, 1), torch.ones(1, 4, 5), torch.tensor([[True, True, False, True]]))
     sums = memory.update(torch.zeros(1, memory.state_width), *events).reshape(2, -1)
     expected = torch.tensor([1 + 0.5 + 0.25, 1 + 0.9 + 0.81])
@@ -164,7 +165,7 @@ def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
 
 
 def test_what_is_usual_is_counted_by_tab_and_group_and_shrunk() -> None:
-    memory = Memory(ResponseConfig(), num_signals=1, num_tabs=2, num_groups=2)
+    memory = Memory((0.7, 0.93, 0.99), gated=False, event_width=24, num_signals=1, num_tabs=2, num_groups=2)
     tab_P, group_P = torch.tensor([0] * 150 + [1] * 50), torch.tensor([0] * 100 + [1] * 50 + [0] * 50)
     amounts_PY = torch.zeros(200, 2)
     amounts_PY[:100, 0], amounts_PY[150:, 0] = 1.0, 2.0
@@ -181,7 +182,7 @@ def test_what_is_usual_is_counted_by_tab_and_group_and_shrunk() -> None:
 
 def test_a_user_like_all_others_reads_as_usual_in_every_mixture_of_tabs() -> None:
     generator = torch.Generator().manual_seed(7)
-    memory = Memory(ResponseConfig(event_width=1), num_signals=2, num_tabs=3, num_groups=1)
+    memory = Memory((0.7, 0.93, 0.99), gated=False, event_width=1, num_signals=2, num_tabs=3, num_groups=1)
     memory.usual_TGY.copy_(torch.rand(4, 1, 3, generator=generator))
     usual_BKY = memory.usual_TGY[torch.randint(3, (50, 9), generator=generator), 0]
     signals_BKF = torch.cat([torch.expm1(usual_BKY[..., :1] * 4.0), usual_BKY[..., 1:2]], -1)

@@ -127,7 +127,7 @@ def fit_logging_clone(
         requests: logged requests, annotated with the predictor and retriever the clone will meet.
         slate_size: K of the slates it will answer.
         source: draws the alternatives; needed where the log has no candidate lists.
-        among: int64 indices of the requests to fit to; all by default.
+        among: int64 indices of the requests to fit to; by default all but those of uniform exposure.
         config: settings.
 
     Raises:
@@ -137,6 +137,7 @@ def fit_logging_clone(
     if requests.candidate_item_Q is None and source is None:
         raise ValueError("this log has no candidate lists: give source= to draw the alternatives from")
     generator = torch.Generator().manual_seed(config.seed)
+    among = (~requests.uniform_L).nonzero().squeeze(1) if among is None else among
 
     def offered(batch: LoggedBatch) -> LoggedBatch:
         if requests.candidate_item_Q is not None or source is None:

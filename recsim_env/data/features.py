@@ -157,13 +157,16 @@ def _past_counts(dataset: LoggedDataset, before_date: int | None, prior: float =
 
 
 def local_hour(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """Hour of the local day, 0..23, of each row of ``LoggedDataset.rows``.
+    """Hour of the local day, 0..23, of each row of ``LoggedDataset.rows``."""
+    return (rows["time_ms"].to_numpy(np.int64) // 3_600_000 + utc_offset_hours(rows)) % 24
 
-    ``time_ms`` is UTC and ``date`` is local: the offset is the whole number of hours under which they agree
-    for most rows.
+
+def utc_offset_hours(rows: pd.DataFrame) -> int:
+    """Local time minus UTC of ``LoggedDataset.rows``.
+
+    ``time_ms`` is UTC and ``date`` is local: the whole number of hours under which they agree for most rows.
     """
     hours = rows["time_ms"].to_numpy(np.int64) // 3_600_000
     date = pd.to_datetime(rows["date"].astype(str), format="%Y%m%d")
     day = (date - pd.Timestamp(1970, 1, 1)).dt.days.to_numpy()
-    offset = max(range(-12, 15), key=lambda shift: (np.mean((hours + shift) // 24 == day), -abs(shift)))
-    return (hours + offset) % 24
+    return max(range(-12, 15), key=lambda shift: (np.mean((hours + shift) // 24 == day), -abs(shift)))

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from recsim_env.data.features import utc_offset_hours
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM, Feedback, Request
 
@@ -53,6 +54,10 @@ class LoggedBatch(NamedTuple):
     request of a session, and is false throughout where the log has no sessions."""
     known_BKF: Tensor
     """bool: which signals were recorded; the others are 0 in ``feedback``."""
+    propensity_BK: Tensor
+    """float32: chance with which the logging policy put the item there; NaN where the log does not say."""
+    uniform_B: Tensor
+    """bool: slates of uniform exposure; false where the log does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,9 @@ class LoggedRequests:
     slate_event_P: Tensor
     """int64: events of all slates, request by request, in the order of their places."""
     slate_start_L1: Tensor
+    propensity_P: Tensor
+    """float32, NaN where the log does not say."""
+    uniform_L: Tensor
     candidate_item_Q: Tensor | None
     """int64 items of all logged candidate lists; ``None`` makes the slate its own candidate set."""
     candidate_start_L1: Tensor
@@ -137,7 +145,8 @@ class LoggedRequests:
 
     def batch(self, index_B: Tensor) -> LoggedBatch:
         """Gathers requests that share one slate size and one candidate count."""
-        event_BK = self.slate_event_P[_ranges(self.slate_start_L1, index_B)]
+        place_BK = _ranges(self.slate_start_L1, index_B)
+        event_BK = self.slate_event_P[place_BK]
         items_BK = self.event_item_E[event_BK]
         feedback = Feedback(
             self.event_feedback_EF[event_BK],
@@ -145,7 +154,14 @@ class LoggedRequests:
             self.left_L[index_B],
         )
         request = self._request(index_B, items_BK)
-        return LoggedBatch(request, items_BK, feedback, self.event_known_EF[event_BK])
+        return LoggedBatch(
+            request,
+            items_BK,
+            feedback,
+            self.event_known_EF[event_BK],
+            self.propensity_P[place_BK],
+            self.uniform_L[index_B],
+        )
 
     def _request(self, index_B: Tensor, items_BK: Tensor) -> Request:
         user_B = self.user_L[index_B]
@@ -197,7 +213,6 @@ def logged_requests(
     first_date: int | None = None,
     last_date: int | None = None,
     users: Sequence[int] | Array | Tensor | None = None,
-    utc_offset_hours: float = 8.0,
     predictor: RequestPredictor | None = None,
     retriever: RequestScorer | None = None,
 ) -> LoggedRequests:
@@ -211,7 +226,6 @@ def logged_requests(
         first_date: YYYYMMDD, first day whose requests are kept; earlier rows stay in histories.
         last_date: YYYYMMDD, last day whose requests are kept.
         users: codes of the users whose requests are kept; all by default.
-        utc_offset_hours: local time minus UTC, for the context's hour and weekday.
         predictor: fills ``predicted_BCF`` and ``predicted_std_BCF`` of every batch.
         retriever: fills ``retriever_score_BC`` of every batch.
 
@@ -220,7 +234,7 @@ def logged_requests(
     """
     _check_features(dataset, item_features_ND, user_features_UD)
     events, event_R = _events(dataset)
-    requests, request_R = _requests(dataset.rows, utc_offset_hours)
+    requests, request_R = _requests(dataset.rows)
     keep_L = _kept(dataset, requests, first_date, last_date, users)
     kept, kept_R = requests[keep_L], keep_L[request_R]
     slate_row_P = np.flatnonzero(kept_R)[np.argsort(request_R[kept_R], kind="stable")]
@@ -243,6 +257,8 @@ def logged_requests(
         history_end_L=torch.from_numpy(event_R[kept["served_row"].to_numpy()]),
         slate_event_P=torch.from_numpy(event_R[slate_row_P]),
         slate_start_L1=torch.from_numpy(slate_start_L1),
+        propensity_P=_column(dataset.rows, "propensity", np.nan, slate_row_P),
+        uniform_L=_column(dataset.rows, "is_random", 0.0, kept["first_row"].to_numpy()) > 0,
         candidate_item_Q=candidate_item_Q,
         candidate_start_L1=candidate_start_L1,
         predictor=predictor,
@@ -303,7 +319,7 @@ def _events(dataset: LoggedDataset) -> tuple[dict[str, Array], Array]:
     return events, place_E[len(order_E) - len(dataset.rows) :]
 
 
-def _requests(rows: pd.DataFrame, utc_offset_hours: float) -> tuple[pd.DataFrame, Array]:
+def _requests(rows: pd.DataFrame) -> tuple[pd.DataFrame, Array]:
     """One line a request in order of appearance, and the request of every log row."""
     count = len(rows)
     if "request" in rows:
@@ -322,7 +338,7 @@ def _requests(rows: pd.DataFrame, utc_offset_hours: float) -> tuple[pd.DataFrame
     requests["first_row"] = first_row
     requests["served_row"] = served_row[first_row]
     requests["size"] = np.bincount(request_R, minlength=num_requests)
-    local_hours = requests["time_ms"].to_numpy(np.int64) / 3.6e6 + utc_offset_hours
+    local_hours = requests["time_ms"].to_numpy(np.int64) / 3.6e6 + utc_offset_hours(rows)
     requests["hour"] = np.floor(local_hours) % 24
     requests["weekday"] = (np.floor(local_hours / 24) + 3) % 7  # 1970-01-01 was a Thursday
     return requests, request_R
@@ -364,6 +380,13 @@ def _candidates(rows: pd.DataFrame, first_row_L: Array, slate_start_L1: Array) -
     lists = rows["candidates"].to_numpy()[first_row_L]
     sizes = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     return torch.from_numpy(np.concatenate(lists).astype(np.int64)), torch.from_numpy(_starts(sizes))
+
+
+def _column(rows: pd.DataFrame, name: str, missing: float, row_X: Array) -> Tensor:
+    """Float32 (X,) values of some rows in a column, ``missing`` where the log lacks it or a value of it."""
+    if name not in rows:
+        return torch.full((len(row_X),), missing)
+    return torch.from_numpy(rows[name].to_numpy(dtype=np.float32, na_value=missing)[row_X])
 
 
 def _starts(sizes: Array) -> Array:
