@@ -80,13 +80,13 @@ class GoalRankConfig:
     """Attention heads; must divide the width."""
     item_embedding: int = 16
     """Width of the item-id embedding; 0 for none."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Learning rate of Adam."""
     grad_clip: float = 5.0
     """Largest norm of the gradient."""
-    minibatch_size: int = 256
+    minibatch_size: int = 64
     """Requests for each gradient step of one learner."""
-    num_epochs: int = 1
+    num_epochs: int = 2
     """Passes over each batch of requests."""
     seed: int = 0
     """Seed of the initial weights, the users met and the lists drawn."""

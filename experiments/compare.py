@@ -35,7 +35,6 @@ from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, as_json, judge, to_plain
 from recsim_env.world import World
 
-RESULTS = Path("experiments/results")
 BASELINES = ("pointwise greedy", "best of 20")
 SEARCH_SESSIONS = 200
 """Sessions of the policies that search at every request, which takes a hundred times longer."""
@@ -73,6 +72,8 @@ class GoalRankTable:
     """Sessions of each policy in each world."""
     folder: Path = Path("runs/compare")
     """Where worlds and training runs are kept."""
+    results: Path = Path("experiments/results")
+    """Where finished worlds leave their JSON."""
     json: Path | None = None
     """Also write the table here."""
 
@@ -157,7 +158,7 @@ def run(table: GoalRankTable) -> dict[str, Any]:
     """Runs what is missing and returns rows and checks of every setting."""
     report: dict[str, Any] = {"rows": [], "checks": []}
     for setting in table.settings:
-        paths = {name: RESULTS / f"goalrank-{setting.name}-{name}.json" for name in setting.world_names}
+        paths = {name: table.results / f"goalrank-{setting.name}-{name}.json" for name in setting.world_names}
         missing = [name for name, path in paths.items() if not path.exists()]
         for name in tqdm(missing, desc=f"worlds of {setting.name}", disable=None):
             write_json(paths[name], to_plain(play(setting, name)))

@@ -51,7 +51,7 @@ class DemoConfig:
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 6000
+    log_sessions: int = 4000
     """Sessions of the synthetic log."""
     uniform_share: float = 0.1
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
