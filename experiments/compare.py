@@ -25,6 +25,7 @@ from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
+from experiments.report import BASELINES, MAIN_METRICS
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
@@ -35,15 +36,8 @@ from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, as_json, judge, to_plain
 from recsim_env.world import World
 
-BASELINES = ("pointwise greedy", "best of 20")
 SEARCH_SESSIONS = 200
 """Sessions of the policies that search at every request, which takes a hundred times longer."""
-METRICS = (
-    "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
-    "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
-    "true_list_value", "evaluator_gap",
-)  # fmt: skip
-"""What a world's JSON keeps; everything else is in the report of ``experiments.evaluate``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +183,7 @@ def play(setting: Setting, name: str) -> dict[str, Any]:
         "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
         "iterations": table.iterations,
         "openings": _opened(setting.folder / "openings.json", name),
-        "rows": [as_json(row) for row in (*result.rows(), *searched.rows()) if row.metric in METRICS],
+        "rows": [as_json(row) for row in (*result.rows(), *searched.rows()) if row.metric in MAIN_METRICS],
         "checks": checks(result, setting, name),
         **stamp(),
     }

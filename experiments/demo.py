@@ -9,6 +9,7 @@ goes on where it stopped.
 """
 
 import dataclasses
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.evaluate import table
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
-from experiments.report import write_report
+from experiments.report import MAIN_METRICS, write_report
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
@@ -34,6 +35,7 @@ from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
 from reward_models.fit import FitConfig
+from reward_models.trainer import TrainConfig
 
 ORACLE_SESSIONS = 100
 """The oracle searches with the truth at every request, which takes a hundred times longer than a policy."""
@@ -62,8 +64,12 @@ class DemoConfig:
     seed: int = 0
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
-    """Also write the JSON report here."""
-    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=FitConfig(calibration_folds=2)))
+    """Also write the report's main metrics here, with the plot of watch times beside it."""
+    build: BuildConfig = field(
+        default_factory=lambda: BuildConfig(
+            fit=FitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.5))
+        )
+    )
     """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
 
     @property
@@ -156,6 +162,13 @@ def checks(result: EvaluationResult) -> list[Verdict]:
     return found
 
 
+def keep(report: dict[str, Any], folder: Path, path: Path) -> None:
+    """Writes the report's main metrics to ``path`` and the plot of watch times beside it."""
+    rows = [row for row in report["rows"] if row["metric"] in MAIN_METRICS]
+    write_json(path, {key: value for key, value in report.items() if key != "worlds"} | {"rows": rows})
+    shutil.copyfile(folder / "plots" / "session_watch_time.png", path.with_suffix(".png"))
+
+
 def _summary(folder: Path, result: EvaluationResult, seconds: float) -> None:
     _say("\nsession watch time (s), mean and 95 % interval over sessions (one training seed)")
     _say(table(result))
@@ -175,7 +188,7 @@ def main(config: DemoConfig) -> None:
     """Runs the demo."""
     report = run(config)
     if config.json:
-        write_json(config.json, report)
+        keep(report, config.folder, config.json)
 
 
 if __name__ == "__main__":

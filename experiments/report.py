@@ -25,6 +25,13 @@ from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_c
 BASELINES = ("pointwise greedy", "best of 20")
 """What a trained ranker has to beat."""
 
+MAIN_METRICS = (
+    "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
+    "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
+    "true_list_value", "evaluator_gap",
+)  # fmt: skip
+"""What the small committed files keep; ``report.json`` has everything."""
+
 CURVES = ("session/watch_time", "session/length", "train/", "evaluator/", "reward/", "feedback/", "validation/")
 """Tags of a training run worth a panel, the first groups first."""
 

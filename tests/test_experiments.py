@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agents.baselines import PointwiseGreedy, RandomSlate
+from experiments import compare, results_page
 from experiments.build_world import BuildConfig, build_worlds, days_of, with_recommender
 from experiments.compare import GoalRankTable, checks
 from experiments.contenders import policy_of, references
@@ -192,3 +193,24 @@ def test_references_play_what_they_promise(folder: Path) -> None:
     value = {name: result.row(name, "A", "evaluator_value").mean for name in result.policies}
     assert value["evaluator search"] >= value["best of 20"] >= value["pointwise greedy"]
     assert value["evaluator search"] > value["random"]
+
+
+@pytest.mark.slow
+def test_compare_runs_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_users": 120, "num_items": 150, "log_sessions": 200, "iterations": 2, "num_sessions": 12}
+    config = GoalRankTable(seeds=2, folder=tmp_path / "runs", results=tmp_path / "results", **sizes)  # type: ignore[arg-type]
+    report = compare.run(config)
+    assert {row["world"] for row in report["rows"]} == {"A", "judge-1", "judge-2", "truth"}
+    assert {row["seeds"] for row in report["rows"] if row["policy"] == "GoalRank"} == {2}
+    assert {"logging clone", "evaluator search", "greedy oracle"} <= {row["policy"] for row in report["rows"]}
+    assert len(report["checks"]) == 8
+    page = results_page.page(tmp_path / "results")
+    assert "Times these worlds were opened: A 1, judge-1 1, judge-2 1, truth 1." in page
+    monkeypatch.setattr(compare, "play", None)
+    assert compare.run(config) == report
+    monkeypatch.undo()
+    (tmp_path / "results" / "goalrank-synthetic-truth.json").unlink()
+    again = compare.run(config)
+    openings = json.loads((tmp_path / "results" / "goalrank-synthetic-truth.json").read_text())["openings"]
+    assert openings == 2
+    assert again["checks"] == report["checks"]
