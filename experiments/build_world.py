@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.baselines.retriever_order import RetrieverOrder
-from experiments.command import run_command
+from experiments.command import end_with_parent, run_command
 from experiments.provenance import commit, machine
 from recsim_env.data import LoggedDataset, load_log, parse_map
 from recsim_env.data.features import item_features, user_features
@@ -152,6 +152,7 @@ def build_worlds(dataset: LoggedDataset, out: Path, config: BuildConfig) -> dict
 def _build_one(builder: "_Builder", name: str, number: int, recommender: Recommender) -> None:
     """Fits and saves one world, in a process of its own."""
     torch.set_num_threads(1)
+    end_with_parent()
     builder.world(name, number, recommender).save(builder.out / name)
 
 
