@@ -93,7 +93,7 @@ def _demo(content: dict[str, Any]) -> Iterator[str]:
         interval = f"{check['low']:+.0f} to {check['high']:+.0f}"
         yield f"| {check['name']} | {check['value']:+.0f} | {interval} | {check['verdict']} |"
     yield ""
-    yield f"Wall time {content['wall_seconds'] / 60:.1f} minutes."
+    yield f"Wall time {content['wall_seconds'] / 60:.1f} minutes. {content.get('note', '')}".rstrip()
 
 
 def _compare(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
