@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
 from reward_models.calibration import fit_cells, fit_group_offsets, fit_platt
+from reward_models.company import kinds_of
 from reward_models.memory import Memory, amounts
 from reward_models.ranker_controls import RankerControls, ranker_controls
 from reward_models.response import Answer, ResponseConfig, ResponseCore, SequenceResponse
@@ -47,6 +48,10 @@ class FitConfig:
     """Grid of watch times."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.5))
     """The trainer's settings."""
+    list_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(max_epochs=8, learning_rate=5e-3, learning_rate_decay=0.7)
+    )
+    """The same for what earlier places of a slate change, where the log holds slates."""
     batch_users: int = 48
     """Users in a batch, at most."""
     min_batches: int = 200
@@ -87,8 +92,9 @@ class _Fitting:
 
     def network(self, label_P: Tensor) -> ResponseNetwork:
         """A fresh network; what signals a cell brings is counted on the labelled rows."""
-        signals, has_lists = self.dataset.signals, self.sequences.earlier_PQ is not None
-        core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, has_lists)
+        signals = self.dataset.signals
+        num_kinds = 0 if self.sequences.earlier_PQ is None else len(kinds_of(self.item_features))
+        core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, num_kinds)
         network = ResponseNetwork(core, self.item_features, self.user_features, self.duration_N)
         network.initialise(torch.Generator().manual_seed(self.seed))
         rows = label_P & self.watch_known_P
@@ -180,7 +186,7 @@ class _Fitting:
 
         Without a request key in the log there is nothing to fit, and the answer is 0.
         """
-        if self.sequences.earlier_PQ is None:
+        if not network.core.num_kinds:
             return 0
         core, num_cells = network.core, network.core.cells.num_cells
         shown, held_out = (
@@ -189,14 +195,12 @@ class _Fitting:
         assert shown is not None
         control_RX = self.controls(network, shown)
         controls = RankerControls(control_RX, (num_cells + len(core.given),))
-        parts = nn.ModuleDict({"vectors": network.list_layer, "effects": core.list_layer, "controls": controls})
+        slope = nn.ParameterList([core.company_slope_V])
+        parts = nn.ModuleDict({"company": core.company, "slope": slope, "controls": controls})
         size = min(_LIST_ROWS, max(1, len(shown.row_R) // self.config.min_batches))
 
         def loss(first: FirstLayer, control_RX: Tensor, in_list: bool) -> Tensor:
-            hidden_RH = first.hidden_RH
-            if in_list:
-                hidden_RH = hidden_RH + network.company(self.sequences, first.row_R)
-            answer = first._replace(hidden_RH=hidden_RH).answer(core)
+            answer = first.answer(core, network.company(self.sequences, first.row_R) if in_list else None)
             cells_RM, given_RA = torch.split(controls(control_RX), [num_cells, len(core.given)], 1)
             return self.loss(network, first.row_R, Answer(answer.cells + cells_RM, answer.given + given_RA))
 
@@ -212,7 +216,7 @@ class _Fitting:
                 batches=batches,
                 loss=lambda index_R, _: loss(shown.at(index_R), control_RX[index_R], in_list),
                 validate=None if validate is None else lambda: float(validate()),
-                config=replace(self.config.train, max_epochs=max_epochs),
+                config=replace(self.config.list_train, max_epochs=max_epochs),
                 seed=self.seed,
                 run_dir=None if run_dir is None else run_dir / label,
                 label=label,
@@ -221,7 +225,9 @@ class _Fitting:
             ).best_epoch
 
         fit(controls, False, f"{label}-controls")
-        return fit(parts, True, label)
+        epoch = fit(parts, True, label)
+        core.company.settle(network.kind_NY[self.sequences.item_P[shown.row_R]].mean(dim=0))
+        return epoch
 
     @torch.no_grad()
     def controls(self, network: ResponseNetwork, first: FirstLayer) -> Tensor:
@@ -251,10 +257,8 @@ class _Fitting:
     def answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
         """Rows and logits of all labelled rows in their lists, without dropout."""
         first = self.first_layer(network, label_P)
-        if self.sequences.earlier_PQ is not None:
-            hidden_RH = first.hidden_RH + network.company(self.sequences, first.row_R)
-            first = first._replace(hidden_RH=hidden_RH)
-        return first.row_R, first.answer(network.core)
+        company_R = network.company(self.sequences, first.row_R) if network.core.num_kinds else None
+        return first.row_R, first.answer(network.core, company_R)
 
     @torch.no_grad()
     def effects(self, core: ResponseCore, row_R: Tensor) -> Tensor:
@@ -382,7 +386,7 @@ def fit_response(
             f"{int(validation_P.sum())} rows on validation dates {sorted(validation_dates)}; the log covers "
             f"{int(sequences.date_P.min())} to {int(sequences.date_P.max())}: choose days within it"
         )
-    epochs = list_epochs = config.train.max_epochs
+    epochs, list_epochs = config.train.max_epochs, config.list_train.max_epochs
     if len(validation_dates) > 0:
         network, epochs = fitting.fit(train_P, validation_P, epochs, run_dir, "search")
         list_epochs = fitting.fit_lists(network, train_P, validation_P, list_epochs, run_dir, "search-lists")

@@ -5,7 +5,7 @@ re-encoded. Watch time is drawn first, as a cell of ``WatchTimeCells``; clicks a
 that cell, as they are in the log; the other signals are drawn given the cell and given the first of
 them. For a simulation everything that does not change is a table: one row an item, user or context.
 
-Legend: B sessions, K places, F signals, H hidden width, E event width, L list width, M cells, T tabs,
+Legend: B sessions, K places, F signals, H hidden width, E event width, Y kinds, M cells, T tabs,
 D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users, C knots of
 duration, S floats of state; ``...`` any leading shape.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
+from reward_models.company import Company
 from reward_models.memory import Memory, feedback_features
 from reward_models.watch_time import KNOTS_S, WatchTimeCells, cell_mass, draw_cell
 
@@ -40,9 +41,6 @@ class ResponseConfig:
     item_width: int = 0
     """Length of the learned vector of each item, beside its features; 0 uses features alone. With a dozen
     rows an item such vectors learn the rows by heart and cost accuracy; logs of hundreds may gain."""
-    list_width: int = 8
-    """L: length of the vector by which earlier places of a slate act on later ones. Used only for logs
-    with a request key; others cannot teach such effects."""
     dropout: float = 0.1
     """Share of hidden units left out in training."""
     read_off: tuple[str, ...] = ("click", "long_view")
@@ -57,11 +55,10 @@ class ResponseConfig:
             raise ValueError(f"decays need one or more values between 0 and 1, got {self.decays}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if min(self.width, self.event_width, self.list_width) < 1 or self.item_width < 0:
+        if min(self.width, self.event_width) < 1 or self.item_width < 0:
             raise ValueError(
                 "widths must be at least 1 (item_width at least 0), got "
-                f"width {self.width}, event_width {self.event_width}, list_width {self.list_width}, "
-                f"item_width {self.item_width}"
+                f"width {self.width}, event_width {self.event_width}, item_width {self.item_width}"
             )
 
 
@@ -75,18 +72,27 @@ class Answer(NamedTuple):
 
 
 class ResponseCore(nn.Module):
-    """From encoded users, items and contexts to the answer; the same for training and simulation."""
+    """From encoded users, items and contexts to the answer; the same for training and simulation.
+
+    Args:
+        config: shape of the model.
+        signals: names of the F signals, watch time first.
+        cells: grid of watch times.
+        num_tabs: T.
+        num_kinds: Y, kinds of videos whose effects on each other within a slate are learned; 0 for logs without a
+            request key, which cannot teach them.
+    """
 
     read_off_TGMD: Tensor
 
     def __init__(
-        self, config: ResponseConfig, signals: tuple[str, ...], cells: WatchTimeCells, num_tabs: int, has_lists: bool
+        self, config: ResponseConfig, signals: tuple[str, ...], cells: WatchTimeCells, num_tabs: int, num_kinds: int
     ) -> None:
         super().__init__()
         if not signals or signals[0] != WATCH_TIME:
             raise ValueError(f'signals must begin with "{WATCH_TIME}", got {signals}')
         self.config, self.signals, self.cells = config, signals, cells
-        self.num_tabs, self.has_lists = num_tabs, has_lists
+        self.num_tabs, self.num_kinds = num_tabs, num_kinds
         self.read_off = tuple(name for name in signals if name in config.read_off)
         self.given = tuple(name for name in signals[1:] if name not in config.read_off)
         width, num_given = config.width, len(self.given)
@@ -105,8 +111,10 @@ class ResponseCore(nn.Module):
         self.parent_effect_A = nn.Parameter(torch.zeros(num_given))
         shape = (num_tabs, cells.num_groups, cells.num_cells, len(self.read_off))
         self.register_buffer("read_off_TGMD", torch.full(shape, 0.5))
-        if has_lists:
-            self.list_layer = nn.Linear(config.list_width, width, bias=False)
+        self.company = Company(num_kinds)
+        self.company_slope_V = nn.Parameter(
+            torch.cat([torch.linspace(-1.0, 1.0, cells.num_cells), torch.ones(num_given)])
+        )
 
     def log_prior(self, duration_N: Tensor) -> Tensor:
         """What its duration alone makes of a video's cells, (N, M): the width it leaves, and a learned level."""
@@ -118,10 +126,6 @@ class ResponseCore(nn.Module):
         hidden = linear(features, self.state_layer.weight, self.state_layer.bias) + static
         taste = self.memory.taste(features, self.taste_ZE)
         return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias), taste
-
-    def lists(self, earlier: Tensor, own: Tensor) -> Tensor:
-        """(..., H): what the sum of earlier places' list vectors (..., L) does to a place with its own vector."""
-        return linear(earlier * own, self.list_layer.weight)
 
     def hidden(self, user: Tensor, taste: Tensor, item: Tensor, event: Tensor, context: Tensor) -> Tensor:
         """First layer (..., H), before its nonlinearity.
@@ -135,16 +139,19 @@ class ResponseCore(nn.Module):
         """
         return user[..., : self.config.width] + context + item + linear(taste * event, self.taste_layer.weight)
 
-    def answer(self, hidden: Tensor, user: Tensor, tab: Tensor) -> Answer:
+    def answer(self, hidden: Tensor, user: Tensor, tab: Tensor, company: Tensor | None = None) -> Answer:
         """Logits of a place.
 
         Args:
             hidden: (..., H), its first layer, before the nonlinearity.
             user: (..., H + A), see ``user``.
             tab: int64 (...).
+            company: (...) strength of what came before in the slate, see ``Company``; ``None`` for nothing.
         """
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias) + self.tab_logit_TV[tab]
+        if company is not None:
+            logits = logits + company.unsqueeze(-1) * self.company_slope_V
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
         return Answer(cells, given + user[..., self.config.width :])
 
@@ -157,6 +164,7 @@ class ResponseCore(nn.Module):
         self.head.weight[:num_cells] *= scale
         self.head.bias[:num_cells] *= scale
         self.tab_logit_TV[:, :num_cells] *= scale
+        self.company_slope_V[:num_cells] *= scale
         self.duration_logit_CM.add_(offset_CM)
 
     def rescale_given(self, index: int, scale: float, offset: float) -> None:
@@ -173,6 +181,7 @@ class ResponseCore(nn.Module):
             bias[row] *= scale
         self.head.bias[self.cells.num_cells + index] += offset
         self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
+        self.company_slope_V[self.cells.num_cells + index] *= scale
 
     def effects(self, cell: Tensor, parent: Tensor) -> Tensor:
         """What cell and first of the A signals (``parent``, 0/1), once known, add to logits (..., A)."""
@@ -198,13 +207,13 @@ class SequenceResponse(nn.Module):
 
     Args:
         core: the layers.
-        tables: by name, ``item_NH``, ``item_event_NE``, ``item_list_NL`` (logs with lists alone),
+        tables: by name, ``item_NH``, ``item_event_NE``, ``item_kind_NY`` (where there are kinds),
             ``user_UH``, ``sums_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
     """
 
     item_NH: Tensor
     item_event_NE: Tensor
-    item_list_NL: Tensor
+    item_kind_NY: Tensor
     user_UH: Tensor
     sums_US: Tensor
     tab_TH: Tensor
@@ -226,8 +235,9 @@ class SequenceResponse(nn.Module):
         # One gather brings everything that a place needs of its item.
         log_prior_NM = core.log_prior(duration_N).detach()
         rows = [self.item_NH, self.item_event_NE, log_prior_NM, cells.log_duration(duration_N).unsqueeze(1)]
-        if core.has_lists:
-            rows.append(self.item_list_NL)
+        if core.num_kinds:
+            effect_NY = linear(self.item_kind_NY, core.company.pair.detach().T)
+            rows += [self.item_kind_NY, effect_NY]
         self._row_widths = [row.shape[1] for row in rows]
         self.register_buffer("item_row_NR", torch.cat(rows, 1), persistent=False)
         self.register_buffer("group_N", cells.group(duration_N), persistent=False)
@@ -306,14 +316,17 @@ class SequenceResponse(nn.Module):
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
         user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
-        item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, *lists = torch.split(
+        item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, *kinds = torch.split(
             self.item_row_NR[items_BK], self._row_widths, -1
         )
         hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
-        if core.has_lists:
-            own_BKL = lists[0]
-            hidden_BKH = hidden_BKH + core.lists(own_BKL.cumsum(1) - own_BKL, own_BKL)
-        return _Place(core.answer(hidden_BKH, user_B1V, tab_B1), log_prior_BKM, log_duration_BK1.squeeze(-1), tab_B1)
+        company_BK = None
+        if core.num_kinds:
+            kind_BKY, effect_BKY = kinds
+            effect_BKK = (effect_BKY.unsqueeze(2) * kind_BKY.unsqueeze(1)).sum(-1)
+            company_BK = core.company.strength(effect_BKK)
+        answer = core.answer(hidden_BKH, user_B1V, tab_B1, company_BK)
+        return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), tab_B1)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -323,7 +336,7 @@ class SequenceResponse(nn.Module):
             "cells": core.cells.config(),
             "signals": list(core.signals),
             "num_tabs": core.num_tabs,
-            "has_lists": core.has_lists,
+            "num_kinds": core.num_kinds,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -338,7 +351,7 @@ class SequenceResponse(nn.Module):
             tuple(config["signals"]),
             WatchTimeCells(**config["cells"]),
             config["num_tabs"],
-            config["has_lists"],
+            config["num_kinds"],
         )
         core.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("core.")})
         return cls(core, {name: tensor for name, tensor in tensors.items() if not name.startswith("core.")})

@@ -1,6 +1,7 @@
 """The response model in training: encoders of items, users and contexts around the shared core.
 
-Legend: B users, T rows of a user, R labelled rows, H hidden width, F signals, N items, U users, D features.
+Legend: B users, T rows of a user, R labelled rows, H hidden width, F signals, N items, U users, D features,
+Y kinds of videos, Q earlier places.
 """
 
 import copy
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recsim_env.types import NO_ITEM
+from reward_models.company import kinds_of
 from reward_models.memory import feedback_features
 from reward_models.response import Answer, ResponseCore, SequenceResponse
 from reward_models.sequences import SequenceBatch, Sequences, sequence_batches
@@ -31,9 +33,9 @@ class FirstLayer(NamedTuple):
         """Some of the rows."""
         return FirstLayer(*(column[index_X] for column in self))
 
-    def answer(self, core: ResponseCore) -> Answer:
-        """Logits of the rows."""
-        return core.answer(self.hidden_RH, self.user_RV, self.tab_R)
+    def answer(self, core: ResponseCore, company_R: Tensor | None = None) -> Answer:
+        """Logits of the rows, shown alone or after what came before them."""
+        return core.answer(self.hidden_RH, self.user_RV, self.tab_R, company_R)
 
 
 class ResponseNetwork(nn.Module):
@@ -43,7 +45,7 @@ class ResponseNetwork(nn.Module):
     user_features_UD: Tensor
     duration_N: Tensor
     duration_hat_NC: Tensor
-    unusual_ND: Tensor
+    kind_NY: Tensor
 
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
         super().__init__()
@@ -57,9 +59,7 @@ class ResponseNetwork(nn.Module):
         item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
         self.item_layer = nn.Linear(item_inputs, width)
         self.event_layer = nn.Linear(item_inputs, config.event_width)
-        # What sets a video apart from most, and no bias: one that shares nothing with what came before is as if alone.
-        self.register_buffer("unusual_ND", item_features_ND - item_features_ND.median(0).values, persistent=False)
-        self.list_layer = nn.Linear(item_features_ND.shape[1], config.list_width, bias=False)
+        self.register_buffer("kind_NY", item_features_ND[:, kinds_of(item_features_ND)], persistent=False)
         self.user_layer = nn.Linear(user_features_UD.shape[1], width)
         self.tab_vector = nn.Embedding(core.num_tabs, width)
         self.hour_vector = nn.Embedding(24, width)
@@ -74,8 +74,6 @@ class ResponseNetwork(nn.Module):
                     module.bias.data.zero_()
             elif isinstance(module, nn.Embedding):
                 module.weight.data.zero_()  # an item without rows stays at its features
-        if self.core.has_lists:
-            self.core.list_layer.weight.data.zero_()
         self.core.memory.initialise_fading()
 
     def item_inputs(self, items: Tensor) -> Tensor:
@@ -153,12 +151,13 @@ class ResponseNetwork(nn.Module):
         return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
 
     def company(self, sequences: Sequences, row_R: Tensor) -> Tensor:
-        """What the earlier places of their requests add to the first layer of rows (R, H)."""
+        """Strengths (R,) of what the earlier places of their requests do to rows."""
         assert sequences.earlier_PQ is not None
-        earlier_RQ = sequences.earlier_PQ[row_R]
-        vector_RQL = self.list_layer(self.unusual_ND[earlier_RQ.clamp(min=0)])
-        earlier_RL = (vector_RQL * (earlier_RQ != NO_ITEM).unsqueeze(-1)).sum(1)
-        return self.core.lists(earlier_RL, self.list_layer(self.unusual_ND[sequences.item_P[row_R]]))
+        earlier_RQ = sequences.earlier_PQ[row_R]  # the nearest one first
+        fading_Q = self.core.company.fading(torch.arange(earlier_RQ.shape[1]))
+        fading_RQ1 = (fading_Q * (earlier_RQ != NO_ITEM)).unsqueeze(-1)
+        earlier_RY = (self.kind_NY[earlier_RQ.clamp(min=0)] * fading_RQ1).sum(1)
+        return (earlier_RY @ self.core.company.pair * self.kind_NY[sequences.item_P[row_R]]).sum(-1)
 
     @torch.no_grad()
     def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:
@@ -173,6 +172,6 @@ class ResponseNetwork(nn.Module):
             "hour_24H": self.hour_vector.weight,
             "duration_N": self.duration_N,
         }
-        if self.core.has_lists:
-            tables["item_list_NL"] = self.list_layer(self.unusual_ND)
+        if self.core.num_kinds:
+            tables["item_kind_NY"] = self.kind_NY
         return SequenceResponse(copy.deepcopy(self.core), tables)

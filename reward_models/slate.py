@@ -2,8 +2,8 @@
 
 Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
 watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
-what the earlier places of the list change, again in log seconds and log-odds, by how much of each of its features
-they have shown already: fatigue from what is alike, with a learned weight for each feature. Users play a slate in
+what the earlier places of the list change, again in log seconds and log-odds, kind by kind: fatigue from what is
+alike, and what leads well to what (``reward_models.company``). Users play a slate in
 order, so later places change nothing, and lists cut short by a leaving user need no special care. The value of a
 list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops the company:
 the value is then a sum over items whatever their order, the control that shows what lists add.
@@ -14,12 +14,12 @@ The two parts are fitted one after the other, the second beside controls for wha
 Watch time is fitted by the Poisson quasi-likelihood of ``reward_models.predictor``, so it is unbiased in the
 mean; the other signals are auxiliary tasks. Members differ by bootstrap of users and initial weights.
 
-Chosen by the log likelihood of held-out slates of uniform exposure: attention over the earlier places and learned
-directions of "what leads well to what" added nothing there and were exploited by rankers, controls fitted together
-with the videos did harm, and fitting the company on uniform slates alone left it too few.
+Chosen by the log likelihood of held-out slates of uniform exposure: attention over the earlier places added nothing
+there and was exploited by rankers, controls fitted together with the videos did harm, and fitting the company on
+uniform slates alone left it too few.
 
 Shape legend: B requests, C candidates, G lists, K places, F signals, M members, I inputs of a candidate,
-J inputs of a request, D item features, W width, X controls, Y = B * C candidates, L = B * G lists, P = L * K places.
+J inputs of a request, Z kinds, W width, X controls or pairs, Y = B * C candidates, L = B * G lists, P = L * K places.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.plugins import load_object
 from recsim_env.types import ListEffect, ListValue, Request
 from recsim_env.world import class_path
+from reward_models.company import Company, kinds_of
 from reward_models.ensemble import FitSettings, bootstrap_weights, fit_members
 from reward_models.predictor import NUM_TABS, level_shifts, signal_losses
 from reward_models.ranker_controls import MAX_PLACES, RankerControls, ranker_controls
@@ -51,6 +52,8 @@ class EvaluatorConfig:
     """Members of the ensemble, M."""
     width: int = 32
     """Width of a candidate's encoding, W."""
+    pair_decay: float = 0.1
+    """Weight decay of the effects of pairs of kinds."""
     auxiliary_weight: float = 0.2
     """Weight of each other signal's log loss beside the watch-time loss."""
     min_slates: int = 200
@@ -215,11 +218,11 @@ def request_inputs(request: Request) -> Inputs:
 class Sizes(NamedTuple):
     """Widths of the inputs and outputs."""
 
-    features: int
-    """Item features, the first of the inputs of a candidate."""
     candidate: int
     request: int
     signals: int
+    kinds: int
+    """Yes/no features among the item features."""
 
 
 class _ListModel(torch.nn.Module):
@@ -230,7 +233,7 @@ class _ListModel(torch.nn.Module):
         self.config, self.sizes = config, sizes
         generator = torch.Generator().manual_seed(seed)
         self.alone = _Alone(config, sizes, generator)
-        self.company = _Company(config, sizes) if config.listwise else None
+        self.effects = _ListEffects(config, sizes) if config.listwise else None
 
     def forward(self, inputs: Inputs, position_BGK: Tensor, num_signals: int) -> Tensor:
         """Log seconds and log-odds (M, P, F) of every place of every list, for the first F signals."""
@@ -240,9 +243,9 @@ class _ListModel(torch.nn.Module):
         first_B11 = torch.arange(len(position_BGK), device=position_BGK.device)[:, None, None] * candidates
         row_P = (position_BGK + first_B11).flatten()
         logit_MPF: Tensor = self.alone(inputs, num_signals).index_select(1, row_P)
-        if self.company is None:
+        if self.effects is None:
             return logit_MPF
-        change_MPF: Tensor = self.company(inputs.candidate_BCI, row_P, position_BGK.shape[2], num_signals)
+        change_MPF: Tensor = self.effects(inputs.candidate_BCI, position_BGK, num_signals)
         return logit_MPF + change_MPF
 
 
@@ -281,29 +284,31 @@ class _Alone(torch.nn.Module):
         return inputs.base_BCF.flatten(0, 1)[:, :num_signals] + change_MYF
 
 
-class _Company(torch.nn.Module):
-    """What the earlier places of a list change at a later one.
+class _ListEffects(torch.nn.Module):
+    """What the earlier places of a list change at a later one, and how much of it each signal shows."""
 
-    Features count from their medians: what a video has like most others changes nothing.
-    """
-
-    middle_D: Tensor
-    scale_D: Tensor
+    kind_Z: Tensor
+    """int64 columns of the item features that are kinds."""
 
     def __init__(self, config: EvaluatorConfig, sizes: Sizes):
         super().__init__()
-        self.likeness = _zeros(config, sizes.features, 1)
-        self.repeated = torch.nn.Parameter(torch.full((config.num_members, 1, sizes.signals), 0.1))
-        self.register_buffer("middle_D", torch.zeros(sizes.features))
-        self.register_buffer("scale_D", torch.ones(sizes.features))
+        self.company = Company(sizes.kinds, (config.num_members,))
+        self.company.pair.weight_decay = config.pair_decay  # type: ignore[attr-defined]
+        self.slope = torch.nn.Parameter(torch.ones(config.num_members, 1, sizes.signals))
+        self.register_buffer("kind_Z", torch.zeros(sizes.kinds, dtype=torch.int64))
 
-    def forward(self, candidate_BCI: Tensor, row_P: Tensor, places: int, num_signals: int) -> Tensor:
+    def forward(self, candidate_BCI: Tensor, position_BGK: Tensor, num_signals: int) -> Tensor:
         """Changes of log seconds and log-odds (M, P, F)."""
-        feature_YD = candidate_BCI.flatten(0, 1)[:, : len(self.scale_D)]
-        feature_YD = ((feature_YD - self.middle_D) * self.scale_D).clamp(-3.0, 3.0)
-        shown_LKD = feature_YD.index_select(0, row_P).view(-1, places, feature_YD.shape[1])
-        product_PD = (shown_LKD * (shown_LKD.cumsum(dim=1) - shown_LKD)).flatten(0, 1) / 3.0
-        return torch.matmul(torch.matmul(product_PD, self.likeness), self.repeated[..., :num_signals])
+        batch, lists, places = position_BGK.shape
+        candidates = candidate_BCI.shape[1]
+        kind_BCZ = candidate_BCI[..., self.kind_Z]
+        effect_MBCZ = torch.matmul(kind_BCZ, self.company.pair.unsqueeze(1))
+        effect_MBX = torch.matmul(effect_MBCZ, kind_BCZ.transpose(1, 2)).flatten(2)
+        both_BGKK = position_BGK.unsqueeze(3) * candidates + position_BGK.unsqueeze(2)
+        index_MBY = both_BGKK.view(1, batch, -1).expand(len(effect_MBX), -1, -1)
+        effect_MBGKK = effect_MBX.gather(2, index_MBY).view(-1, batch, lists, places, places)
+        strength_MP1 = self.company.strength(effect_MBGKK).view(-1, batch * lists * places, 1)
+        return strength_MP1 * self.slope[..., :num_signals]
 
 
 def _weight(
@@ -328,12 +333,6 @@ class _Example(NamedTuple):
     known_PF: Tensor
     user_P: Tensor
     control_PX: Tensor
-    slate_size: int
-
-    @property
-    def row_P(self) -> Tensor:
-        """Where each place's item stands among the batch's: they are laid out alike."""
-        return torch.arange(len(self.user_P))
 
 
 def fit_evaluator(
@@ -371,7 +370,10 @@ def fit_evaluator(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         examples = [_example(batch) for batch in requests.batches(config.batch_size, generator)]
-    model = _ListModel(config, _sizes(examples), seed)
+    kind_Z = kinds_of(requests.item_features_ND)
+    model = _ListModel(config, _sizes(examples, kind_Z), seed)
+    if model.effects is not None:
+        model.effects.kind_Z.copy_(kind_Z)
     _standardise(model, examples)
     _train(model, examples, len(requests.user_features_UD), requests.user_L, generator, run_dir)
     return SlateEvaluator(model, list_effect)
@@ -392,21 +394,23 @@ def _example(batch: LoggedBatch) -> _Example:
             batch.uniform_B.repeat_interleave(slate_size),
             inputs.base_BCF.flatten(0, 1),
         ),
-        slate_size=slate_size,
     )
 
 
-def _sizes(examples: list[_Example]) -> Sizes:
+def _sizes(examples: list[_Example], kind_Z: Tensor) -> Sizes:
     first = examples[0]
-    signals = first.target_PF.shape[-1]
-    candidate = first.inputs.candidate_BCI.shape[-1]
-    return Sizes(candidate - 2 * signals - 1, candidate, first.inputs.request_BJ.shape[-1], first.target_PF.shape[-1])
+    return Sizes(
+        candidate=first.inputs.candidate_BCI.shape[-1],
+        request=first.inputs.request_BJ.shape[-1],
+        signals=first.target_PF.shape[-1],
+        kinds=len(kind_Z),
+    )
 
 
 @torch.no_grad()
 def _standardise(model: _ListModel, examples: list[_Example]) -> None:
     """Sets the inputs' mean and scale, and starts watch time at the log's mean."""
-    alone, company = model.alone, model.company
+    alone = model.alone
     candidate_PI = torch.cat([example.inputs.candidate_BCI.flatten(0, 1) for example in examples])
     request_LJ = torch.cat([example.inputs.request_BJ for example in examples])
     for rows, mean, scale in (
@@ -416,9 +420,6 @@ def _standardise(model: _ListModel, examples: list[_Example]) -> None:
         mean.copy_(rows.mean(dim=0))
         deviation = (rows - mean).square().mean(dim=0).sqrt()
         scale.copy_(torch.where(deviation > 1e-4, 1.0 / deviation.clamp(min=1e-4), 0.0))
-    if company is not None:
-        company.middle_D.copy_(candidate_PI[:, : model.sizes.features].median(dim=0).values)
-        company.scale_D.copy_(alone.scale_I[: model.sizes.features])
     base_PF = torch.cat([example.inputs.base_BCF.flatten(0, 1) for example in examples])
     target_PF = torch.cat([example.target_PF for example in examples])
     known_PF = torch.cat([example.known_PF for example in examples])
@@ -464,22 +465,23 @@ def _train(
         return logit_MPF
 
     def company(number: int) -> Tensor:
-        assert model.company is not None
-        example = examples[number]
-        candidate_BKI = example.inputs.candidate_BCI
-        change_MPF: Tensor = model.company(candidate_BKI, example.row_P, example.slate_size, num_signals)
+        assert model.effects is not None
+        candidate_BKI = examples[number].inputs.candidate_BCI
+        in_order_B1K = torch.arange(candidate_BKI.shape[1]).expand(len(candidate_BKI), 1, -1)
+        change_MPF: Tensor = model.effects(candidate_BKI, in_order_B1K, num_signals)
         return change_MPF
 
     fit(model.alone, alone, "evaluator")
     with torch.no_grad():
         final = [alone(number) for number in range(len(examples))]
-        if model.company is not None:
+        if model.effects is not None:
             all_PX = torch.cat([example.control_PX for example in examples])
             controls = RankerControls(all_PX, (config.num_members, num_signals))
-            parts = torch.nn.ModuleList([model.company, controls])
+            parts = torch.nn.ModuleList([model.effects, controls])
             with torch.enable_grad():
                 fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
                 fit(parts, lambda n: final[n] + company(n) + controls(examples[n].control_PX), "evaluator_company")
+            model.effects.company.settle(model.alone.mean_I[model.effects.kind_Z])
             final = [logit_MPF + company(number) for number, logit_MPF in enumerate(final)]
         target_PF = torch.cat([example.target_PF for example in examples])
         known_PF = torch.cat([example.known_PF for example in examples])

@@ -13,7 +13,7 @@ from reward_models.memory import Memory, feedback_features
 from reward_models.response import ResponseConfig, ResponseCore, SequenceResponse
 from reward_models.watch_time import WatchTimeCells
 
-NUM_ITEMS, NUM_USERS, NUM_TABS = 40, 30, 3
+NUM_ITEMS, NUM_USERS, NUM_TABS, NUM_KINDS = 40, 30, 3, 12
 FAMILIES = {
     "decayed": ResponseConfig(width=16, event_width=6),
     "gated": ResponseConfig(width=16, event_width=6, memory="gated"),
@@ -27,7 +27,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    core = ResponseCore(config, SIGNALS, WatchTimeCells(), NUM_TABS, has_lists)
+    core = ResponseCore(config, SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0)
     for parameter in core.parameters():
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
@@ -42,7 +42,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
         "duration_N": torch.exp(noise(NUM_ITEMS) + 3.5),
     }
     if has_lists:
-        tables["item_list_NL"] = noise(NUM_ITEMS, config.list_width)
+        tables["item_kind_NY"] = (noise(NUM_ITEMS, NUM_KINDS) > 0).float()
     return SequenceResponse(core, tables)
 
 
@@ -265,7 +265,7 @@ def test_the_first_place_of_a_list_knows_no_list() -> None:
     model = make_model(has_lists=True)
     user_B, context_BX, items_BK, _ = make_inputs(4, 3)
     before = model.expected(model.start(user_B), context_BX, items_BK)
-    model.core.list_layer.weight.data.zero_()
+    model.core.company_slope_V.data.zero_()
     change = model.expected(model.start(user_B), context_BX, items_BK) - before
     assert (change[:, 0] == 0).all()
     assert (change[:, 1:] != 0).any()
@@ -297,7 +297,7 @@ def test_rescaling_changes_logits_and_nothing_else() -> None:
 
 def test_signals_come_in_the_order_of_the_log() -> None:
     reordered = ("watch_time", "like", "click")
-    core = ResponseCore(FAMILIES["decayed"], reordered, WatchTimeCells(), 1, False)
+    core = ResponseCore(FAMILIES["decayed"], reordered, WatchTimeCells(), 1, 0)
     core.read_off_TGMD.fill_(1.0)
     core.head.bias.data.fill_(-50.0)
     template = make_model()
@@ -321,4 +321,4 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(ResponseConfig(), **change)
     with pytest.raises(ValueError, match="must begin with"):
-        ResponseCore(ResponseConfig(), ("click",), WatchTimeCells(), 1, False)
+        ResponseCore(ResponseConfig(), ("click",), WatchTimeCells(), 1, 0)
