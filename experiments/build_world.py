@@ -43,12 +43,16 @@ from reward_models.predictor import EnsemblePredictor, PredictorConfig, fit_pred
 from reward_models.response import ResponseConfig
 from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval
 from reward_models.slate import EvaluatorConfig, SlateEvaluator, fit_evaluator
+from reward_models.trainer import TrainConfig
 
 JUDGE_FAMILIES = (
     ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95)),
     ResponseConfig(memory="decayed", width=96, event_width=32, decays=(0.9,)),
 )
 """Model families of the judges; world A has the default one."""
+
+SHORT_FIT = FitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.5))
+"""Half the time of the default fit, for runs that build many worlds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,9 @@ class BuildConfig:
     """Days before these, on which training stops early."""
     judges: int = 2
     """Judge worlds."""
-    jobs: int = field(default_factory=lambda: min(os.cpu_count() or 1, 3))
-    """Worlds fitted side by side, each in a process of one thread; it changes nothing but the time taken."""
+    jobs: int = field(default_factory=lambda: min((os.cpu_count() or 1) + 1, 3))
+    """Worlds fitted side by side, each in a process of one thread, one more than there are cores so that none is
+    idle while the last world is fitted; it changes nothing but the time taken."""
     seed: int = 0
     """Seed of world A; judges and the recommender's models derive theirs from it."""
     list_effect: float = 0.3

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
-from experiments.build_world import BuildConfig, build_worlds, with_recommender
+from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender
 from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
@@ -62,7 +62,7 @@ class GoalRankTable:
     """Strengths of the true list effect in the synthetic world, each with a log and worlds of its own."""
     iterations: int = 120
     """Training rounds."""
-    num_sessions: int = 6000
+    num_sessions: int = 4000
     """Sessions of each policy in each world."""
     folder: Path = Path("runs/compare")
     """Where worlds and training runs are kept."""
@@ -118,7 +118,7 @@ class Setting:
     def worlds(self) -> dict[str, World]:
         """World A, the judges and the truth; what is not built yet is built."""
         dataset, truth = self.log
-        build = BuildConfig(seed=self.table.world_seed, list_effect=self.declared_effect)
+        build = BuildConfig(fit=SHORT_FIT, seed=self.table.world_seed, list_effect=self.declared_effect)
         folders = build_worlds(dataset, self.folder / "worlds", build)
         worlds = {name: World.load(folder) for name, folder in folders.items()}
         return worlds if truth is None else {**worlds, "truth": with_recommender(truth, worlds["judge-1"])}

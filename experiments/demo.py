@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from agents.goalrank import GoalRankConfig
-from experiments.build_world import BuildConfig, build_worlds, fidelity_line, with_recommender
+from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, fidelity_line, with_recommender
 from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.evaluate import table
@@ -34,8 +34,6 @@ from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
-from reward_models.fit import FitConfig
-from reward_models.trainer import TrainConfig
 
 ORACLE_SESSIONS = 100
 """The oracle searches with the truth at every request, which takes a hundred times longer than a policy."""
@@ -65,11 +63,7 @@ class DemoConfig:
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
     """Also write the report's main metrics here, with the plot of watch times beside it."""
-    build: BuildConfig = field(
-        default_factory=lambda: BuildConfig(
-            fit=FitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.5))
-        )
-    )
+    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=SHORT_FIT))
     """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
 
     @property
