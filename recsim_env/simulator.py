@@ -148,7 +148,7 @@ class Simulator:
             seed_B = seed.to(self.device, torch.int64)
             if seed_B.shape != (num_sessions,):
                 raise ValueError(f"need one seed for each of {num_sessions} sessions, got {seed_B.shape}")
-        return self._begin(seed_B, torch.zeros_like(seed_B))
+        return self._with_candidates(*self._begin(seed_B, torch.zeros_like(seed_B)))
 
     @torch.no_grad()
     def restart(self, state: SessionState, done_B: Tensor) -> SessionState:
@@ -156,7 +156,8 @@ class Simulator:
         rows = done_B.nonzero().squeeze(1)
         if not len(rows):
             return state
-        return state.put(rows, self._begin(state.seed_B[rows], state.session_B[rows] + 1))
+        begun = self._with_candidates(*self._begin(state.seed_B[rows], state.session_B[rows] + 1))
+        return state.put(rows, begun)
 
     @torch.no_grad()
     def branch(
@@ -177,12 +178,16 @@ class Simulator:
         return dataclasses.replace(branched, key_B=torch.where(copy_B > 0, other_B, branched.key_B))
 
     @torch.no_grad()
-    def step(self, state: SessionState, items_BK: Tensor) -> tuple[SessionState, Feedback]:
+    def step(
+        self, state: SessionState, items_BK: Tensor, begin_B: Tensor | None = None
+    ) -> tuple[SessionState, Feedback]:
         """Shows one slate to every user.
 
         Args:
             state: the sessions.
             items_BK: int64 item codes, any items of the catalogue.
+            begin_B: bool; these rows begin their next session instead, and their feedback means nothing. The same
+                as ``restart`` after the step, but candidates are looked for once.
 
         Returns:
             The sessions at their next request, and the feedback.
@@ -203,7 +208,13 @@ class Simulator:
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        return self._advance(state, items_BK, feedback, draws[:, -1]), feedback
+        following, retrieval_B = self._advance(state, items_BK, feedback), draws[:, -1]
+        rows = begin_B.nonzero().squeeze(1) if begin_B is not None else None
+        if rows is not None and len(rows):
+            begun, begun_retrieval_B = self._begin(state.seed_B[rows], state.session_B[rows] + 1)
+            following = following.put(rows, begun)
+            retrieval_B = retrieval_B.index_copy(0, rows, begun_retrieval_B)
+        return self._with_candidates(following, retrieval_B), feedback
 
     @torch.no_grad()
     def expected(self, state: SessionState, items_BGK: Tensor) -> Expected:
@@ -234,7 +245,8 @@ class Simulator:
             torch.cat([probability_BKO * (1 - interrupt_BK1), probability_BKO * interrupt_BK1], dim=2),
         )
 
-    def _begin(self, seed_B: Tensor, session_B: Tensor) -> SessionState:
+    def _begin(self, seed_B: Tensor, session_B: Tensor) -> tuple[SessionState, Tensor]:
+        """Fresh sessions, yet without candidates, and the draws for these."""
         world = self.world
         key_B = address(seed_B, session_B)
         draws_B4 = uniform(key_B, 4)
@@ -264,9 +276,10 @@ class Simulator:
                 *(5 * (zeros_B,)),
             ),
         )  # fmt: skip
-        return self._with_candidates(state, draws_B4[:, 3])
+        return state, draws_B4[:, 3]
 
-    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback, retrieval_B: Tensor) -> SessionState:
+    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> SessionState:
+        """The sessions after a slate, yet without candidates."""
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
         shown = (request.context_BX, items_BK, signals_BKF, seen_BK)
@@ -295,7 +308,7 @@ class Simulator:
             ],
             dim=1,
         )
-        advanced = SessionState(
+        return SessionState(
             seed_B=state.seed_B,
             session_B=state.session_B,
             key_B=next_key(state.key_B),
@@ -306,14 +319,16 @@ class Simulator:
             predictor_BS=world.predictor.observe(state.predictor_BS, *shown),
             candidates_BS=world.candidates.observe(state.candidates_BS, *shown),
             shown_BM=shown_BM.scatter(1, column_BK, items_BK),
-            request=request._replace(
-                context_BX=context_BX,
-                history_BH=torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
-                history_feedback_BHF=torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(1, window_BHF),
-                history_known_BHF=torch.cat([request.history_known_BHF, known_BKF], 1).gather(1, window_BHF),
+            request=Request(
+                request.user_B,
+                request.user_features_BD,
+                context_BX,
+                torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
+                torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(1, window_BHF),
+                torch.cat([request.history_known_BHF, known_BKF], 1).gather(1, window_BHF),
+                *(5 * (watched_B,)),  # candidates and what is known of them come last
             ),
         )
-        return self._with_candidates(advanced, retrieval_B)
 
     def _with_candidates(self, state: SessionState, uniform_B: Tensor) -> SessionState:
         """Completes the request: candidates, what is known of them, what the recommender predicts."""
