@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from recsim_env.randomness import Purpose, address, next_key, uniform
 from recsim_env.types import NO_ITEM, Expected, Feedback, Outcomes, Request
@@ -290,7 +291,13 @@ class Simulator:
         # The seen places are a prefix: the new history is a window of old history and slate together.
         length, places = self.history_length, items_BK.shape[1]
         window_BH = seen_BK.sum(dim=1, keepdim=True) + torch.arange(length, device=self.device)
-        window_BHF = window_BH.unsqueeze(-1).expand(-1, -1, signals_BKF.shape[-1])
+        first_B1 = torch.arange(len(items_BK), device=self.device).unsqueeze(1) * (length + places)
+        window_X = (window_BH + first_B1).flatten()
+
+        def in_window(old_BHF: Tensor, new_BKF: Tensor) -> Tensor:
+            rows_YF = torch.cat([old_BHF, new_BKF], 1).flatten(0, 1)
+            return rows_YF.index_select(0, window_X).view_as(old_BHF)  # whole rows: a gather takes four times as long
+
         known_BKF = seen_BK.unsqueeze(-1).expand_as(signals_BKF)
         shown_BM = state.shown_BM
         column_BK = self.history_length + state.request_index_B.unsqueeze(1) * places
@@ -324,8 +331,8 @@ class Simulator:
                 request.user_features_BD,
                 context_BX,
                 torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
-                torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(1, window_BHF),
-                torch.cat([request.history_known_BHF, known_BKF], 1).gather(1, window_BHF),
+                in_window(request.history_feedback_BHF, signals_BKF),
+                in_window(request.history_known_BHF, known_BKF),
                 *(5 * (watched_B,)),  # candidates and what is known of them come last
             ),
         )
@@ -339,7 +346,7 @@ class Simulator:
         predicted_BCF, std_BCF = world.predictor.predict(state.predictor_BS, state.request.context_BX, candidates_BC)
         request = state.request._replace(
             candidates_BC=candidates_BC,
-            candidate_features_BCD=world.catalogue.features_ND[candidates_BC],
+            candidate_features_BCD=embedding(candidates_BC, world.catalogue.features_ND),
             retriever_score_BC=score_BC,
             predicted_BCF=predicted_BCF,
             predicted_std_BCF=std_BCF,
