@@ -35,5 +35,16 @@ bench: $(INSTALLED)  ## speed, as ratios measured in one run
 	$(BIN)/python -m experiments.benchmark env
 	$(BIN)/python -m experiments.benchmark rllib
 
-results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; finished runs are kept
+KUAIRAND = $(RECSIM_DATA)/kuairand_pure
+KEPT = experiments/results
+
+results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
+	test -f $(KEPT)/demo.json || $(BIN)/python -m experiments.demo --json $(KEPT)/demo.json
 	$(BIN)/python -m experiments.compare goalrank
+	@test -d "$(KUAIRAND)" || echo "RECSIM_DATA holds no kuairand_pure: results on the real log are left as they are"
+	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/demo_kuairand.json || \
+		$(BIN)/python -m experiments.demo --data "$(KUAIRAND)" --json $(KEPT)/demo_kuairand.json
+	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare goalrank --data "$(KUAIRAND)"
+	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
+		$(BIN)/python -m experiments.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
+	$(BIN)/python -m experiments.results_page

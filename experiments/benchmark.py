@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -26,7 +27,9 @@ from experiments.command import run_command
 from experiments.provenance import stamp
 from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
 from recsim_env.files import write_json
+from recsim_env.types import NO_ITEM
 from recsim_env.world import resolve_world
+from reward_models.retrieval import TwoTowerCandidates
 
 BATCHES = (1, 64, 256, 1024)
 
@@ -95,6 +98,22 @@ class FixedCandidates:
         return items_C.expand(len(state_BS), -1), torch.zeros(1, 1).expand(len(state_BS), num_candidates)
 
 
+class FirstItems(TwoTowerCandidates):
+    """A candidate source over the first items of its catalogue alone."""
+
+    def __init__(self, source: TwoTowerCandidates, num_items: int):
+        tensors = source.tensors()
+        super().__init__(source.config(), {**tensors, "items_Nd": tensors["items_Nd"][:num_items]})
+        self.num_items = num_items
+
+    def retrieve(
+        self, state_BS: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates among the first items."""
+        known_BM = shown_BM.masked_fill(shown_BM >= self.num_items, NO_ITEM)
+        return super().retrieve(state_BS, known_BM, uniform_B, num_candidates)
+
+
 class NoPrediction:
     """A predictor that costs nothing: measures the core step."""
 
@@ -128,12 +147,15 @@ def measure_env(world: World, seconds: float) -> dict[str, Any]:
     report |= {name: {} for name in figures} | {"step_over_forward": {}, "reset_over_step": {}}
     for batch in tqdm(BATCHES, desc="batch sizes", disable=None):
         simulator, bare = Simulator(world), Simulator(core)
-        state = _warm(simulator, batch)
-        full_us = _microseconds(_player(simulator, state), batch, seconds)
-        core_us = _microseconds(_player(bare, _warm(bare, batch)), batch, seconds)
-        forward_us = _microseconds(_forward(simulator, state), batch, seconds / 2)
-        everyone = torch.ones(batch, dtype=torch.bool)
-        reset_us = _microseconds(lambda: simulator.restart(state, everyone), batch, seconds / 2)  # noqa: B023
+        player = _Player(simulator, batch)
+        full_us = _microseconds(player, seconds)
+        core_us = _microseconds(_Player(bare, batch), seconds)
+        state, everyone = player.state, torch.ones(batch, dtype=torch.bool)
+        forward_us = _microseconds(_forward(simulator, state), seconds / 2)
+        reset_us = _microseconds(
+            lambda: simulator.restart(state, everyone).num_sessions,  # noqa: B023
+            seconds / 2,
+        )
         report["requests_per_cpu_second"][batch] = round(1e6 / full_us)
         report["core_requests_per_cpu_second"][batch] = round(1e6 / core_us)
         report["face_requests_per_cpu_second"][batch] = round(1e6 / _face_us(world, batch, seconds))
@@ -144,38 +166,34 @@ def measure_env(world: World, seconds: float) -> dict[str, Any]:
     return report
 
 
-def _warm(simulator: Simulator, batch: int) -> SessionState:
-    """Sessions a few requests old, so that histories and states are ordinary."""
-    state = simulator.start(batch, seed=0)
-    play = _player(simulator, state)
-    for _ in range(3):
-        state = play()
-    return state
+class _Player:
+    """Plays one request of every session: the retriever's first K; where one ended, the next call begins another."""
+
+    def __init__(self, simulator: Simulator, batch: int):
+        self.simulator = simulator
+        self.state = simulator.start(batch, seed=0)
+        self.over_B = torch.zeros(batch, dtype=torch.bool)
+        for _ in range(3):  # histories and states are then ordinary
+            self()
+
+    def __call__(self) -> int:
+        """Returns how many requests were answered."""
+        begins_B, items_BK = self.over_B, self.state.request.candidates_BC[:, : self.simulator.slate_size]
+        self.state, feedback = self.simulator.step(self.state, items_BK, begins_B)
+        is_last_B = self.state.request_index_B >= self.simulator.max_requests
+        self.over_B = (feedback.left_B | is_last_B) & ~begins_B
+        return len(begins_B) - int(begins_B.sum())
 
 
-def _player(simulator: Simulator, state: SessionState) -> Callable[[], SessionState]:
-    """One request of every session: the retriever's first K, and a new session where the user left."""
-
-    def play() -> SessionState:
-        nonlocal state
-        items_BK = state.request.candidates_BC[:, : simulator.slate_size]
-        state, feedback = simulator.step(state, items_BK)
-        over_B = feedback.left_B | (state.request_index_B >= simulator.max_requests)
-        state = simulator.restart(state, over_B)
-        return state
-
-    return play
-
-
-def _forward(simulator: Simulator, state: SessionState) -> Callable[[], Tensor]:
+def _forward(simulator: Simulator, state: SessionState) -> Callable[[], int]:
     """The response model alone, on the same B x K places."""
     items_BK = state.request.candidates_BC[:, : simulator.slate_size]
     uniform_BKJ = torch.rand(*items_BK.shape, simulator.world.response.num_draws)
     context_BX, state_BS = state.request.context_BX, state.response_BS
 
     @torch.no_grad()
-    def forward() -> Tensor:
-        return simulator.world.response.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+    def forward() -> int:
+        return len(simulator.world.response.respond(state_BS, context_BX, items_BK, uniform_BKJ))
 
     return forward
 
@@ -186,24 +204,36 @@ def _face_us(world: World, batch: int, seconds: float) -> float:
     env.action_space.seed(0)
     action = env.action_space.sample()
 
-    def step() -> None:
+    begins = 0  # a vector row that ended begins anew in the next step, which answers no request
+
+    def step() -> int:
+        nonlocal begins
         _, _, terminated, truncated, _ = env.step(action)
-        if batch == 1 and (terminated or truncated):
-            env.reset()
+        if batch == 1:
+            if terminated or truncated:
+                env.reset()
+            return 1
+        answered = batch - begins
+        begins = int(np.count_nonzero(terminated | truncated))
+        return answered
 
-    return _microseconds(step, batch, seconds)
+    return _microseconds(step, seconds)
 
 
-def _microseconds(call: Callable[[], Any], requests: int, seconds: float) -> float:
-    """CPU-microseconds per request of the best of five windows: other jobs only ever add time."""
+def _microseconds(call: Callable[[], int], seconds: float) -> float:
+    """CPU-microseconds per request of the best of five windows: other jobs only ever add time.
+
+    Args:
+        call: returns how many requests it answered.
+        seconds: CPU time to spend.
+    """
     call()
     windows = []
     for _ in range(5):
-        calls, begin = 0, time.process_time()
-        while time.process_time() - begin < seconds / 5 or calls == 0:
-            call()
-            calls += 1
-        windows.append((time.process_time() - begin) / calls / requests)
+        answered, begin = 0, time.process_time()
+        while time.process_time() - begin < seconds / 5 or answered == 0:
+            answered += call()
+        windows.append((time.process_time() - begin) / answered)
     return min(windows) * 1e6
 
 
@@ -216,13 +246,17 @@ def _costs(world: World, seconds: float) -> dict[str, dict[int, float]]:
     }
     costs: dict[str, dict[int, float]] = {"batch": {}}
     for batch in (16, 64, 256, 1024):
-        simulator = Simulator(world)
-        costs["batch"][batch] = _microseconds(_player(simulator, _warm(simulator, batch)), batch, seconds)
+        costs["batch"][batch] = _microseconds(_Player(Simulator(world), batch), seconds)
     for name, values in sizes.items():
         costs[name] = {}
         for value in values:
             simulator = Simulator(world, **dict[str, Any]({name: value}))
-            costs[name][value] = _microseconds(_player(simulator, _warm(simulator, 256)), 256, seconds)
+            costs[name][value] = _microseconds(_Player(simulator, 256), seconds)
+    if isinstance(world.candidates, TwoTowerCandidates):
+        costs["num_items"] = {}
+        for value in (1000, 2000, 4000, len(world.catalogue)):
+            some = world.replace(candidates=FirstItems(world.candidates, value))
+            costs["num_items"][value] = _microseconds(_Player(Simulator(some), 256), seconds)
     return {name: {k: round(v, 1) for k, v in row.items()} for name, row in costs.items()}
 
 

@@ -308,6 +308,16 @@ def with_recommender(truth: World, learned: World, name: str = "truth") -> World
     )
 
 
+def without_list_effect(world: World) -> World:
+    """A learned world as it would have been built with no declared list effect: same users, same models."""
+    plain = world.replace(
+        list_effect=None,
+        evaluator=world.evaluator.with_list_effect(None),  # type: ignore[union-attr]
+        declared={name: value for name, value in world.declared.items() if name != "list_effect"},
+    )
+    return plain.replace(fidelity={**world.fidelity, "drift": rollout_drift(plain, RetrieverOrder(6))})
+
+
 def main_tags(dataset: LoggedDataset) -> Tensor:
     """The first tag of each item, -1 where it has none: int64 (N,)."""
     tags = [tags[0] if len(tags) else NO_ITEM for tags in dataset.items["tags"]]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
-from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender
+from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
@@ -38,6 +38,10 @@ from recsim_env.world import World
 
 SEARCH_SESSIONS = 200
 """Sessions of the policies that search at every request, which takes a hundred times longer."""
+
+
+DECLARED = 0.3
+"""Declared chance that a repeated tag is skipped, for logs without slates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ class GoalRankTable:
         if self.data is None:
             return [Setting(self, "synthetic" if s == 1 else f"synthetic-x{s:g}", 0.0, s, 0.0) for s in self.strengths]
         log = self.data.resolve().name
-        return [Setting(self, f"{log}-declared", 0.3, 0.0, None), Setting(self, f"{log}-none", 0.0, 0.0, None)]
+        return [Setting(self, f"{log}-declared", DECLARED, 0.0, None), Setting(self, f"{log}-none", 0.0, 0.0, None)]
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,17 @@ class Setting:
 
     @cached_property
     def worlds(self) -> dict[str, World]:
-        """World A, the judges and the truth; what is not built yet is built."""
+        """World A, the judges and the truth; what is not built yet is built.
+
+        Without the declared effect a real log's worlds are those with it, less the effect.
+        """
         dataset, truth = self.log
+        if truth is None and not self.declared_effect:
+            built = self.table.settings[0].worlds
+            for name, world in built.items():
+                if not (self.folder / "worlds" / name / "world.json").exists():
+                    without_list_effect(world).save(self.folder / "worlds" / name)
+            return {name: World.load(self.folder / "worlds" / name) for name in built}
         build = BuildConfig(fit=SHORT_FIT, seed=self.table.world_seed, list_effect=self.declared_effect)
         folders = build_worlds(dataset, self.folder / "worlds", build)
         worlds = {name: World.load(folder) for name, folder in folders.items()}

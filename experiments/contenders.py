@@ -64,7 +64,7 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingC
     )
     ranked = (~requests.uniform_L).nonzero().squeeze(1)
     some = ranked[torch.randperm(len(ranked), generator=torch.Generator().manual_seed(0))[:CLONE_REQUESTS]]
-    return fit_logging_clone(requests, slate_size, source=world.candidates, among=some)
+    return fit_logging_clone(requests, slate_size, among=some)
 
 
 def trained(folders: list[Path], world_requests: int = 0) -> Contender:

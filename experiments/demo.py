@@ -9,12 +9,14 @@ goes on where it stopped.
 """
 
 import dataclasses
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from agents.goalrank import GoalRankConfig
@@ -100,6 +102,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         _say("     " + fidelity_line(name, world.fidelity))
 
     _say("3/4  GoalRank learns in world A through RLlib")
+    torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs from here on
     training = TrainRun(
         goalrank=GoalRankConfig(seed=config.seed),
         world=str(folders["A"]),

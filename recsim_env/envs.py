@@ -198,7 +198,8 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         if any_ended:  # whatever was passed for a row that has ended is ignored
             fallback_BK = state.request.candidates_BC[:, : items_BK.shape[1]]
             items_BK = torch.where(ended_B.unsqueeze(1), fallback_BK, items_BK)
-        played, feedback = simulator.step(state, items_BK)
+        begins_B = ended_B if self.autoreset_mode is AutoresetMode.NEXT_STEP else None
+        played, feedback = simulator.step(state, items_BK, begins_B)
         if any_ended:
             running_B11 = (~ended_B).unsqueeze(1).unsqueeze(2)
             feedback = Feedback(
@@ -213,7 +214,6 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         final_request = None
 
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            played = simulator.restart(played, ended_B)
             self._terminated_B, self._truncated_B = terminated_B, truncated_B
         elif self.autoreset_mode is AutoresetMode.SAME_STEP:
             final_request = played.request

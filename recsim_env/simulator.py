@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from recsim_env.randomness import Purpose, address, next_key, uniform
 from recsim_env.types import NO_ITEM, Expected, Feedback, Outcomes, Request
@@ -148,7 +149,7 @@ class Simulator:
             seed_B = seed.to(self.device, torch.int64)
             if seed_B.shape != (num_sessions,):
                 raise ValueError(f"need one seed for each of {num_sessions} sessions, got {seed_B.shape}")
-        return self._begin(seed_B, torch.zeros_like(seed_B))
+        return self._with_candidates(*self._begin(seed_B, torch.zeros_like(seed_B)))
 
     @torch.no_grad()
     def restart(self, state: SessionState, done_B: Tensor) -> SessionState:
@@ -156,7 +157,8 @@ class Simulator:
         rows = done_B.nonzero().squeeze(1)
         if not len(rows):
             return state
-        return state.put(rows, self._begin(state.seed_B[rows], state.session_B[rows] + 1))
+        begun = self._with_candidates(*self._begin(state.seed_B[rows], state.session_B[rows] + 1))
+        return state.put(rows, begun)
 
     @torch.no_grad()
     def branch(
@@ -177,12 +179,16 @@ class Simulator:
         return dataclasses.replace(branched, key_B=torch.where(copy_B > 0, other_B, branched.key_B))
 
     @torch.no_grad()
-    def step(self, state: SessionState, items_BK: Tensor) -> tuple[SessionState, Feedback]:
+    def step(
+        self, state: SessionState, items_BK: Tensor, begin_B: Tensor | None = None
+    ) -> tuple[SessionState, Feedback]:
         """Shows one slate to every user.
 
         Args:
             state: the sessions.
             items_BK: int64 item codes, any items of the catalogue.
+            begin_B: bool; these rows begin their next session instead, and their feedback means nothing. The same
+                as ``restart`` after the step, but candidates are looked for once.
 
         Returns:
             The sessions at their next request, and the feedback.
@@ -203,7 +209,13 @@ class Simulator:
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        return self._advance(state, items_BK, feedback, draws[:, -1]), feedback
+        following, retrieval_B = self._advance(state, items_BK, feedback), draws[:, -1]
+        rows = begin_B.nonzero().squeeze(1) if begin_B is not None else None
+        if rows is not None and len(rows):
+            begun, begun_retrieval_B = self._begin(state.seed_B[rows], state.session_B[rows] + 1)
+            following = following.put(rows, begun)
+            retrieval_B = retrieval_B.index_copy(0, rows, begun_retrieval_B)
+        return self._with_candidates(following, retrieval_B), feedback
 
     @torch.no_grad()
     def expected(self, state: SessionState, items_BGK: Tensor) -> Expected:
@@ -234,7 +246,8 @@ class Simulator:
             torch.cat([probability_BKO * (1 - interrupt_BK1), probability_BKO * interrupt_BK1], dim=2),
         )
 
-    def _begin(self, seed_B: Tensor, session_B: Tensor) -> SessionState:
+    def _begin(self, seed_B: Tensor, session_B: Tensor) -> tuple[SessionState, Tensor]:
+        """Fresh sessions, yet without candidates, and the draws for these."""
         world = self.world
         key_B = address(seed_B, session_B)
         draws_B4 = uniform(key_B, 4)
@@ -264,9 +277,10 @@ class Simulator:
                 *(5 * (zeros_B,)),
             ),
         )  # fmt: skip
-        return self._with_candidates(state, draws_B4[:, 3])
+        return state, draws_B4[:, 3]
 
-    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback, retrieval_B: Tensor) -> SessionState:
+    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> SessionState:
+        """The sessions after a slate, yet without candidates."""
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
         shown = (request.context_BX, items_BK, signals_BKF, seen_BK)
@@ -277,7 +291,13 @@ class Simulator:
         # The seen places are a prefix: the new history is a window of old history and slate together.
         length, places = self.history_length, items_BK.shape[1]
         window_BH = seen_BK.sum(dim=1, keepdim=True) + torch.arange(length, device=self.device)
-        window_BHF = window_BH.unsqueeze(-1).expand(-1, -1, signals_BKF.shape[-1])
+        first_B1 = torch.arange(len(items_BK), device=self.device).unsqueeze(1) * (length + places)
+        window_X = (window_BH + first_B1).flatten()
+
+        def in_window(old_BHF: Tensor, new_BKF: Tensor) -> Tensor:
+            rows_YF = torch.cat([old_BHF, new_BKF], 1).flatten(0, 1)
+            return rows_YF.index_select(0, window_X).view_as(old_BHF)  # whole rows: a gather takes four times as long
+
         known_BKF = seen_BK.unsqueeze(-1).expand_as(signals_BKF)
         shown_BM = state.shown_BM
         column_BK = self.history_length + state.request_index_B.unsqueeze(1) * places
@@ -295,7 +315,7 @@ class Simulator:
             ],
             dim=1,
         )
-        advanced = SessionState(
+        return SessionState(
             seed_B=state.seed_B,
             session_B=state.session_B,
             key_B=next_key(state.key_B),
@@ -306,14 +326,16 @@ class Simulator:
             predictor_BS=world.predictor.observe(state.predictor_BS, *shown),
             candidates_BS=world.candidates.observe(state.candidates_BS, *shown),
             shown_BM=shown_BM.scatter(1, column_BK, items_BK),
-            request=request._replace(
-                context_BX=context_BX,
-                history_BH=torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
-                history_feedback_BHF=torch.cat([request.history_feedback_BHF, signals_BKF], 1).gather(1, window_BHF),
-                history_known_BHF=torch.cat([request.history_known_BHF, known_BKF], 1).gather(1, window_BHF),
+            request=Request(
+                request.user_B,
+                request.user_features_BD,
+                context_BX,
+                torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
+                in_window(request.history_feedback_BHF, signals_BKF),
+                in_window(request.history_known_BHF, known_BKF),
+                *(5 * (watched_B,)),  # candidates and what is known of them come last
             ),
         )
-        return self._with_candidates(advanced, retrieval_B)
 
     def _with_candidates(self, state: SessionState, uniform_B: Tensor) -> SessionState:
         """Completes the request: candidates, what is known of them, what the recommender predicts."""
@@ -324,7 +346,7 @@ class Simulator:
         predicted_BCF, std_BCF = world.predictor.predict(state.predictor_BS, state.request.context_BX, candidates_BC)
         request = state.request._replace(
             candidates_BC=candidates_BC,
-            candidate_features_BCD=world.catalogue.features_ND[candidates_BC],
+            candidate_features_BCD=embedding(candidates_BC, world.catalogue.features_ND),
             retriever_score_BC=score_BC,
             predicted_BCF=predicted_BCF,
             predicted_std_BCF=std_BCF,

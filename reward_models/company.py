@@ -9,8 +9,8 @@ Fatigue stands on the diagonal of ``pair``, what leads well (or badly) to what b
 what each signal makes of it is for the model to say. The level is a convention, for a log cannot tell it from what
 the ranker puts first: two videos taken as they are shown usually have no effect on each other (``settle``).
 
-Chosen by the log likelihood of held-out slates, uniform and ranked: repetition feature by feature, symmetric vectors
-of a few dimensions, matrices over all features, and attention gained half as much or less.
+Chosen by the log likelihood of held-out slates, uniform and ranked, of users that taught nothing: repetition feature
+by feature gained half as much, a matrix over all features, numbers among them, up to three quarters.
 
 Shape legend: K places, Z kinds, D features, N items; ``...`` any leading shape, an ensemble's members first.
 """

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
@@ -304,7 +305,7 @@ class SequenceResponse(nn.Module):
         """State after a slate; places that were not seen change nothing."""
         usual_BKY = self.core.memory.usual_TGY[self._tab(context_BX), self.group_N[items_BK]]
         feedback_BKP = feedback_features(signals_BKF, self.duration_N[items_BK], usual_BKY)
-        events = self.core.memory.events(self.item_event_NE[items_BK], feedback_BKP, seen_BK)
+        events = self.core.memory.events(embedding(items_BK, self.item_event_NE), feedback_BKP, seen_BK)
         return torch.cat([state_BS[:, :1], self.core.memory.update(state_BS[:, 1:], *events)], -1)
 
     def _tab(self, context_BX: Tensor) -> Tensor:
@@ -317,7 +318,7 @@ class SequenceResponse(nn.Module):
         user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
         item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, *kinds = torch.split(
-            self.item_row_NR[items_BK], self._row_widths, -1
+            embedding(items_BK, self.item_row_NR), self._row_widths, -1
         )
         hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
         company_BK = None

@@ -24,7 +24,6 @@ from agents.baselines import (
 )
 from agents.baselines.evaluator_search import neighbours
 from agents.baselines.popularity import logged_counts
-from recsim_env.candidates import UniformCandidates
 from recsim_env.checkers import check_policy
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
@@ -267,12 +266,9 @@ def test_slates_of_other_items_than_the_candidates_do_not_count() -> None:
     assert float((own - both).detach().abs().max()) < 0.03
 
 
-def test_without_candidate_lists_the_clone_learns_against_a_source() -> None:
+def test_without_candidate_lists_the_clone_learns_against_the_catalogue() -> None:
     log, logits_LC = planted_log(3000, with_candidates=False)
-    with pytest.raises(ValueError, match="give source="):
-        fit_logging_clone(log, 3)
-    source = UniformCandidates(torch.zeros(40))
-    clone = fit_logging_clone(log, 3, source=source, config=LoggingCloneConfig(num_candidates=20, epochs=8))
+    clone = fit_logging_clone(log, 3, config=LoggingCloneConfig(num_candidates=20, epochs=8))
     offered = planted_log(3000, with_candidates=True)[0].batch(torch.arange(3000)).request
     cloned_LC = clone.logits(offered).detach()
     correlation = torch.corrcoef(torch.stack([cloned_LC.flatten(), logits_LC.flatten()]))[0, 1]

@@ -10,7 +10,7 @@ import torch
 
 from agents.baselines import PointwiseGreedy, RandomSlate
 from experiments import compare, results_page
-from experiments.build_world import BuildConfig, build_worlds, days_of, with_recommender
+from experiments.build_world import BuildConfig, build_worlds, days_of, with_recommender, without_list_effect
 from experiments.compare import GoalRankTable, checks
 from experiments.contenders import policy_of, references
 from experiments.evaluate import Arguments, run, table, worlds_in
@@ -112,6 +112,14 @@ def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path
     assert world.list_effect is not None
     assert not world.evaluator.listwise  # type: ignore[union-attr]
     assert World.load(folders["judge-1"]).declared == world.declared
+    plain = without_list_effect(world)
+    assert plain.list_effect is None
+    assert plain.declared.keys() == {"leave", "contexts"}
+    request = Simulator(world).start(8, seed=0).request
+    lists_BGK = request.candidates_BC[:, None, :6]
+    values = [one.evaluator.score(request, lists_BGK).value_BG for one in (world, plain)]
+    assert bool((values[1] > values[0]).any()), "repeated tags cost nothing any more"
+    assert bool((values[1] >= values[0]).all())
 
 
 def test_the_recommender_shares_nothing_with_the_world(folder: Path) -> None:

@@ -51,6 +51,19 @@ def test_a_row_equals_the_same_session_alone(simulator: Simulator, num_sessions:
             alone[row] = simulator.restart(stepped, own.left_B)
 
 
+def test_beginning_anew_within_a_step_is_a_restart_after_it(simulator: Simulator) -> None:
+    state = simulator.start(50, seed=2)
+    for _ in range(6):
+        items = slates(state)
+        begin = torch.rand(50, generator=torch.Generator().manual_seed(int(state.request_index_B.sum()))) < 0.3
+        stepped, feedback = simulator.step(state, items)
+        state, at_once = simulator.step(state, items, begin)
+        assert same_bytes(state, simulator.restart(stepped, begin))
+        assert torch.equal(at_once.signals_BKF, feedback.signals_BKF)
+    assert bool(begin.any())
+    assert int(state.session_B.max()) > 1
+
+
 def test_changing_one_slate_leaves_every_other_session_alone(simulator: Simulator) -> None:
     state = simulator.start(40, seed=5)
     other = state

@@ -1,9 +1,10 @@
 """Logging-policy clone: a small softmax over candidates, fitted to the slates a log shows.
 
 The likelihood is Plackett-Luce: the item at each place against the candidates still left. Where the log
-kept its candidate lists, these are the alternatives. Where it did not, they are what a candidate source
-retrieves for the same user, so that the clone then explains the choice among *our* candidates and not the
-production system's. Scores are pointwise: a candidate's features, its predicted signals and retriever score.
+kept its candidate lists, these are the alternatives. Where it did not, they are drawn from the whole catalogue, so
+that the clone then explains retrieval and ranking of the production system at once; against what our own retriever
+finds best for a user, it would learn to put that last. Scores are pointwise: a candidate's features, its predicted
+signals and retriever score.
 
 Shape legend: B requests, C candidates, K places, D inputs.
 """
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from agents.baselines import plackett_luce
 from agents.baselines.pointwise_greedy import best_positions
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
-from recsim_env.types import CandidateSource, Decision, Request
+from recsim_env.types import Decision, Request
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -117,7 +118,6 @@ def fit_logging_clone(
     requests: LoggedRequests,
     slate_size: int,
     *,
-    source: CandidateSource | None = None,
     among: Tensor | None = None,
     config: LoggingCloneConfig | None = None,
 ) -> LoggingClone:
@@ -126,23 +126,17 @@ def fit_logging_clone(
     Args:
         requests: logged requests, annotated with the predictor and retriever the clone will meet.
         slate_size: K of the slates it will answer.
-        source: draws the alternatives; needed where the log has no candidate lists.
         among: int64 indices of the requests to fit to; by default all but those of uniform exposure.
         config: settings.
-
-    Raises:
-        ValueError: neither candidate lists nor a source to draw alternatives from.
     """
     config = config or LoggingCloneConfig()
-    if requests.candidate_item_Q is None and source is None:
-        raise ValueError("this log has no candidate lists: give source= to draw the alternatives from")
     generator = torch.Generator().manual_seed(config.seed)
     among = (~requests.uniform_L).nonzero().squeeze(1) if among is None else among
 
     def offered(batch: LoggedBatch) -> LoggedBatch:
-        if requests.candidate_item_Q is not None or source is None:
+        if requests.candidate_item_Q is not None:
             return batch
-        return _with_alternatives(requests, batch, source, config.num_candidates, generator)
+        return _with_alternatives(requests, batch, config.num_candidates, generator)
 
     chunks = requests.batch_indices(config.batch_size, generator, among)
     example = candidate_inputs(offered(requests.batch(max(chunks, key=len))).request)
@@ -191,15 +185,13 @@ def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
 def _with_alternatives(
     requests: LoggedRequests,
     batch: LoggedBatch,
-    source: CandidateSource,
     num_candidates: int,
     generator: torch.Generator,
 ) -> LoggedBatch:
-    """The batch with the shown items first among its candidates and retrieved ones after them."""
+    """The batch with the shown items first among its candidates and any of the catalogue after them."""
     request = batch.request
-    uniform_B = torch.rand(len(request.user_B), generator=generator)
-    retrieved_BC, _ = source.retrieve(source.start(request.user_B), request.history_BH, uniform_B, num_candidates)
-    candidates_BC = torch.cat([batch.items_BK, retrieved_BC], dim=1)
+    drawn_BC = torch.randint(len(requests.item_features_ND), (len(request.user_B), num_candidates), generator=generator)
+    candidates_BC = torch.cat([batch.items_BK, drawn_BC], dim=1)
     request = request._replace(
         candidates_BC=candidates_BC,
         candidate_features_BCD=requests.item_features_ND[candidates_BC],

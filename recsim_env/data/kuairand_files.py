@@ -1,14 +1,12 @@
 """Writes a log as a KuaiRand folder, so that it can be read, shared or fed to other people's code."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from recsim_env.data.schema import SIGNALS, LoggedDataset
+from recsim_env.files import whole_folder
 from recsim_env.types import WATCH_TIME
 
 _FLAGS = {
@@ -93,15 +91,10 @@ def write_kuairand(dataset: LoggedDataset, folder: str | Path) -> Path:
     }
     if dataset.history is not None:
         files["user_history_pure"] = _kuairand_history(dataset, dataset.history)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as aside:
         for name, table in files.items():
             if len(table):
                 table.to_csv(aside / f"{name}.csv", index=False)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
