@@ -1,7 +1,8 @@
 """Tables over several training seeds, built from finished runs; only what is missing is run.
 
     python -m experiments.compare goalrank                     the synthetic log: judges and truth
-    python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without
+    python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without,
+                                                               and with users who leave half or twice as easily
 
 GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the
 references. Each finished world leaves one small JSON in ``experiments/results``. A claim has to clear both the
@@ -38,6 +39,9 @@ from recsim_env.world import World
 
 SEARCH_SESSIONS = 200
 """Sessions of the policies that search at every request, which takes a hundred times longer."""
+
+VARIED_SESSIONS = 1000
+"""Sessions of each policy where a declared parameter is varied to see whether a conclusion hangs on it."""
 
 
 DECLARED = 0.3
@@ -85,7 +89,12 @@ class GoalRankTable:
         if self.data is None:
             return [Setting(self, "synthetic" if s == 1 else f"synthetic-x{s:g}", 0.0, s, 0.0) for s in self.strengths]
         log = self.data.resolve().name
-        return [Setting(self, f"{log}-declared", DECLARED, 0.0, None), Setting(self, f"{log}-none", 0.0, 0.0, None)]
+        declared = Setting(self, f"{log}-declared", DECLARED, 0.0, None)
+        varied = [
+            dataclasses.replace(declared, name=f"{declared.name}-leave-x{hazard:g}", hazard=hazard)
+            for hazard in (0.5, 2.0)
+        ]
+        return [declared, Setting(self, f"{log}-none", 0.0, 0.0, None), *varied]
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,8 @@ class Setting:
     """Strength of the true list effect in the synthetic world."""
     bar: float | None
     """Seconds that GoalRank's lead has to exceed."""
+    hazard: float = 1.0
+    """What the declared hazards of leaving are multiplied by; the policies are those trained with 1."""
 
     @property
     def folder(self) -> Path:
@@ -124,6 +135,9 @@ class Setting:
 
         Without the declared effect a real log's worlds are those with it, less the effect.
         """
+        if self.hazard != 1:
+            built = self.table.settings[0].worlds
+            return {name: _with_hazard(world, self.hazard) for name, world in built.items()}
         dataset, truth = self.log
         if truth is None and not self.declared_effect:
             built = self.table.settings[0].worlds
@@ -137,8 +151,10 @@ class Setting:
         return worlds if truth is None else {**worlds, "truth": with_recommender(truth, worlds["judge-1"])}
 
     @cached_property
-    def clone(self) -> LoggingClone:
+    def clone(self) -> LoggingClone | None:
         """An imitation of the log's own ranker."""
+        if self.hazard != 1:  # not among those who play
+            return None
         return logging_clone(self.log[0], self.worlds["A"], slate_size=6)
 
     @property
@@ -150,6 +166,8 @@ class Setting:
     @cached_property
     def training(self) -> list[TrainRun]:
         """One run for each seed."""
+        if self.hazard != 1:
+            return self.table.settings[0].training
         return [
             TrainRun(
                 goalrank=GoalRankConfig(seed=seed),
@@ -179,27 +197,40 @@ def run(table: GoalRankTable) -> dict[str, Any]:
 def play(setting: Setting, name: str) -> dict[str, Any]:
     """Everyone plays one world, after what training is still missing; returns what its JSON keeps."""
     table, world = setting.table, setting.worlds[name]
+    num_sessions = table.num_sessions
     contenders: dict[str, Any] = dict(references(setting.worlds["A"], slate_size=6, clone=setting.clone))
     searchers: dict[str, Any] = {"evaluator search": contenders.pop("evaluator search")}
     if name == "truth":
         searchers["greedy oracle"] = oracle(greedy_oracle)
+    if setting.hazard != 1:
+        num_sessions, searchers = min(num_sessions, VARIED_SESSIONS), {}
+        contenders = {baseline: contenders[baseline] for baseline in BASELINES}
     policies = [train(run) for run in tqdm(setting.training, desc=f"seeds of {setting.name}", disable=None)]
     contenders["GoalRank"] = trained(policies, requests_of(setting.training[0]))
-    result = evaluate(contenders, {name: world}, num_sessions=table.num_sessions, seed=1_000_000)
-    few = min(SEARCH_SESSIONS, table.num_sessions)
-    searched = evaluate(searchers, {name: world}, num_sessions=few, seed=1_000_000)
+    result = evaluate(contenders, {name: world}, num_sessions=num_sessions, seed=1_000_000)
+    rows = result.rows()
+    if searchers:
+        few = min(SEARCH_SESSIONS, num_sessions)
+        rows = [*rows, *evaluate(searchers, {name: world}, num_sessions=few, seed=1_000_000).rows()]
     return {
         "command": "python -m experiments.compare goalrank" + (" --data <folder>" if table.data else ""),
         "setting": setting.name,
         "world": name,
         "world_seed": table.world_seed,
         "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
+        "hazard": setting.hazard,
+        "num_sessions": num_sessions,
         "iterations": table.iterations,
         "openings": _opened(setting.folder / "openings.json", name),
-        "rows": [as_json(row) for row in (*result.rows(), *searched.rows()) if row.metric in MAIN_METRICS],
+        "rows": [as_json(row) for row in rows if row.metric in MAIN_METRICS],
         "checks": checks(result, setting, name),
         **stamp(),
     }
+
+
+def _with_hazard(world: World, factor: float) -> World:
+    leave = world.leave.scaled(factor)  # type: ignore[attr-defined]
+    return world.replace(leave=leave, declared={**world.declared, "leave": leave.config()})
 
 
 def checks(result: EvaluationResult, setting: Setting, name: str) -> list[dict[str, Any]]:

@@ -313,6 +313,14 @@ def test_leave_models() -> None:
         check_leave_model(Leave(places=2), num_signals=2)
 
 
+def test_scaled_hazards_are_powers_of_the_chance_to_stay() -> None:
+    signals_BKF = torch.rand(5, 4, 8, generator=torch.Generator().manual_seed(0)) * 30.0
+    context_BX = torch.zeros(5, 7)
+    stay_BK = DeclaredLeave().stay(context_BX, signals_BKF)
+    torch.testing.assert_close(DeclaredLeave().scaled(2.0).stay(context_BX, signals_BKF), stay_BK**2)
+    assert DeclaredLeave().scaled(1.0).config() == DeclaredLeave().config()
+
+
 def test_dotted_paths_reach_modules_and_classes() -> None:
     assert load_object("recsim_env.declared:DeclaredLeave") is DeclaredLeave
     assert load_object("recsim_env.declared:DeclaredLeave.restore") == DeclaredLeave.restore
