@@ -43,7 +43,7 @@ ORACLE_SESSIONS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo; the defaults take under ten minutes on two cores."""
+    """Sizes of the demo; the defaults take about ten minutes on two cores."""
 
     data: Path | None = None
     """A KuaiRand folder; by default a synthetic log is drawn."""
