@@ -3,10 +3,10 @@
 Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
 watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
 what the earlier places of the list change, again in log seconds and log-odds, kind by kind: fatigue from what is
-alike, and what leads well to what (``reward_models.company``). Users play a slate in
-order, so later places change nothing, and lists cut short by a leaving user need no special care. The value of a
-list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops the company:
-the value is then a sum over items whatever their order, the control that shows what lists add.
+alike, and what leads well to what (``reward_models.company``). Users play a slate in order, so later places change
+nothing, and lists cut short by a leaving user need no special care. The value of a list is the sum of its places'
+expected seconds, given that they are reached. ``listwise=False`` drops the company: the value is then a sum over
+items whatever their order, the control that shows what lists add.
 
 The two parts are fitted one after the other, the second beside controls for what the log's ranker knew (see
 ``reward_models.ranker_controls``).
