@@ -33,7 +33,7 @@ from reward_models.predictor import EXACT_WINDOW, user_inputs
 
 _BLOCK = 8
 _LEFT_OUT = -1e30
-_ROWS_AT_ONCE = 128  # so many rows of scores stay in the processor's cache
+_ROWS_AT_ONCE = 32  # so many rows of scores stay in the processor's cache
 LOWEST_SCORE = -50.0
 """Returned scores are cut here; only items that had to be left out reach it."""
 
@@ -202,13 +202,21 @@ def _top(score_BZ: Tensor, count: int) -> tuple[Tensor, Tensor]:
     batch, num_columns = score_BZ.shape
     num_blocks = num_columns // _BLOCK
     if num_blocks <= count:
-        best_BC = score_BZ.topk(count)
-        return best_BC.values, best_BC.indices
-    block_BC = score_BZ.view(batch, _BLOCK, num_blocks).amax(dim=1).topk(count, sorted=False).indices
-    step_Y1 = torch.arange(0, num_columns, num_blocks, device=score_BZ.device).unsqueeze(1)
-    column_BX = (block_BC.unsqueeze(1) + step_Y1).flatten(1)
-    best_BC = score_BZ.gather(1, column_BX).topk(count)
-    return best_BC.values, column_BX.gather(1, best_BC.indices)
+        column_BC = _highest(score_BZ, count)
+    else:
+        block_BC = _highest(score_BZ.view(batch, _BLOCK, num_blocks).amax(dim=1), count)
+        step_Y1 = torch.arange(0, num_columns, num_blocks, device=score_BZ.device).unsqueeze(1)
+        column_BX = (block_BC.unsqueeze(1) + step_Y1).flatten(1)
+        column_BC = column_BX.gather(1, _highest(score_BZ.gather(1, column_BX), count))
+    best_BC = score_BZ.gather(1, column_BC).sort(descending=True)
+    return best_BC.values, column_BC.gather(1, best_BC.indices)
+
+
+def _highest(x_BX: Tensor, count: int) -> Tensor:
+    """Columns (B, count) of the highest values of each row, in any order."""
+    if x_BX.device.type == "cpu":  # numpy's vectorised selection takes a quarter of the time of torch's
+        return torch.from_numpy(x_BX.numpy().argpartition(-count, axis=1)[:, -count:])
+    return x_BX.topk(count, sorted=False).indices
 
 
 @torch.inference_mode()
