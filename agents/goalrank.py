@@ -41,7 +41,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents.networks import DECODERS, MIXINGS, CandidateEncoder, Encoding, RequestShape, make_decoder
+from agents.decoders import DECODERS, make_decoder
+from agents.networks import MIXINGS, CandidateEncoder, Encoding, RequestShape
 from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
 

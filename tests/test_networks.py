@@ -6,14 +6,8 @@ import math
 import pytest
 import torch
 
-from agents.networks import (
-    CandidateEncoder,
-    Encoding,
-    OneSoftmaxDecoder,
-    RequestShape,
-    _draw,
-    make_decoder,
-)
+from agents.decoders import OneSoftmaxDecoder, _draw, make_decoder
+from agents.networks import CandidateEncoder, Encoding, RequestShape
 from recsim_env.types import NO_ITEM, Request
 from tests.list_game import C, K, N, make_request
 
