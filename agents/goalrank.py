@@ -69,7 +69,7 @@ class GoalRankConfig:
     """Probability ratio beyond which "grpo" stops pushing."""
     value_noise: float = 0.0
     """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies."""
-    decoder: Literal["one_softmax", "autoregressive"] = "autoregressive"
+    decoder: Literal["one_softmax", "autoregressive", "matching"] = "autoregressive"
     """How lists are written."""
     mixing: Literal["attention", "mean"] = "attention"
     """How candidates see each other: self-attention, or the cheaper average."""
@@ -137,7 +137,7 @@ class GoalRankPolicy(nn.Module):
                 item_embedding=config.item_embedding,
                 heads=config.heads,
             )
-            self.decoder = make_decoder(decoder, config.width)
+            self.decoder = make_decoder(decoder, config.width, shape.slate_size)
 
     @torch.no_grad()
     def forward(self, request: Request, generator: torch.Generator) -> Decision:

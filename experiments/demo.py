@@ -43,7 +43,7 @@ ORACLE_SESSIONS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo; the defaults take about ten minutes on two cores."""
+    """Sizes of the demo; the defaults take less than ten minutes on two cores."""
 
     data: Path | None = None
     """A KuaiRand folder; by default a synthetic log is drawn."""
@@ -53,13 +53,13 @@ class DemoConfig:
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 4000
+    log_sessions: int = 3500
     """Sessions of the synthetic log."""
     uniform_share: float = 0.1
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
-    iterations: int = 120
+    iterations: int = 60
     """Training rounds of GoalRank."""
-    num_sessions: int = 1000
+    num_sessions: int = 700
     """Sessions of each policy in each world."""
     seed: int = 0
     """Seed of the log, the worlds and the training."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents.decoders import DECODERS
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
 from tests.list_game import K, N, make_request
@@ -82,7 +83,7 @@ def test_encoder_runs_once_whatever_the_group() -> None:
 
 
 def test_group_log_prob_reaches_every_parameter() -> None:
-    for decoder in ("one_softmax", "autoregressive"):
+    for decoder in DECODERS:
         policy = GoalRankPolicy(GoalRankConfig(decoder=decoder, width=16, heads=2), SHAPE)
         request = make_request(4, seeded())
         positions, log_prob = policy.sample_group(request, 5, seeded())

@@ -6,27 +6,29 @@ import math
 import pytest
 import torch
 
-from agents.decoders import OneSoftmaxDecoder, _draw, make_decoder
+from agents.decoders import DECODERS, MatchingDecoder, OneSoftmaxDecoder, _draw, make_decoder
 from agents.networks import CandidateEncoder, Encoding, RequestShape
 from recsim_env.types import NO_ITEM, Request
 from tests.list_game import C, K, N, make_request
 
 SHAPE = RequestShape.of(make_request(1, torch.Generator()), N, K)
-DECODERS = ["one_softmax", "autoregressive"]
 LISTS = torch.tensor(list(itertools.permutations(range(C), K)))
 
 
 def build(mixing: str = "attention", decoder: str = "autoregressive"):
     torch.manual_seed(3)
     encoder = CandidateEncoder(SHAPE, width=16, layers=2, mixing=mixing, item_embedding=4)
-    return encoder, make_decoder(decoder, 16)
+    return encoder, make_decoder(decoder, 16, K)
 
 
 def sharpen(decoder: torch.nn.Module) -> None:
     """Scales a fresh decoder's scores up, so that its distribution is far from uniform."""
-    last = decoder.score[-1] if isinstance(decoder, OneSoftmaxDecoder) else decoder.query
+    if isinstance(decoder, OneSoftmaxDecoder):
+        last = decoder.score[-1].weight
+    else:
+        last = decoder.key.weight if isinstance(decoder, MatchingDecoder) else decoder.query.weight
     with torch.no_grad():
-        last.weight.mul_(6)
+        last.mul_(6)
 
 
 @pytest.fixture
@@ -95,6 +97,18 @@ def test_one_softmax_is_plackett_luce() -> None:
     log_prob = decoder.log_prob(encoding, torch.tensor([[[2, 0, 1]]])).sum()
     torch.testing.assert_close(log_prob.exp(), probability)
     assert decoder.greedy(encoding, 3).tolist() == [[2, 0, 3]]
+
+
+def test_matching_looks_at_places_not_at_what_stands_in_them(generator: torch.Generator) -> None:
+    encoder, decoder = build(decoder="matching")
+    sharpen(decoder)
+    encoding = encoder(make_request(1, generator))
+    pair = torch.tensor([[[0, 2, 3], [1, 2, 3]]])
+    log_prob = decoder.log_prob(encoding, pair)[0]
+    scores = decoder.begin(encoding)[0][0]
+    for row, first in enumerate((0, 1)):  # the second place's scores are the same, but for who is taken
+        left = [c for c in range(C) if c != first]
+        torch.testing.assert_close(log_prob[row, 1], scores[1, 2] - scores[1, left].logsumexp(0))
 
 
 @pytest.mark.parametrize("decoder_name", DECODERS)
@@ -177,6 +191,6 @@ def test_wrong_sizes_are_named(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="heads must divide width, got 3 and 64"):
         CandidateEncoder(SHAPE, heads=3)
     with pytest.raises(ValueError, match="decoder must be one of"):
-        make_decoder("beam", 8)
+        make_decoder("beam", 8, 3)
     with pytest.raises(ValueError, match="at least 1"):
         RequestShape(num_items=0, num_signals=1, num_user_features=0, num_candidate_features=0, slate_size=1)

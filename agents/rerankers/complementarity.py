@@ -1,0 +1,80 @@
+"""How much a set of list generators covers: list comprehensiveness and the gain of one more (arXiv 2504.15625).
+
+    LC_m = sum over ordered pairs (a, b) of the m lists, a != b, of distance(J_a, J_b)
+    GC_m = sum over earlier lists of distance(J_earlier, J_m), half of LC_m - LC_{m-1}
+
+The paper's notes print ``GC_m = LC_m - LC_{m-1}`` and the sum over earlier lists side by side; with ordered pairs
+the first is twice the second. Here LC sums ordered pairs and GC is the sum over earlier lists.
+
+Two distances: of list embeddings (EBD), one minus the cosine of the lists' mean item vectors; of pair order (POD),
+the share of pairs of candidates which the two lists put in opposite order, candidates outside a list counting as
+after all of it. Pairs that either list leaves undecided (both outside) are no disagreement.
+
+Shape legend: B requests, C candidates, G lists, L other lists, K places, D item features.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from recsim_env.types import Request
+
+DISTANCES = ("embedding", "pair_order")
+Distance = Literal["embedding", "pair_order"]
+
+
+def list_distances(request: Request, a_BGK: Tensor, b_BLK: Tensor, kind: Distance) -> Tensor:
+    """Distances (B, G, L), 0 to 2 (embedding) or 0 to 1 (pair order), of lists of positions.
+
+    Raises:
+        ValueError: another kind of distance.
+    """
+    if kind == "embedding":
+        a_BGD, b_BLD = (_embedding(request.candidate_features_BCD, lists) for lists in (a_BGK, b_BLK))
+        return 1.0 - a_BGD @ b_BLD.transpose(1, 2)
+    if kind == "pair_order":
+        return _pair_order(a_BGK, b_BLK, request.candidates_BC.shape[1])
+    raise ValueError(f"distance must be one of {DISTANCES}, got {kind!r}")
+
+
+def list_comprehensiveness(distance_BGG: Tensor) -> Tensor:
+    """LC (B,): the sum of distances over ordered pairs of lists; the diagonal does not count."""
+    return distance_BGG.sum(dim=(1, 2)) - distance_BGG.diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+def comprehensiveness_gain(distance_BGL: Tensor) -> Tensor:
+    """GC (B, G) of each of G lists beside L existing ones: the sum of its distances to them."""
+    return distance_BGL.sum(dim=2)
+
+
+def _embedding(features_BCD: Tensor, lists_BGK: Tensor) -> Tensor:
+    """Unit vectors (B, G, D): direction of the lists' mean item."""
+    index = lists_BGK.flatten(1).unsqueeze(2).expand(-1, -1, features_BCD.shape[2])
+    shown_BGKD = features_BCD.gather(1, index).view(*lists_BGK.shape, -1)
+    return torch.nn.functional.normalize(shown_BGKD.mean(dim=2), dim=2)
+
+
+def _pair_order(a_BGK: Tensor, b_BLK: Tensor, num_candidates: int) -> Tensor:
+    """Pairs in opposite order over all pairs with an item of either list, by two matrix products.
+
+    ``before[i, j]`` is 1 where a list puts i before j. Two lists disagree on {i, j} where one says i before j and
+    the other j before i.
+    """
+    a_BGX, b_BLX = (_before(lists, num_candidates) for lists in (a_BGK, b_BLK))
+    after_BLX = b_BLX.view(*b_BLX.shape[:2], num_candidates, -1).transpose(2, 3).flatten(2)
+    opposite_BGL = a_BGX @ after_BLX.transpose(1, 2)
+    same_BGL = a_BGX @ b_BLX.transpose(1, 2)
+    ordered_BG, ordered_BL = a_BGX.sum(dim=2), b_BLX.sum(dim=2)
+    either_BGL = ordered_BG.unsqueeze(2) + ordered_BL.unsqueeze(1) - same_BGL - opposite_BGL
+    share_BGL: Tensor = opposite_BGL / either_BGL
+    return share_BGL
+
+
+def _before(lists_BGK: Tensor, num_candidates: int) -> Tensor:
+    """Float 0/1 (B, G, C * C)."""
+    places = lists_BGK.shape[2]
+    place_BGC = torch.full((*lists_BGK.shape[:2], num_candidates), places, device=lists_BGK.device)
+    order_BGK = torch.arange(places, device=lists_BGK.device).expand_as(lists_BGK)
+    place_BGC = place_BGC.scatter(2, lists_BGK, order_BGK)
+    return (place_BGC.unsqueeze(3) < place_BGC.unsqueeze(2)).to(torch.float32).flatten(2)

@@ -1,0 +1,215 @@
+"""List generators without learning, any number of them side by side: sorts, MMR and DPP.
+
+- A **sort** orders candidates by relevance, a mix of what the recommender knows of each candidate: predicted
+  signals, their spread, the retriever's score.
+- **MMR** (Carbonell and Goldstein, 1998) takes, place by place, the candidate with the best relevance less
+  ``penalty`` times its similarity to the nearest one chosen before. A sort is MMR without penalty.
+- **DPP**: greedy maximum a posteriori of a determinantal point process, by the fast updates of Chen et al.
+  (arXiv 1709.05135, algorithm 1), kernel ``exp(sharpness * (relevance_i + relevance_j)) * similarity_ij``.
+
+Relevance is a weighted sum of z-scores over the request's candidates, so that one set of weights suits every
+request. Similarity is the cosine of item features, or the Jaccard index of tags.
+
+Left out: the stopping rule of the DPP (a slate always has K places); windows, as slates are short.
+
+Shape legend: B requests, C candidates, G generators, K places, R relevance inputs, D item features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.baselines.plackett_luce import check_room
+from recsim_env.types import Request
+
+Family = Literal["sort", "mmr", "dpp"]
+Kernel = Literal["cosine", "tags"]
+FAMILIES: tuple[Family, ...] = ("sort", "mmr", "dpp")
+KERNELS: tuple[Kernel, ...] = ("cosine", "tags")
+RETRIEVER, SPREAD = "retriever", "spread"
+"""Relevance inputs beside the signals: the retriever's score, and the standard deviation of the watch time."""
+
+_SMALLEST = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heuristic:
+    """One generator's settings."""
+
+    family: Family = "sort"
+    """How a list is built."""
+    weights: dict[str, float] = field(default_factory=lambda: {"watch_time": 1.0})
+    """Weight of each relevance input: a signal of the world, "retriever" or "spread"."""
+    kernel: Kernel = "cosine"
+    """What similarity means."""
+    strength: float = 1.0
+    """MMR: penalty of similarity, in standard deviations of relevance. DPP: sharpness, the weight of relevance
+    beside diversity. Unused by a sort."""
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family must be one of {FAMILIES}, got {self.family!r}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {KERNELS}, got {self.kernel!r}")
+        if not self.weights:
+            raise ValueError("a heuristic needs at least one weight, such as {'watch_time': 1.0}")
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
+
+    @property
+    def name(self) -> str:
+        """Readable and different for different settings."""
+        mix = " ".join(f"{weight:+g} {name}" for name, weight in self.weights.items())
+        return f"sort {mix}" if self.family == "sort" else f"{self.family} {self.kernel} {self.strength:g} {mix}"
+
+
+class HeuristicGenerators:
+    """G heuristics as one set of generators; deterministic. See ``agents.rerankers.multi_generator.Generators``.
+
+    Args:
+        heuristics: the settings of each.
+        signals: the world's signals, ``watch_time`` first.
+        slate_size: K.
+        tag_T: int64 columns of the item features that are tags, see ``reward_models.company.kinds_of``.
+
+    Raises:
+        ValueError: no heuristics, two alike, or a weight of something that requests do not have.
+    """
+
+    def __init__(self, heuristics: Sequence[Heuristic], signals: Sequence[str], slate_size: int, tag_T: Tensor):
+        inputs = (*signals, RETRIEVER, SPREAD)
+        unknown = sorted({name for h in heuristics for name in h.weights} - set(inputs))
+        if unknown:
+            raise ValueError(f"no relevance inputs {unknown}; a heuristic may weigh {inputs}")
+        self.names = tuple(h.name for h in heuristics)
+        if not heuristics or len(set(self.names)) < len(heuristics):
+            raise ValueError(f"need heuristics that differ from each other, got {list(self.names)}")
+        self.slate_size = slate_size
+        self._tag_T = tag_T
+        self._weight_GR = torch.tensor([[h.weights.get(name, 0.0) for name in inputs] for h in heuristics])
+        # Families and kernels are built apart and put back in the order in which they were given.
+        self._parts = {
+            (is_dpp, kernel): [i for i, h in enumerate(heuristics) if (h.family == "dpp", h.kernel) == (is_dpp, kernel)]
+            for is_dpp in (False, True)
+            for kernel in KERNELS
+        }
+        self._strength_G = torch.tensor([0.0 if h.family == "sort" else h.strength for h in heuristics])
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        """Lists (B, G, K) as positions in the candidate set."""
+        check_room(request.candidates_BC, self.slate_size)
+        relevance_BGC = (self._weight_GR @ _relevance_inputs(request)).contiguous()
+        lists_BGK = torch.empty((*relevance_BGC.shape[:2], self.slate_size), dtype=torch.int64)
+        for (is_dpp, kernel), rows in self._parts.items():
+            if not rows:
+                continue
+            features_BCD = request.candidate_features_BCD
+            similarity_BCC = cosine(features_BCD) if kernel == "cosine" else common_tags(features_BCD[..., self._tag_T])
+            build = greedy_dpp if is_dpp else mmr
+            part_BGC, strength_G = relevance_BGC[:, rows], self._strength_G[rows]
+            lists_BGK[:, rows] = build(part_BGC, similarity_BCC, strength_G, self.slate_size)
+        return lists_BGK
+
+
+def mmr(relevance_BGC: Tensor, similarity_BCC: Tensor, penalty_G: Tensor, slate_size: int) -> Tensor:
+    """Positions (B, G, K) by maximal marginal relevance; ties keep the candidates' order.
+
+    Args:
+        relevance_BGC: float32.
+        similarity_BCC: float32, symmetric.
+        penalty_G: float32, of the similarity to the nearest chosen candidate.
+        slate_size: K.
+    """
+    left_BGC, nearest_BGC = relevance_BGC.clone(), torch.zeros_like(relevance_BGC)
+    places = []
+    for place in range(slate_size):
+        chosen_BG = (left_BGC - penalty_G.unsqueeze(1) * nearest_BGC).argmax(dim=2)
+        places.append(chosen_BG)
+        left_BGC = left_BGC.scatter(2, chosen_BG.unsqueeze(2), -torch.inf)
+        row_BGC = _rows(similarity_BCC, chosen_BG)
+        nearest_BGC = row_BGC if place == 0 else nearest_BGC.maximum(row_BGC)
+    return torch.stack(places, dim=2)
+
+
+def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tensor, slate_size: int) -> Tensor:
+    """Positions (B, G, K) that greedily maximise the determinant of the chosen rows of the kernel.
+
+    Args:
+        relevance_BGC: float32.
+        similarity_BCC: float32, symmetric and positive semidefinite, 1 on the diagonal.
+        sharpness_G: float32, weight of relevance beside diversity.
+        slate_size: K.
+    """
+    quality_BGC = (relevance_BGC * sharpness_G.unsqueeze(1)).clamp(-20.0, 20.0).exp()
+    gain_BGC = quality_BGC.square()  # what a candidate would multiply the determinant by
+    taken_BGC = torch.zeros_like(gain_BGC, dtype=torch.bool)
+    factors: list[Tensor] = []  # rows of the Cholesky factor, each (B, G, C)
+    places = []
+    for _ in range(slate_size):
+        chosen_BG = gain_BGC.masked_fill(taken_BGC, -torch.inf).argmax(dim=2)
+        places.append(chosen_BG)
+        index_BG1 = chosen_BG.unsqueeze(2)
+        taken_BGC = taken_BGC.scatter(2, index_BG1, True)
+        kernel_BGC = quality_BGC.gather(2, index_BG1) * _rows(similarity_BCC, chosen_BG) * quality_BGC
+        for factor_BGC in factors:
+            kernel_BGC = kernel_BGC - factor_BGC.gather(2, index_BG1) * factor_BGC
+        factor_BGC = kernel_BGC / gain_BGC.gather(2, index_BG1).clamp(min=_SMALLEST).sqrt()
+        factors.append(factor_BGC)
+        gain_BGC = gain_BGC - factor_BGC.square()
+    return torch.stack(places, dim=2)
+
+
+def standard_heuristics(signals: Sequence[str]) -> list[Heuristic]:
+    """A hundred generators and more: every mix of relevance with every way to build a list.
+
+    Chosen before any world was opened, and the same for all.
+    """
+    others: list[dict[str, float]] = [{name: 0.5} for name in signals if name != "watch_time"]
+    mixes = [{}, *others, {RETRIEVER: 0.5}, {RETRIEVER: 1.0}, {SPREAD: 0.5}, {SPREAD: -0.5}]
+    found = []
+    for mix in mixes:
+        weights = {"watch_time": 1.0, **mix}
+        found.append(Heuristic(weights=weights))
+        for kernel in KERNELS:
+            found += [Heuristic(family="mmr", weights=weights, kernel=kernel, strength=s) for s in (0.3, 1.0, 3.0)]
+            found += [Heuristic(family="dpp", weights=weights, kernel=kernel, strength=s) for s in (0.5, 2.0)]
+    return found
+
+
+def _relevance_inputs(request: Request) -> Tensor:
+    """Z-scores (B, R, C) over the candidates: every predicted signal, retriever's score, spread of watch time."""
+    inputs_BRC = torch.cat(
+        [
+            request.predicted_BCF.transpose(1, 2),
+            request.retriever_score_BC.unsqueeze(1),
+            request.predicted_std_BCF[..., :1].transpose(1, 2),
+        ],
+        dim=1,
+    )
+    mean_BR1 = inputs_BRC.mean(dim=2, keepdim=True)
+    spread_BR1 = inputs_BRC.std(dim=2, keepdim=True, correction=0)
+    # An input that hardly differs between candidates says nothing; rounding must not be taken for a difference.
+    return (inputs_BRC - mean_BR1) / (spread_BR1 + 1e-3 * mean_BR1.abs()).clamp(min=1e-9)
+
+
+def cosine(features_BCD: Tensor) -> Tensor:
+    """Cosine similarities (B, C, C)."""
+    unit_BCD = torch.nn.functional.normalize(features_BCD, dim=2)
+    return unit_BCD @ unit_BCD.transpose(1, 2)
+
+
+def common_tags(tags_BCT: Tensor) -> Tensor:
+    """Jaccard indices (B, C, C) of 0/1 features; 1 on the diagonal, 0 for two items without tags."""
+    common_BCC = tags_BCT @ tags_BCT.transpose(1, 2)
+    count_BC = tags_BCT.sum(dim=2)
+    either_BCC = count_BC.unsqueeze(1) + count_BC.unsqueeze(2) - common_BCC
+    same_CC = torch.eye(tags_BCT.shape[1], device=tags_BCT.device)
+    return torch.maximum(common_BCC / either_BCC.clamp(min=1.0), same_CC)
+
+
+def _rows(similarity_BCC: Tensor, chosen_BG: Tensor) -> Tensor:
+    """Similarities (B, G, C) of the chosen candidates to all."""
+    return similarity_BCC.gather(1, chosen_BG.unsqueeze(2).expand(-1, -1, similarity_BCC.shape[2]))

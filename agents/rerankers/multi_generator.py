@@ -1,0 +1,163 @@
+"""Generator-evaluator reranking: lists are proposed, a list evaluator picks one to show (arXiv 2504.15625).
+
+- **G-E-k**: one generator proposes k lists, drawn from it (``SampledLists``).
+- **MG-E-k**: k different generators propose one list each (``GeneratorPool`` of ``HeuristicGenerators`` and
+  ``PolicyLists``).
+
+Both are the same policy, ``GeneratorEvaluator``, over different ``Generators``. The encoder of a sampled generator
+runs once per request, heuristics share one pass, and all lists are valued in one call.
+
+Left out: the paper's production logic around the choice (business rules, caching).
+
+Shape legend: B requests, C candidates, G lists, K places.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from agents.baselines.plackett_luce import positions_of
+from recsim_env.types import Decision, ListEvaluator, Policy, Request
+
+
+class Generators(Protocol):
+    """G list generators, one list each; see ``check_generators``."""
+
+    names: tuple[str, ...]
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        """Lists (B, G, K) as int64 positions in the candidate set, no candidate twice in a list."""
+        ...
+
+
+class SamplingPolicy(Protocol):
+    """A policy that can draw many lists for one request at the price of one encoding."""
+
+    def sample_group(self, request: Request, num_lists: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions (B, G, K) and log-probabilities (B, G)."""
+        ...
+
+
+class PolicyLists:
+    """Policies of any kind as generators: each answers its one slate.
+
+    Args:
+        policies: by name; their slates must be made of the request's candidates.
+    """
+
+    def __init__(self, policies: Mapping[str, Policy]):
+        if not policies:
+            raise ValueError("need at least one policy")
+        self.names = tuple(policies)
+        self._policies = tuple(policies.values())
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        """Lists (B, G, K) of positions."""
+        lists = [positions_of(p(request, generator).items_BK, request.candidates_BC) for p in self._policies]
+        return torch.stack(lists, dim=1)
+
+
+class SampledLists:
+    """k lists drawn from one policy.
+
+    Args:
+        policy: what they are drawn from.
+        num_lists: k.
+    """
+
+    def __init__(self, policy: SamplingPolicy, num_lists: int):
+        if num_lists < 1:
+            raise ValueError(f"num_lists must be at least 1, got {num_lists}")
+        self.names = tuple(f"draw {index + 1}" for index in range(num_lists))
+        self._policy, self._num_lists = policy, num_lists
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        """Lists (B, k, K) of positions."""
+        return self._policy.sample_group(request, self._num_lists, generator)[0]
+
+
+class GeneratorPool:
+    """Several sets of generators as one.
+
+    Args:
+        parts: the sets, in order.
+
+    Raises:
+        ValueError: none, or two generators of one name.
+    """
+
+    def __init__(self, parts: Sequence[Generators]):
+        self.names = tuple(name for part in parts for name in part.names)
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if not parts or twice:
+            raise ValueError(f"need generators with names of their own, got {len(parts)} sets and twice {twice}")
+        self._parts = tuple(parts)
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        """Lists (B, G, K) of positions."""
+        return torch.cat([part.propose(request, generator) for part in self._parts], dim=1)
+
+
+class GeneratorEvaluator:
+    """Shows the proposal that the evaluator likes best; the first wins ties.
+
+    Args:
+        generators: who proposes.
+        evaluator: values whole lists, fitted for the world that the requests come from.
+    """
+
+    def __init__(self, generators: Generators, evaluator: ListEvaluator):
+        self.generators, self.evaluator = generators, evaluator
+
+    def __call__(self, request: Request, generator: torch.Generator) -> Decision:
+        """One slate for each request; without a probability in closed form."""
+        lists_BGK = items_of(request, self.generators.propose(request, generator))
+        best_B11 = self.evaluator.score(request, lists_BGK).value_BG.argmax(dim=1)[:, None, None]
+        return Decision(lists_BGK.gather(1, best_B11.expand(-1, 1, lists_BGK.shape[2]))[:, 0])
+
+
+def items_of(request: Request, positions_BGK: Tensor) -> Tensor:
+    """Item codes (B, G, K) at positions in the candidate set."""
+    return request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
+
+
+def check_generators(generators: Generators, request: Request, slate_size: int) -> None:
+    """Says in words what is wrong with a set of generators.
+
+    Args:
+        generators: the set.
+        request: an example.
+        slate_size: K that is asked for.
+
+    Raises:
+        ValueError: the candidates of a request repeat, or a proposal has the wrong shape or type, positions outside
+            the candidate set, or a candidate twice.
+    """
+    sorted_BC = request.candidates_BC.sort(dim=1).values
+    repeated_B = (sorted_BC[:, 1:] == sorted_BC[:, :-1]).any(dim=1)
+    if bool(repeated_B.any()):
+        raise ValueError(
+            f"request {int(repeated_B.nonzero()[0])} offers a candidate twice; candidate sets hold different items"
+        )
+    batch, candidates = request.candidates_BC.shape
+    lists_BGK = generators.propose(request, torch.Generator().manual_seed(0))
+    wanted = (batch, len(generators.names), slate_size)
+    if lists_BGK.dtype != torch.int64 or lists_BGK.shape != wanted:
+        raise ValueError(
+            f"proposals must be int64 of shape {wanted} (requests, generators, places), got {lists_BGK.dtype} "
+            f"{tuple(lists_BGK.shape)}"
+        )
+    for wrong, what in (
+        ((lists_BGK < 0) | (lists_BGK >= candidates), f"positions outside 0..{candidates - 1}"),
+        (_repeats(lists_BGK), "a candidate twice in one list"),
+    ):
+        if bool(wrong.any()):
+            row, column = wrong.flatten(2).any(dim=2).nonzero()[0].tolist()
+            raise ValueError(f"generator {generators.names[column]!r} proposed {what} for request {row}")
+
+
+def _repeats(lists_BGK: Tensor) -> Tensor:
+    sorted_BGK = lists_BGK.sort(dim=2).values
+    return sorted_BGK[..., 1:] == sorted_BGK[..., :-1]

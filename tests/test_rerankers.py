@@ -1,0 +1,242 @@
+"""Generators against plain loops, the choice among lists, and distances worked out by hand."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.baselines import PointwiseGreedy, RandomSlate
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.networks import RequestShape
+from agents.rerankers.complementarity import (
+    comprehensiveness_gain,
+    list_comprehensiveness,
+    list_distances,
+)
+from agents.rerankers.heuristics import (
+    Heuristic,
+    HeuristicGenerators,
+    common_tags,
+    cosine,
+    greedy_dpp,
+    mmr,
+    standard_heuristics,
+)
+from agents.rerankers.multi_generator import (
+    GeneratorEvaluator,
+    GeneratorPool,
+    PolicyLists,
+    SampledLists,
+    check_generators,
+    items_of,
+)
+from recsim_env.checkers import check_policy
+from recsim_env.known_worlds import tiny_world
+from recsim_env.types import ListValue, Request
+from tests.list_game import C, K, N, TrueValue, make_request
+
+SIGNALS = ("watch_time", "like")
+TAGS = torch.arange(3)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bank(heuristics: list[Heuristic] | None = None) -> HeuristicGenerators:
+    return HeuristicGenerators(heuristics or standard_heuristics(SIGNALS), SIGNALS, K, TAGS)
+
+
+def test_mmr_is_what_a_plain_loop_finds() -> None:
+    relevance = torch.randn(4, 3, 7, generator=seeded())
+    similarity = cosine(torch.randn(4, 7, 5, generator=seeded(1)))
+    penalty = torch.tensor([0.0, 0.7, 3.0])
+    found = mmr(relevance, similarity, penalty, 4)
+    for b, g in itertools.product(range(4), range(3)):
+        chosen: list[int] = []
+        for _ in range(4):
+            worth = {
+                c: relevance[b, g, c] - penalty[g] * max((similarity[b, j, c] for j in chosen), default=0.0)
+                for c in range(7)
+                if c not in chosen
+            }
+            chosen.append(max(worth, key=lambda c: float(worth[c])))
+        assert found[b, g].tolist() == chosen
+
+
+def test_dpp_takes_the_largest_determinant_at_every_place() -> None:
+    relevance = torch.randn(3, 2, 6, generator=seeded())
+    similarity = cosine(torch.randn(3, 6, 8, generator=seeded(1)))
+    sharpness = torch.tensor([0.2, 1.0])
+    found = greedy_dpp(relevance, similarity, sharpness, 4)
+    for b, g in itertools.product(range(3), range(2)):
+        quality = (relevance[b, g] * sharpness[g]).exp().double()
+        kernel = quality[:, None] * similarity[b].double() * quality
+        chosen: list[int] = []
+        for _ in range(4):
+            rest = [c for c in range(6) if c not in chosen]
+            chosen.append(max(rest, key=lambda c: float(torch.linalg.det(kernel[[*chosen, c]][:, [*chosen, c]]))))
+        assert found[b, g].tolist() == chosen
+
+
+def test_dpp_of_more_places_than_directions_still_answers_different_candidates() -> None:
+    similarity = cosine(torch.randn(2, 8, 2, generator=seeded()))  # rank 2
+    lists = greedy_dpp(torch.zeros(2, 1, 8), similarity, torch.ones(1), 6)
+    assert all(len(set(row)) == 6 for row in lists[:, 0].tolist())
+
+
+def test_a_sort_by_predicted_watch_time_is_pointwise_greedy() -> None:
+    request = make_request(30, seeded())
+    lists = bank([Heuristic()]).propose(request, seeded())
+    assert torch.equal(items_of(request, lists)[:, 0], PointwiseGreedy(K)(request, seeded()).items_BK)
+
+
+def test_common_tags_by_hand() -> None:
+    tags = torch.tensor([[[1.0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]])
+    expected = torch.tensor([[1, 0.5, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert torch.equal(common_tags(tags)[0], expected)
+
+
+def test_standard_set_holds_a_hundred_different_generators() -> None:
+    heuristics = standard_heuristics(("watch_time", "click", "long_view", "like", "follow", "comment", "forward"))
+    assert len({h.name for h in heuristics}) == len(heuristics) >= 100
+
+
+def test_heuristics_follow_the_candidates_when_these_change_places() -> None:
+    request, order = make_request(20, seeded()), torch.randperm(C, generator=seeded(3))
+    fields = ("candidates_BC", "candidate_features_BCD", "retriever_score_BC", "predicted_BCF", "predicted_std_BCF")
+    shuffled = request._replace(**{name: getattr(request, name)[:, order] for name in fields})
+    some = [h for h in standard_heuristics(SIGNALS) if h.family != "dpp"]  # its ties are broken by rounding
+    before, after = (items_of(r, bank(some).propose(r, seeded())) for r in (request, shuffled))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"family": "beam"}, "family must be one of"),
+        ({"kernel": "text"}, "kernel must be one of"),
+        ({"weights": {}}, "at least one weight"),
+        ({"strength": -1.0}, "must not be negative"),
+    ],
+)
+def test_bad_heuristics_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Heuristic(**settings)  # type: ignore[arg-type]
+
+
+def test_unknown_inputs_and_twins_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no relevance inputs \['share'\]"):
+        bank([Heuristic(weights={"share": 1.0})])
+    with pytest.raises(ValueError, match="differ from each other"):
+        bank([Heuristic(), Heuristic()])
+    with pytest.raises(ValueError, match="need num_candidates >= slate_size"):
+        HeuristicGenerators([Heuristic()], SIGNALS, C + 1, TAGS).propose(make_request(2, seeded()), seeded())
+
+
+class PairEvaluator:
+    """A value for every ordered pair of neighbours."""
+
+    def __init__(self) -> None:
+        self.pair_NN = torch.rand(N, N, generator=seeded(5))
+
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        pairs = self.pair_NN[items_BGK[..., :-1], items_BGK[..., 1:]]
+        return ListValue(pairs.sum(2), torch.zeros(items_BGK.shape), torch.zeros(items_BGK.shape[:2]))
+
+
+def test_the_best_proposal_is_shown() -> None:
+    request, evaluator = make_request(25, seeded()), PairEvaluator()
+    pool = GeneratorPool([bank(), PolicyLists({"random": RandomSlate(K)})])
+    shown = GeneratorEvaluator(pool, evaluator)(request, seeded(2)).items_BK
+    proposed = items_of(request, pool.propose(request, seeded(2)))
+    value = evaluator.score(request, shown.unsqueeze(1)).value_BG[:, 0]
+    assert torch.equal(value, evaluator.score(request, proposed).value_BG.amax(dim=1))
+
+
+def test_it_is_a_policy_of_a_real_world() -> None:
+    world = tiny_world()
+    signals, places = world.signals, world.defaults["slate_size"]
+    generators = HeuristicGenerators(standard_heuristics(signals), signals, places, TAGS[:0])
+    check_policy(GeneratorEvaluator(generators, TrueValue()), world)
+
+
+def test_more_draws_are_worth_more_where_the_evaluator_is_right() -> None:
+    request = make_request(200, seeded())
+    policy = GoalRankPolicy(GoalRankConfig(width=16, heads=2), RequestShape.of(request, N, K))
+    values = []
+    for num_lists in (1, 4, 64):
+        shown = GeneratorEvaluator(SampledLists(policy, num_lists), TrueValue())(request, seeded()).items_BK
+        values.append(float(TrueValue().score(request, shown.unsqueeze(1)).value_BG.mean()))
+    assert values[0] + 0.1 < values[1] < values[2] - 0.1
+
+
+class Broken:
+    names = ("fine", "broken")
+
+    def __init__(self, wrong: Tensor):
+        self.wrong = wrong
+
+    def propose(self, request: Request, generator: torch.Generator) -> Tensor:
+        fine = torch.arange(K).expand(len(request.user_B), 1, K)
+        return torch.cat([fine, self.wrong.expand(len(request.user_B), 1, -1)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.tensor([0, 1, 1]), "'broken' proposed a candidate twice in one list for request 0"),
+        (torch.tensor([0, 1, C]), f"'broken' proposed positions outside 0..{C - 1}"),
+    ],
+)
+def test_the_checker_names_the_broken_generator(wrong: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_generators(Broken(wrong), make_request(2, seeded()), K)
+
+
+def test_the_checker_sees_shapes_and_repeated_candidates() -> None:
+    request = make_request(2, seeded())
+    check_generators(bank(), request, K)
+    with pytest.raises(ValueError, match="proposals must be int64 of shape"):
+        check_generators(bank(), request, K + 1)
+    twice = request._replace(candidates_BC=request.candidates_BC[:, [0, 0, 1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="request 0 offers a candidate twice"):
+        check_generators(bank(), twice, K)
+
+
+def test_pools_refuse_two_generators_of_one_name() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        GeneratorPool([bank([Heuristic()]), bank([Heuristic()])])
+
+
+def lists(*rows: list[int]) -> Tensor:
+    return torch.tensor(rows).unsqueeze(0)
+
+
+def test_pair_order_by_hand() -> None:
+    request = make_request(1, seeded())._replace(candidates_BC=torch.arange(4).unsqueeze(0))
+    # [0, 1] orders 01 02 03 12 13; [1, 0] orders 10 12 13 02 03; [2, 3] orders 23 20 21 30 31.
+    found = list_distances(request, lists([0, 1]), lists([0, 1], [1, 0], [2, 3]), "pair_order")
+    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, 1 / 5, 4 / 6]))
+
+
+def test_embedding_distance_by_hand() -> None:
+    features = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [-1, 0]]])
+    request = make_request(1, seeded())._replace(candidate_features_BCD=features)
+    found = list_distances(request, lists([0, 1]), lists([1, 0], [2, 2], [3, 3], [0, 2]), "embedding")
+    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, 1.0, 2.0, 1 - 0.5**0.5]))
+    with pytest.raises(ValueError, match="distance must be one of"):
+        list_distances(request, lists([0, 1]), lists([0, 1]), "edit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["embedding", "pair_order"])
+def test_comprehensiveness_grows_by_twice_the_gain_of_each_new_list(kind: str) -> None:
+    request = make_request(6, seeded())
+    proposed = bank().propose(request, seeded())[:, :12]
+    distance = list_distances(request, proposed, proposed, kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(distance, distance.transpose(1, 2))
+    for m in range(1, 12):
+        grown = list_comprehensiveness(distance[:, : m + 1, : m + 1]) - list_comprehensiveness(distance[:, :m, :m])
+        gain = comprehensiveness_gain(distance[:, m : m + 1, :m])[:, 0]
+        torch.testing.assert_close(grown, 2 * gain, rtol=1e-4, atol=1e-4)
