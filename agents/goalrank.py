@@ -7,10 +7,15 @@ the values' z-scores in the group.
 Implemented as the paper has it:
 
 - the list policy, in both forms: autoregressive with chosen candidates masked, and one softmax over the
-  candidates with its exact Plackett-Luce probability (``decoder``);
+  candidates with its exact Plackett-Luce probability (``decoder``; NAR4Rec's matching beside them);
 - the printed loss, ``- sum of reference * log-probability``, and greedy decoding in use;
 - groups whose values spread by no more than ``min_spread`` are left out. The paper gives no formula for its
   threshold; here it is a standard deviation in the evaluator's units (seconds);
+- groups of the policy's own lists with those of auxiliary policies (``auxiliary_share``): sorts, MMR and DPP. The
+  paper keeps them for good; here they may end after ``auxiliary_requests``, a warm start, which is the default
+  wherever they are used: kept for good they anchor the policy to themselves. Its light neural rankers are left out
+  of them;
+- one dial for the size of the network, 10 thousand to 100 million parameters (``SIZES``);
 - noise on the evaluator's values, the paper's robustness test (``value_noise``). The paper mixes in noise of
   unit variance; here it is scaled by the group's own spread, since values are in seconds.
 
@@ -18,8 +23,6 @@ Changed or left out, and why:
 
 - the authors' released code weights by the probability, not by its logarithm; that loss is not used, for at
   equal budget it stayed below a pointwise sort in our trials;
-- groups hold the policy's own lists only. The paper adds lists of auxiliary policies; kept for good they
-  anchored the policy to themselves in our trials, and own lists alone did best;
 - no supervised term beside the group term: the released code has one, the paper does not define it;
 - requests come from a running simulator, where what was shown before decides what is asked next, not from a
   fixed set of logged requests;
@@ -34,7 +37,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -62,6 +65,10 @@ class GoalRankConfig:
     """G: lists drawn for each request."""
     temperature: float = 1.0
     """Softmax temperature of the reference; below 1 it leans more on the group's best lists."""
+    auxiliary_share: float = 0.0
+    """Share of a group's lists that come from auxiliary heuristics instead of the policy, below 1."""
+    auxiliary_requests: int | None = 15_000
+    """Requests after which groups hold the policy's own lists alone; ``None`` keeps the auxiliary ones for good."""
     min_spread: float = 0.1
     """Groups whose values have no larger standard deviation are left out (units of the evaluator: seconds).
     With 0, z-scores blow up differences that mean nothing, and "grpo" settles early on poor lists."""
@@ -107,10 +114,44 @@ class GoalRankConfig:
         for name in ("layers", "item_embedding", "min_spread"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.auxiliary_share < 1:
+            raise ValueError(f"auxiliary_share is a share from 0 to below 1, got {self.auxiliary_share}")
+        if self.num_auxiliary >= self.group_size:
+            raise ValueError(
+                f"auxiliary_share={self.auxiliary_share} of group_size={self.group_size} leaves no list of the "
+                "policy's own"
+            )
         if not 0 <= self.value_noise <= 1:
             raise ValueError(f"value_noise is a share from 0 to 1, got {self.value_noise}")
         if self.width % self.heads:
             raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
+
+    @property
+    def num_auxiliary(self) -> int:
+        """Auxiliary lists of a group, while there are any."""
+        return round(self.auxiliary_share * self.group_size)
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "10k": {"width": 18, "layers": 1, "heads": 2, "item_embedding": 4},
+    "100k": {"width": 64, "layers": 1, "heads": 4, "item_embedding": 16},
+    "1m": {"width": 192, "layers": 2, "heads": 4, "item_embedding": 32},
+    "10m": {"width": 480, "layers": 4, "heads": 8, "item_embedding": 64},
+    "100m": {"width": 1536, "layers": 4, "heads": 16, "item_embedding": 128},
+}
+"""Networks by their number of parameters, the item-id embedding not counted."""
+
+
+def sized(config: GoalRankConfig, size: str) -> GoalRankConfig:
+    """The same settings for a network of another size; the learning rate falls as the width grows.
+
+    Raises:
+        ValueError: a size that is not one of ``SIZES``.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {tuple(SIZES)}, got {size!r}")
+    wider = SIZES[size]["width"] / config.width
+    return dataclasses.replace(config, **SIZES[size], lr=config.lr / wider)
 
 
 class GoalRankPolicy(nn.Module):

@@ -72,6 +72,15 @@ def share_of_optimum(policy: Any, num_requests: int = 400) -> float:
     return float(value_B.mean() / optimum(request).mean())
 
 
+class GameCatalogue:
+    """What a ranker's training reads of a catalogue."""
+
+    features_ND = torch.nn.functional.one_hot(TAG, TAGS).float()
+
+    def __len__(self) -> int:
+        return N
+
+
 class ListGameEnv(VectorEnv):
     """Sessions of at most 5 requests; after each slate the user leaves with probability 0.2."""
 
@@ -84,7 +93,7 @@ class ListGameEnv(VectorEnv):
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
         self.world = SimpleNamespace(
             name="list game", signals=("watch_time", "like"), evaluator=TrueValue() if evaluator else None,
-            catalogue=VALUE,
+            catalogue=GameCatalogue(),
         )  # fmt: skip
         self.config = SimpleNamespace(slate_size=K)
         self.seeds: list[int] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents.decoders import DECODERS
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import SIZES, GoalRankConfig, GoalRankPolicy, sized
 from agents.networks import RequestShape
 from tests.list_game import K, N, make_request
 
@@ -33,12 +33,30 @@ def seeded(seed: int = 0) -> torch.Generator:
         ("minibatch_size", 0, "minibatch_size must be at least 1"),
         ("min_spread", -0.1, "min_spread must not be negative"),
         ("value_noise", 1.5, "share from 0 to 1, got 1.5"),
+        ("auxiliary_share", 1.0, "share from 0 to below 1, got 1.0"),
+        ("auxiliary_share", 0.99, "leaves no list of the policy's own"),
         ("heads", 7, "heads must divide width, got 7 and 64"),
     ],
 )
 def test_bad_settings_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GoalRankConfig(**{field: value})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_is_a_number_of_parameters(size: str) -> None:
+    shape = RequestShape(num_items=7583, num_signals=8, num_user_features=77, num_candidate_features=72, slate_size=6)
+    with torch.device("meta"):
+        policy = GoalRankPolicy(sized(GoalRankConfig(), size), shape)
+    count = sum(p.numel() for name, p in policy.named_parameters() if "item_embedding" not in name)
+    named = float(size.replace("k", "e3").replace("m", "e6"))
+    assert 0.85 < count / named < 1.15
+    assert sized(GoalRankConfig(), size).lr == pytest.approx(2e-3 * 64 / policy.config.width)
+
+
+def test_an_unknown_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="size must be one of"):
+        sized(GoalRankConfig(), "1g")
 
 
 def test_decisions_are_slates_of_candidates_with_their_probability() -> None:

@@ -1,6 +1,7 @@
 """Generators against plain loops, the choice among lists, and distances worked out by hand."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from agents.baselines import PointwiseGreedy, RandomSlate
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
+from agents.rerankers.clig import CligConfig, ComplementaryEvaluator, search_generators
 from agents.rerankers.complementarity import (
     comprehensiveness_gain,
     list_comprehensiveness,
@@ -33,7 +35,7 @@ from agents.rerankers.multi_generator import (
 )
 from recsim_env.checkers import check_policy
 from recsim_env.known_worlds import tiny_world
-from recsim_env.types import ListValue, Request
+from recsim_env.types import ListEvaluator, ListValue, Request
 from tests.list_game import C, K, N, TrueValue, make_request
 
 SIGNALS = ("watch_time", "like")
@@ -240,3 +242,47 @@ def test_comprehensiveness_grows_by_twice_the_gain_of_each_new_list(kind: str) -
         grown = list_comprehensiveness(distance[:, : m + 1, : m + 1]) - list_comprehensiveness(distance[:, :m, :m])
         gain = comprehensiveness_gain(distance[:, m : m + 1, :m])[:, 0]
         torch.testing.assert_close(grown, 2 * gain, rtol=1e-4, atol=1e-4)
+
+
+def complementary(reward_weight: float, gain_weight: float) -> ComplementaryEvaluator:
+    config = CligConfig(reward_weight=reward_weight, gain_weight=gain_weight)
+    return ComplementaryEvaluator(TrueValue(), bank([Heuristic()]), config)
+
+
+def test_complementary_values_by_hand() -> None:
+    request = make_request(5, seeded())
+    first = items_of(request, bank([Heuristic()]).propose(request, seeded()))  # the list that is there already
+    others = items_of(request, bank().propose(request, seeded())[:, 5:9])
+    group = torch.cat([first, others], dim=1)
+    value = TrueValue().score(request, group).value_BG
+    assert torch.equal(complementary(1.0, 0.0).score(request, group).value_BG, value)
+    alone = complementary(0.0, 1.0).score(request, group).value_BG
+    assert (alone[:, :1] <= alone).all()  # nothing is less complementary than a copy
+    torch.testing.assert_close(alone.std(1, correction=0), value.std(1, correction=0))
+    both = complementary(2.0, 0.5).score(request, group).value_BG
+    torch.testing.assert_close(both, 2 * value + 0.5 * alone)
+
+
+@pytest.mark.parametrize(("reward_weight", "gain_weight"), [(0.0, 0.0), (-1.0, 1.0), (1.0, -0.1)])
+def test_bad_weights_are_refused(reward_weight: float, gain_weight: float) -> None:
+    with pytest.raises(ValueError, match="weights must not be negative, nor both zero"):
+        complementary(reward_weight, gain_weight)
+
+
+def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there(tmp_path: Path) -> None:
+    asked = []
+
+    def train(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        asked.append((config.seed, str(evaluator)))
+        shape = RequestShape.of(make_request(1, seeded()), N, K)
+        return GoalRankPolicy(config, shape).save(run_dir / "policy")
+
+    small = GoalRankConfig(width=16, heads=2, seed=7)
+    for _ in range(2):
+        found = list(
+            search_generators(PointwiseGreedy(K), TrueValue(), train, num_generators=2, folder=tmp_path, policy=small)
+        )
+        assert [policy.config.seed for policy in found] == [8, 9]
+    assert [seed for seed, _ in asked] == [8, 9]
+    assert asked[0][1].endswith("beside first")
+    assert asked[1][1].endswith("beside first, learned 1")

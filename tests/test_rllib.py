@@ -1,5 +1,6 @@
 """GoalRank through RLlib: what the runner collects, what the learner learns, resume, export, many processes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,13 +22,14 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch  # noqa: 
 from agents.goalrank import GoalRankConfig, GoalRankPolicy  # noqa: E402
 from agents.networks import RequestShape  # noqa: E402
 from agents.objectives import group_relative_cross_entropy  # noqa: E402
+from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics  # noqa: E402
 from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus  # noqa: E402
 from agents.rllib.env_runner import GoalRankEnvRunner  # noqa: E402
 from agents.rllib.export import policy_of_checkpoint  # noqa: E402
 from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, request_of  # noqa: E402
 from agents.rllib.train import latest_checkpoint, train_goalrank  # noqa: E402
 from recsim_env.types import ListValue, Request  # noqa: E402
-from tests.list_game import ENV, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
+from tests.list_game import ENV, TAGS, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
 from tests.planted import planted_world  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,30 @@ def test_batches_hold_the_policys_groups_and_their_values() -> None:
     items = request.candidates_BC.gather(1, positions.flatten(1)).view_as(positions)
     torch.testing.assert_close(TrueValue().score(request, items).value_BG, batch[GROUP_VALUE])
     assert not ray.is_initialized()
+
+
+def test_auxiliary_lists_warm_the_groups_and_then_leave() -> None:
+    warm = dataclasses.replace(SMALL, auxiliary_share=0.25, auxiliary_requests=100)
+    runner = make_runner(settings(warm))
+    first, later = tensors(runner.sample()), tensors(runner.sample())  # up to 128 requests each
+    request, positions = request_of(first), first[GROUP_POSITIONS]
+    heuristics = standard_heuristics(("watch_time", "like"))
+    every = HeuristicGenerators(heuristics, ("watch_time", "like"), K, torch.arange(TAGS))
+    proposed = every.propose(request, torch.Generator())
+    same = (positions.unsqueeze(2) == proposed.unsqueeze(1)).all(3).any(2)  # (M, G): is it a heuristic's?
+    assert same[:, 12:].all()
+    assert same[:, :12].float().mean() < 0.6  # the policy draws nearly at random: 120 lists, few of them heuristics'
+    log_prob = runner.module.policy.group_log_prob(request, positions)
+    torch.testing.assert_close(log_prob.detach(), first[GROUP_LOG_PROB])
+    proposed = every.propose(request_of(later), torch.Generator())
+    same = (later[GROUP_POSITIONS].unsqueeze(2) == proposed.unsqueeze(1)).all(3).any(2)
+    assert not same[:, 12:].all(1).any()
+
+
+def test_more_auxiliary_lists_than_heuristics_are_refused() -> None:
+    many = dataclasses.replace(SMALL, group_size=400, auxiliary_share=0.5)
+    with pytest.raises(ValueError, match="asks for 200 auxiliary lists a group"):
+        make_runner(settings(many))
 
 
 def test_every_valid_step_is_in_the_batch_once() -> None:

@@ -101,15 +101,17 @@ class HeuristicGenerators:
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, G, K) as positions in the candidate set."""
         check_room(request.candidates_BC, self.slate_size)
-        relevance_BGC = (self._weight_GR @ _relevance_inputs(request)).contiguous()
-        lists_BGK = torch.empty((*relevance_BGC.shape[:2], self.slate_size), dtype=torch.int64)
+        device = request.candidates_BC.device
+        relevance_BGC = self._weight_GR.to(device) @ _relevance_inputs(request)
+        lists_BGK = torch.empty((*relevance_BGC.shape[:2], self.slate_size), dtype=torch.int64, device=device)
         for (is_dpp, kernel), rows in self._parts.items():
             if not rows:
                 continue
             features_BCD = request.candidate_features_BCD
-            similarity_BCC = cosine(features_BCD) if kernel == "cosine" else common_tags(features_BCD[..., self._tag_T])
+            tags_BCT = features_BCD[..., self._tag_T.to(device)]
+            similarity_BCC = cosine(features_BCD) if kernel == "cosine" else common_tags(tags_BCT)
             build = greedy_dpp if is_dpp else mmr
-            part_BGC, strength_G = relevance_BGC[:, rows], self._strength_G[rows]
+            part_BGC, strength_G = relevance_BGC[:, rows], self._strength_G[rows].to(device)
             lists_BGK[:, rows] = build(part_BGC, similarity_BCC, strength_G, self.slate_size)
         return lists_BGK
 

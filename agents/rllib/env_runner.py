@@ -1,7 +1,8 @@
 """An RLlib EnvRunner that keeps everything in batched tensors: no Python per environment or episode.
 
-It steps the tensor twin of a ``RecVectorEnv``, draws a group of lists for every request, plays the first of
-them, has the whole group valued by the recommender's list evaluator, and answers one flat train batch.
+It steps the tensor twin of a ``RecVectorEnv``, draws a group of lists for every request (auxiliary ones among them
+while the settings say so), plays the first of them, has the whole group valued by the recommender's list evaluator,
+and answers one flat train batch.
 
 Shape legend: B environments, K places, G lists in a group, T calls of step, M = rows of the batch <= T * B.
 """
@@ -15,9 +16,11 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import EPISODE_LEN_MEAN, EPISODE_RETURN_MEAN, SAMPLE_TIMER
 from torch import Tensor
 
+from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
 from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE
 from recsim_env.plugins import load_object
 from recsim_env.types import ListEvaluator, Request
+from reward_models.company import kinds_of
 
 
 class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is untyped
@@ -42,6 +45,13 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
             )
         self._tensor_env = env
         self._evaluator = _find_evaluator(self.config.evaluator, env)
+        self._heuristics = standard_heuristics(env.world.signals)
+        wanted = self.config.goalrank.num_auxiliary
+        if wanted > len(self._heuristics):
+            raise ValueError(
+                f"auxiliary_share asks for {wanted} auxiliary lists a group, there are {len(self._heuristics)}; "
+                "lower auxiliary_share or group_size"
+            )
 
     def sample(self, *, num_timesteps: int | None = None, **_: Any) -> dict[str, np.ndarray]:
         """Plays the current policy.
@@ -89,18 +99,40 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
 
     def _step(self) -> tuple[dict[str, Tensor], Tensor]:
         """One step of all environments: the columns it adds to the batch, and which rows are valid (B,)."""
-        request, policy = self._request, self.module.policy
+        request = self._request
         on_device = Request(*(tensor.to(self._device) for tensor in request))
-        positions_BGK, log_prob_BG = policy.sample_group(on_device, self.config.goalrank.group_size, self._generator)
+        positions_BGK, log_prob_BG = self._draw_group(on_device)
         positions_BGK = positions_BGK.to(request.user_B.device)
         items_BGK = request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
         value_BG: Tensor = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
-        # The group is drawn from the policy itself, so its first list is a fair draw to play.
+        # A group's first list is always the policy's own, a fair draw to play.
         transition = self._tensor_env.step_tensors(items_BGK[:, 0])
         self._request = transition.request
         self._count(transition)
         groups = {GROUP_POSITIONS: positions_BGK, GROUP_LOG_PROB: log_prob_BG, GROUP_VALUE: value_BG}
         return request._asdict() | groups, transition.valid_B
+
+    @torch.no_grad()
+    def _draw_group(self, request: Request) -> tuple[Tensor, Tensor]:
+        """A group's positions (B, G, K) and log-probabilities (B, G): own lists, then auxiliary ones."""
+        settings, policy = self.config.goalrank, self.module.policy
+        num_auxiliary = settings.num_auxiliary
+        num_requests = self.num_env_steps_sampled_lifetime * max(self.config.num_env_runners, 1)
+        if settings.auxiliary_requests is not None and num_requests >= settings.auxiliary_requests:
+            num_auxiliary = 0
+        positions_BGK, log_prob_BG = policy.sample_group(request, settings.group_size - num_auxiliary, self._generator)
+        if not num_auxiliary:
+            return positions_BGK, log_prob_BG
+        order = torch.randperm(len(self._heuristics), generator=self._generator, device=self._device).tolist()
+        world = self._tensor_env.world
+        auxiliary = HeuristicGenerators(
+            [self._heuristics[index] for index in order[:num_auxiliary]],
+            world.signals,
+            positions_BGK.shape[2],
+            kinds_of(world.catalogue.features_ND),
+        )
+        positions_BGK = torch.cat([positions_BGK, auxiliary.propose(request, self._generator)], dim=1)
+        return positions_BGK, policy.group_log_prob(request, positions_BGK)
 
     def _with_noise(self, value_BG: Tensor) -> Tensor:
         share: float = self.config.goalrank.value_noise

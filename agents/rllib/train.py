@@ -182,8 +182,16 @@ def _card(
         "shape": dataclasses.asdict(shape),
         "env": env,
         "env_config": {name: str(value) for name, value in (env_config | named).items()},
-        "evaluator": evaluator if isinstance(evaluator, str) or evaluator is None else type(evaluator).__qualname__,
+        "evaluator": _named(evaluator),
     }
+
+
+def _named(evaluator: ListEvaluator | str | None) -> str | None:
+    """Its path, what it says of itself, or else its class."""
+    if evaluator is None or isinstance(evaluator, str):
+        return evaluator
+    says_something = type(evaluator).__str__ is not object.__str__
+    return str(evaluator) if says_something else type(evaluator).__qualname__
 
 
 def _claim(run_dir: Path, card: dict[str, Any], resume: bool) -> None:

@@ -1,0 +1,126 @@
+"""CLIG: learns list generators that complete a set, one after the other (arXiv 2504.15625).
+
+Each new generator is a list policy trained on what the evaluator thinks of its lists plus a weight times GC, how far
+they lie from the lists that the generators before it propose for the same request. It joins the set, and the next
+one is trained beside it. In use, every generator proposes its greedy list and the evaluator picks (MG-E-k).
+
+The text that was found stops before the paper's loss. Here:
+
+- the signal of a list is ``reward_weight * value + gain_weight * spread * z(GC)``, with ``z`` the z-score of GC in the
+  group of lists drawn for a request and ``spread`` the standard deviation of their values, so that the weight does
+  not depend on units or on how many generators there are;
+- the policy is trained on it as GoalRank is, by cross-entropy to the group-relative reference or by the clipped policy
+  gradient (``GoalRankConfig.objective``), through RLlib (``agents.rllib.train``);
+- the first generator has nothing to complete and is whatever the user begins with.
+
+Left out: the paper's automatic choice of how many generators to add, since its rule is not known.
+
+Shape legend: B requests, G lists in a group, L lists of the generators before, K places.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.objectives import group_z_score
+from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
+from agents.rerankers.multi_generator import Generators, PolicyLists
+from recsim_env.types import ListEvaluator, ListValue, Policy, Request
+from reward_models.slate import positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CligConfig:
+    """What makes a generator worth adding."""
+
+    reward_weight: float = 1.0
+    """Weight of the evaluator's value; 0 leaves complementarity alone."""
+    gain_weight: float = 0.3
+    """Weight of GC beside it, in standard deviations of the group; 0 learns reward only."""
+    distance: Distance = "pair_order"
+    """What GC sums up: "embedding" or "pair_order"."""
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance must be one of {DISTANCES}, got {self.distance!r}")
+        if min(self.reward_weight, self.gain_weight) < 0 or self.reward_weight + self.gain_weight == 0:
+            raise ValueError(
+                f"weights must not be negative, nor both zero, got reward_weight={self.reward_weight} and "
+                f"gain_weight={self.gain_weight}"
+            )
+
+
+class ComplementaryEvaluator:
+    """Values lists by an evaluator and by what they add to existing generators; a ``ListEvaluator`` for training.
+
+    Args:
+        evaluator: values whole lists.
+        existing: the generators so far.
+        config: the weights.
+    """
+
+    def __init__(self, evaluator: ListEvaluator, existing: Generators, config: CligConfig):
+        self.evaluator, self.existing, self.config = evaluator, existing, config
+
+    def __str__(self) -> str:
+        """Names what is trained, in the card of a run."""
+        return f"{self.config}, beside {', '.join(self.existing.names)}"
+
+    @torch.no_grad()
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        """The group's values with complementarity in them; all other fields are the evaluator's."""
+        value: ListValue = self.evaluator.score(request, items_BGK)
+        lists_BGK = positions(request.candidates_BC, items_BGK.flatten(1)).view_as(items_BGK)
+        existing_BLK = self.existing.propose(request, torch.Generator().manual_seed(0))
+        distance_BGL = list_distances(request, lists_BGK, existing_BLK, self.config.distance)
+        gain_BG = group_z_score(comprehensiveness_gain(distance_BGL))
+        spread_B1 = value.value_BG.std(dim=1, keepdim=True, correction=0)
+        value_BG = self.config.reward_weight * value.value_BG + self.config.gain_weight * spread_B1 * gain_BG
+        return value._replace(value_BG=value_BG)
+
+
+Train = Callable[[GoalRankConfig, ListEvaluator, Path], Path]
+"""Trains a policy on an evaluator in a run folder and returns the folder of the exported policy."""
+
+
+def search_generators(
+    first: Policy,
+    evaluator: ListEvaluator,
+    train: Train,
+    *,
+    num_generators: int,
+    folder: Path,
+    policy: GoalRankConfig | None = None,
+    config: CligConfig | None = None,
+) -> Iterator[GoalRankPolicy]:
+    """Learns generators one after the other and yields each as soon as it is there.
+
+    Args:
+        first: the generator to begin with.
+        evaluator: values whole lists.
+        train: trains a policy, usually ``agents.rllib.train.train_goalrank`` with a world.
+        num_generators: how many to add.
+        folder: where each keeps its run; finished ones are read, not trained again.
+        policy: settings of the policies; each has a seed of its own.
+        config: what makes a generator worth adding.
+
+    Raises:
+        ValueError: no generator to add.
+    """
+    if num_generators < 1:
+        raise ValueError(f"num_generators must be at least 1, got {num_generators}")
+    policy, config = policy or GoalRankConfig(), config or CligConfig()
+    existing: dict[str, Policy] = {"first": first}
+    for number in range(1, num_generators + 1):
+        run_dir = folder / f"generator-{number}"
+        if not (run_dir / "policy").exists():
+            settings = dataclasses.replace(policy, seed=policy.seed + number)
+            train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
+        learned = GoalRankPolicy.load(run_dir / "policy")
+        existing[f"learned {number}"] = learned
+        yield learned
