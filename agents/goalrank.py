@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.decoders import DECODERS, make_decoder
-from agents.networks import MIXINGS, CandidateEncoder, Encoding, RequestShape
+from agents.networks import MIXINGS, CandidateEncoder, Encoding, Mixing, RequestShape
 from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
 
@@ -71,8 +71,8 @@ class GoalRankConfig:
     """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies."""
     decoder: Literal["one_softmax", "autoregressive"] = "autoregressive"
     """How lists are written."""
-    mixing: Literal["attention", "mean"] = "attention"
-    """How candidates see each other: self-attention, or the cheaper average."""
+    mixing: Mixing = "attention"
+    """How candidates see each other: see ``agents.networks.CandidateEncoder``."""
     width: int = 64
     """Width of the network."""
     layers: int = 1
