@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agents.decoders import DECODERS, make_decoder
-from agents.networks import MIXINGS, CandidateEncoder, Encoding, RequestShape
+from agents.networks import MIXINGS, CandidateEncoder, Encoding, Mixing, RequestShape
 from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
 
@@ -78,8 +78,8 @@ class GoalRankConfig:
     """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies."""
     decoder: Literal["one_softmax", "autoregressive", "matching"] = "autoregressive"
     """How lists are written."""
-    mixing: Literal["attention", "mean"] = "attention"
-    """How candidates see each other: self-attention, or the cheaper average."""
+    mixing: Mixing = "attention"
+    """How candidates see each other: see ``agents.networks.CandidateEncoder``."""
     width: int = 64
     """Width of the network."""
     layers: int = 1
@@ -88,6 +88,8 @@ class GoalRankConfig:
     """Attention heads; must divide the width."""
     item_embedding: int = 16
     """Width of the item-id embedding; 0 for none."""
+    initial_ranks: int = 0
+    """Ranks in the retriever's order with a learned embedding each, as PRM has; 0 for none."""
     lr: float = 2e-3
     """Learning rate of Adam."""
     grad_clip: float = 5.0
@@ -111,7 +113,7 @@ class GoalRankConfig:
         for name in ("width", "heads", "minibatch_size", "num_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("layers", "item_embedding", "min_spread"):
+        for name in ("layers", "item_embedding", "initial_ranks", "min_spread"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.auxiliary_share < 1:
@@ -177,6 +179,7 @@ class GoalRankPolicy(nn.Module):
                 mixing=config.mixing,
                 item_embedding=config.item_embedding,
                 heads=config.heads,
+                initial_ranks=config.initial_ranks,
             )
             self.decoder = make_decoder(decoder, config.width, shape.slate_size)
 

@@ -63,10 +63,36 @@ def goalrank_one_softmax() -> TrainRun:
     return TrainRun(goalrank=GoalRankConfig(decoder="one_softmax"), run_dir=Path("runs/goalrank-one-softmax"))
 
 
+def goalrank_warm() -> TrainRun:
+    """Half of each group from auxiliary heuristics during the first 15,000 requests."""
+    return TrainRun(goalrank=GoalRankConfig(auxiliary_share=0.5), run_dir=Path("runs/goalrank-warm"))
+
+
+def goalrank_prm() -> TrainRun:
+    """PRM's network: self-attention over the candidates and their initial ranks, one softmax."""
+    config = GoalRankConfig(decoder="one_softmax", initial_ranks=50)
+    return TrainRun(goalrank=config, run_dir=Path("runs/goalrank-prm"))
+
+
+def goalrank_setrank() -> TrainRun:
+    """SetRank's network: induced self-attention, one softmax."""
+    config = GoalRankConfig(decoder="one_softmax", mixing="induced")
+    return TrainRun(goalrank=config, run_dir=Path("runs/goalrank-setrank"))
+
+
+def goalrank_nar4rec() -> TrainRun:
+    """NAR4Rec's network: candidates matched with places, all places at once."""
+    return TrainRun(goalrank=GoalRankConfig(decoder="matching"), run_dir=Path("runs/goalrank-nar4rec"))
+
+
 RECIPES: dict[str, Callable[[], TrainRun]] = {
     "goalrank": goalrank,
     "goalrank-request": goalrank_request,
     "goalrank-grpo": goalrank_grpo,
     "goalrank-one-softmax": goalrank_one_softmax,
+    "goalrank-warm": goalrank_warm,
+    "goalrank-prm": goalrank_prm,
+    "goalrank-setrank": goalrank_setrank,
+    "goalrank-nar4rec": goalrank_nar4rec,
 }
 """Recipes by name."""

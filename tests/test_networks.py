@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.decoders import DECODERS, MatchingDecoder, OneSoftmaxDecoder, _draw, make_decoder
-from agents.networks import CandidateEncoder, Encoding, RequestShape
+from agents.networks import MIXINGS, CandidateEncoder, Encoding, RequestShape, initial_order, initial_rank
 from recsim_env.types import NO_ITEM, Request
 from tests.list_game import C, K, N, make_request
 
@@ -15,9 +15,9 @@ SHAPE = RequestShape.of(make_request(1, torch.Generator()), N, K)
 LISTS = torch.tensor(list(itertools.permutations(range(C), K)))
 
 
-def build(mixing: str = "attention", decoder: str = "autoregressive"):
+def build(mixing: str = "attention", decoder: str = "autoregressive", initial_ranks: int = 0):
     torch.manual_seed(3)
-    encoder = CandidateEncoder(SHAPE, width=16, layers=2, mixing=mixing, item_embedding=4)
+    encoder = CandidateEncoder(SHAPE, width=16, layers=2, mixing=mixing, item_embedding=4, initial_ranks=initial_ranks)
     return encoder, make_decoder(decoder, 16, K)
 
 
@@ -36,12 +36,14 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("mixing", ["attention", "mean"])
+@pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("decoder_name", DECODERS)
 def test_permuting_candidates_permutes_lists(mixing: str, decoder_name: str, generator: torch.Generator) -> None:
-    encoder, decoder = build(mixing, decoder_name)
+    encoder, decoder = build(mixing, decoder_name, initial_ranks=4)
     sharpen(decoder)
     request = make_request(8, generator)
+    tied = (request.retriever_score_BC * 3).round()  # equal scores must not be told apart by where they stand
+    request = request._replace(retriever_score_BC=tied)
     order = torch.randperm(C, generator=generator)
     by_candidate = {
         name: getattr(request, name)[:, order]
@@ -160,7 +162,7 @@ def test_history_counts_only_what_was_recorded(generator: torch.Generator) -> No
     assert empty.request_BW.isfinite().all()
 
 
-@pytest.mark.parametrize("mixing", ["attention", "mean"])
+@pytest.mark.parametrize("mixing", MIXINGS)
 def test_candidates_see_each_other(mixing: str, generator: torch.Generator) -> None:
     encoder, _ = build(mixing)
     request = make_request(1, generator)
@@ -168,6 +170,43 @@ def test_candidates_see_each_other(mixing: str, generator: torch.Generator) -> N
     features[0, 0] += 1.0
     change = encoder(request._replace(candidate_features_BCD=features)).candidates_BCW - encoder(request).candidates_BCW
     assert (change[0, 1:].abs().amax(dim=1) > 1e-4).all()
+
+
+def test_initial_order_and_rank_are_read_from_the_scores(generator: torch.Generator) -> None:
+    request = make_request(1, generator)._replace(
+        candidates_BC=torch.tensor([[30, 10, 20, 0, 5, 7]]),
+        retriever_score_BC=torch.tensor([[0.5, 0.9, 0.5, -1.0, 0.9, 0.1]]),
+    )
+    assert request.candidates_BC.gather(1, initial_order(request)).tolist() == [[5, 10, 20, 30, 7, 0]]
+    assert initial_rank(request).tolist() == [[2, 0, 2, 5, 0, 4]]
+
+
+def test_initial_ranks_beyond_the_table_share_its_last_row(generator: torch.Generator) -> None:
+    request = make_request(4, generator)
+    encoder, _ = build(initial_ranks=2)
+    encoder.blocks = torch.nn.ModuleList()  # so that candidates stay apart
+    before = encoder(request).candidates_BCW
+    with torch.no_grad():
+        encoder.rank_embedding.weight[1, :8] += 1.0
+    moved = (encoder(request).candidates_BCW - before).abs().amax(dim=2) > 1e-3
+    best = request.retriever_score_BC.argmax(dim=1, keepdim=True)
+    assert torch.equal(moved, torch.ones_like(moved).scatter(1, best, False))
+
+
+def test_the_gru_walks_up_the_retrievers_order(generator: torch.Generator) -> None:
+    encoder, _ = build("recurrent")
+    encoder.blocks = encoder.blocks[:1]
+    layer = encoder.blocks[0]
+    with torch.no_grad():
+        layer.gate.weight.zero_()  # a fixed gate: only the states tell candidates apart
+        layer.gate.bias.fill_(1.0)
+    request = make_request(1, generator)
+    third = int(initial_order(request)[0, 2])
+    features = request.candidate_features_BCD.clone()
+    features[0, third] += 1.0
+    change = encoder(request._replace(candidate_features_BCD=features)).candidates_BCW - encoder(request).candidates_BCW
+    moved = change[0, initial_order(request)[0]].abs().amax(dim=1) > 1e-6
+    assert moved.tolist() == [True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -188,6 +227,8 @@ def test_wrong_sizes_are_named(generator: torch.Generator) -> None:
         SHAPE.check(few)
     with pytest.raises(ValueError, match="mixing must be one of"):
         CandidateEncoder(SHAPE, mixing="max")
+    with pytest.raises(ValueError, match="initial_ranks must be at least 0"):
+        CandidateEncoder(SHAPE, initial_ranks=-1)
     with pytest.raises(ValueError, match="heads must divide width, got 3 and 64"):
         CandidateEncoder(SHAPE, heads=3)
     with pytest.raises(ValueError, match="decoder must be one of"):
