@@ -3,6 +3,8 @@
     python -m experiments.compare goalrank                     the synthetic log: judges and truth
     python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without,
                                                                and with users who leave half or twice as easily
+    python -m experiments.compare rerankers                    generators, their choice, GoalRank's variants: see
+                                                               ``experiments.rerankers``
 
 GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the
 references. Each finished world leaves one small JSON in ``experiments/results``. A claim has to clear both the
@@ -11,7 +13,8 @@ and ``checks`` (name, bar, value, low, high, verdict).
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from tqdm import tqdm
 
 from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
+from experiments import rerankers
 from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
 from experiments.report import BASELINES, MAIN_METRICS
+from experiments.rerankers import Budget
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
@@ -179,6 +184,83 @@ class Setting:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RerankersTable:
+    """Generators, the evaluator's choice among their lists, and GoalRank's variants, on the same requests."""
+
+    data: Path | None = None
+    """A KuaiRand folder; by default synthetic logs are drawn from known worlds."""
+    strengths: tuple[float, ...] = (1.0, 0.5, 2.0)
+    """Strengths of the true list effect in the synthetic world, each with a log and worlds of its own."""
+    budget: Budget = field(default_factory=Budget)
+    """What every trained ranker gets."""
+    num_requests: int = 5000
+    """Requests on which lists are valued."""
+    orders: int = 40
+    """Random orders of the generators."""
+    folder: Path = Path("runs/compare")
+    """Where worlds and training runs are kept; worlds are those of ``goalrank``."""
+    results: Path = Path("experiments/results")
+    """Where finished worlds leave their JSON."""
+    json: Path | None = None
+    """Also write the table here."""
+
+    def __post_init__(self) -> None:
+        if self.num_requests < 2 or self.orders < 1:
+            raise ValueError(f"need num_requests >= 2 and orders >= 1, got {self.num_requests} and {self.orders}")
+
+    @property
+    def settings(self) -> list["Setting"]:
+        """The logs and list effects of this table."""
+        worlds = GoalRankTable(data=self.data, strengths=self.strengths, folder=self.folder, results=self.results)
+        return [setting for setting in worlds.settings if setting.hazard == 1]
+
+
+def run_rerankers(table: RerankersTable) -> dict[str, Any]:
+    """Trains and measures what is missing and returns rows and checks of every setting."""
+    report: dict[str, Any] = {"rows": [], "checks": []}
+    for setting in table.settings:
+        names = [name for name in setting.world_names if name != "A"]
+        paths = {name: table.results / f"rerankers-{setting.name}-{name}.json" for name in names}
+        if not all(path.exists() for path in paths.values()):
+            _measure_rerankers(table, setting, {name: path for name, path in paths.items() if not path.exists()})
+        for path in paths.values():
+            content = read_json(path)
+            report["rows"] += [{**row, "setting": setting.name} for row in content["rows"] if row["baseline"] is None]
+            report["checks"] += content["checks"]
+    return report
+
+
+def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[str, Path]) -> None:
+    everything = setting.strength == 1.0
+    world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
+    setting.worlds  # noqa: B018  # builds them where they are missing
+    trained = rerankers.train_all(rerankers.training_runs(world_a, folder, table.budget, all_variants=everything))
+    searches = rerankers.learned_generators(world_a, folder, table.budget, 2) if everything else {}
+    for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
+        world = setting.worlds[name]
+        bench = rerankers.Bench(world, table.num_requests, seed=5_000_000)
+        cells = rerankers.measure(bench, trained, searches, table.orders)
+        where = f"{setting.name}, {name}"
+        result = EvaluationResult(cells={(method, name): cell for method, cell in cells.items()})
+        sessions = rerankers.in_sessions(world, name, trained["GoalRank"], seed=6_000_000)
+        content = {
+            "command": "python -m experiments.compare rerankers" + (" --data <folder>" if table.data else ""),
+            "setting": setting.name,
+            "world": name,
+            "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
+            "num_requests": table.num_requests,
+            "orders": table.orders,
+            "generators": len(rerankers.heuristics_of(world).names),
+            "budget": dataclasses.asdict(table.budget),
+            "openings": _opened(setting.folder / "openings.json", f"rerankers in {name}"),
+            "rows": [as_json(row) for row in [*result.rows(), *sessions]],
+            "checks": rerankers.checks(cells, where, with_bars=table.data is None),
+            **stamp(),
+        }
+        write_json(path, to_plain(content))
+
+
 def run(table: GoalRankTable) -> dict[str, Any]:
     """Runs what is missing and returns rows and checks of every setting."""
     report: dict[str, Any] = {"rows": [], "checks": []}
@@ -259,13 +341,14 @@ def _opened(path: Path, world: str) -> int:
     return int(count[world])
 
 
-def main(table: GoalRankTable) -> None:
+def main(table: GoalRankTable | RerankersTable) -> None:
     """Runs what is missing and prints the table."""
-    report = run(table)
+    report = run_rerankers(table) if isinstance(table, RerankersTable) else run(table)
+    shown = "true_list_value" if isinstance(table, RerankersTable) else "session_watch_time"
     for row in report["rows"]:
-        if row["metric"] == "session_watch_time":
+        if row["metric"] == shown:
             interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
-            print(f"{row['setting']:28}{row['world']:10}{row['policy']:18}{row['mean']:8.1f} {interval}")
+            print(f"{row['setting']:28}{row['world']:10}{row['policy']:34}{row['mean']:8.1f} {interval}")
     for check in report["checks"]:
         interval = f"[{check['low']:+.1f}, {check['high']:+.1f}]"
         print(f"{check['name']}: {check['value']:+.1f} {interval} {check['verdict']}")
@@ -273,5 +356,9 @@ def main(table: GoalRankTable) -> None:
         write_json(table.json, to_plain(report))
 
 
+TABLES: dict[str, Callable[..., Any]] = {"goalrank": GoalRankTable, "rerankers": RerankersTable}
+"""Tables by name."""
+
+
 if __name__ == "__main__":
-    run_command(main, lambda: tyro.extras.subcommand_cli_from_dict({"goalrank": GoalRankTable}, description=__doc__))
+    run_command(main, lambda: tyro.extras.subcommand_cli_from_dict(TABLES, description=__doc__))

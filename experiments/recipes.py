@@ -10,6 +10,8 @@ from typing import Literal
 
 from agents.goalrank import GoalRankConfig
 
+REQUEST_ENV = "recsim_env:recsim_env/Request-v0"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
@@ -50,7 +52,7 @@ def goalrank() -> TrainRun:
 
 def goalrank_request() -> TrainRun:
     """The same in single requests."""
-    return TrainRun(env="recsim_env:recsim_env/Request-v0", run_dir=Path("runs/goalrank-request"))
+    return TrainRun(env=REQUEST_ENV, run_dir=Path("runs/goalrank-request"))
 
 
 def goalrank_grpo() -> TrainRun:

@@ -84,6 +84,7 @@ class HeuristicGenerators:
         unknown = sorted({name for h in heuristics for name in h.weights} - set(inputs))
         if unknown:
             raise ValueError(f"no relevance inputs {unknown}; a heuristic may weigh {inputs}")
+        self._heuristics, self._signals = tuple(heuristics), tuple(signals)
         self.names = tuple(h.name for h in heuristics)
         if not heuristics or len(set(self.names)) < len(heuristics):
             raise ValueError(f"need heuristics that differ from each other, got {list(self.names)}")
@@ -97,6 +98,11 @@ class HeuristicGenerators:
             for kernel in KERNELS
         }
         self._strength_G = torch.tensor([0.0 if h.family == "sort" else h.strength for h in heuristics])
+
+    def some(self, indices: Sequence[int]) -> "HeuristicGenerators":
+        """The generators at these places of the set, in this order."""
+        chosen = [self._heuristics[index] for index in indices]
+        return HeuristicGenerators(chosen, self._signals, self.slate_size, self._tag_T)
 
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, G, K) as positions in the candidate set."""

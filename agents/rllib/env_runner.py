@@ -45,11 +45,11 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
             )
         self._tensor_env = env
         self._evaluator = _find_evaluator(self.config.evaluator, env)
-        self._heuristics = standard_heuristics(env.world.signals)
         wanted = self.config.goalrank.num_auxiliary
-        if wanted > len(self._heuristics):
+        self._auxiliary = _heuristics_of(env) if wanted else None
+        if self._auxiliary is not None and wanted > len(self._auxiliary.names):
             raise ValueError(
-                f"auxiliary_share asks for {wanted} auxiliary lists a group, there are {len(self._heuristics)}; "
+                f"auxiliary_share asks for {wanted} auxiliary lists a group, there are {len(self._auxiliary.names)}; "
                 "lower auxiliary_share or group_size"
             )
 
@@ -123,14 +123,9 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         positions_BGK, log_prob_BG = policy.sample_group(request, settings.group_size - num_auxiliary, self._generator)
         if not num_auxiliary:
             return positions_BGK, log_prob_BG
-        order = torch.randperm(len(self._heuristics), generator=self._generator, device=self._device).tolist()
-        world = self._tensor_env.world
-        auxiliary = HeuristicGenerators(
-            [self._heuristics[index] for index in order[:num_auxiliary]],
-            world.signals,
-            positions_BGK.shape[2],
-            kinds_of(world.catalogue.features_ND),
-        )
+        assert self._auxiliary is not None
+        order = torch.randperm(len(self._auxiliary.names), generator=self._generator, device=self._device).tolist()
+        auxiliary = self._auxiliary.some(order[:num_auxiliary])
         positions_BGK = torch.cat([positions_BGK, auxiliary.propose(request, self._generator)], dim=1)
         return positions_BGK, policy.group_log_prob(request, positions_BGK)
 
@@ -188,3 +183,9 @@ def _find_evaluator(given: Any, env: Any) -> ListEvaluator:
             "with score(request, items_BGK), or its path 'module:Name', as evaluator="
         )
     return found  # type: ignore[no-any-return]
+
+
+def _heuristics_of(env: Any) -> HeuristicGenerators:
+    world = env.world
+    tag_T = kinds_of(world.catalogue.features_ND)
+    return HeuristicGenerators(standard_heuristics(world.signals), world.signals, env.config.slate_size, tag_T)

@@ -1,0 +1,340 @@
+"""Rerankers beside each other on the same requests, with the same predictor and the same list evaluator.
+
+    python -m experiments.compare rerankers                    synthetic logs with the list effect x1, x0.5 and x2
+    python -m experiments.compare rerankers --data <folder>    a real log, with the declared list effect and without
+
+Every trained ranker is a recipe of ``experiments.train`` in ``Request-v0`` with the same number of requests. A method
+is judged by the world's true expectation of the lists that it shows for fixed first requests of sessions, and a few of
+them also in whole sessions. Generators are tried in random orders that are drawn before any world is opened. Trained
+policies are kept in ``--folder``, finished worlds leave one JSON each in ``experiments/results``; what is there is not
+run again.
+
+Metrics: ``true_list_value`` and ``evaluator_value`` (expected seconds of a shown list, in truth and by the evaluator),
+``evaluator_gap`` (the excess of the second), ``evaluator_top_share`` (share of requests whose list the evaluator puts
+above 99 % of 200 lists drawn around the pointwise sort), ``session_watch_time``. Checks are ratios of true list values.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.rerankers.clig import CligConfig, search_generators
+from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
+from agents.rerankers.multi_generator import (
+    GeneratorEvaluator,
+    PolicyLists,
+    SampledLists,
+    check_generators,
+    items_of,
+)
+from experiments.recipes import REQUEST_ENV, TrainRun
+from experiments.train import run as train
+from recsim_env.evaluation import evaluate
+from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
+from recsim_env.simulator import Simulator
+from recsim_env.types import ListEvaluator, Policy, Request
+from recsim_env.world import World
+from reward_models.company import kinds_of
+
+SLATE = 6
+SESSIONS = 500
+"""Sessions of each policy that is judged in whole sessions too."""
+USUAL_LISTS = 200
+"""Lists of each request that a shown list is compared with for ``evaluator_top_share``."""
+SET_SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
+"""Numbers of generators, k, of the MG-E curve."""
+GENERATORS = {
+    "reward and GC": CligConfig(reward_weight=1.0, gain_weight=0.3),
+    "reward only": CligConfig(reward_weight=1.0, gain_weight=0.0),
+    "GC only": CligConfig(reward_weight=0.0, gain_weight=1.0),
+}
+"""Searches for complementary generators."""
+
+_REQUESTS_AT_ONCE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every trained ranker gets."""
+
+    iterations: int = 60
+    """Training rounds of 512 requests."""
+    seeds: int = 5
+    """Training seeds of GoalRank."""
+    few_seeds: int = 3
+    """Training seeds of its variants."""
+
+
+def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bool) -> dict[str, list[TrainRun]]:
+    """Trained rankers by name, one run for each training seed; the most important ones first."""
+
+    def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
+        return name, [
+            TrainRun(
+                goalrank=GoalRankConfig(seed=seed, **settings),
+                size=size,
+                env=REQUEST_ENV,
+                world=str(world),
+                iterations=budget.iterations,
+                run_dir=folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}",
+            )
+            for seed in range(seeds)
+        ]
+
+    few = budget.few_seeds
+    found = [runs("GoalRank", budget.seeds)]
+    if all_variants:
+        found += [
+            runs("GoalRank, half auxiliary for good", few, auxiliary_share=0.5, auxiliary_requests=None),
+            runs("GoalRank, noise 0.2", few, value_noise=0.2),
+            runs("GoalRank, noise 0.5", few, value_noise=0.5),
+            runs("GoalRank, 10k", few, size="10k"),
+            runs("GoalRank, 1m", few, size="1m"),
+            runs("GoalRank, warm start", few, auxiliary_share=0.5),
+            runs("GoalRank, GRPO form", few, objective="grpo"),
+            runs("GoalRank, one softmax", few, decoder="one_softmax"),
+            runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
+            runs("GoalRank, SetRank network", 1, decoder="one_softmax", mixing="induced"),
+            runs("GoalRank, NAR4Rec network", 1, decoder="matching"),
+            runs("GoalRank, 10m", 1, size="10m"),
+        ]
+    return dict(found)
+
+
+def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[Policy]]:
+    """The generators of each search, the pointwise sort first."""
+    from agents.rllib.train import train_goalrank  # imports ray
+
+    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        return train_goalrank(
+            config,
+            {"world": str(world)},
+            env=REQUEST_ENV,
+            evaluator=evaluator,
+            iterations=budget.iterations,
+            run_dir=run_dir,
+        )
+
+    evaluator = evaluator_of(World.load(world))
+    found: dict[str, list[Policy]] = {}
+    for name, config in GENERATORS.items():
+        first = PointwiseGreedy(SLATE)
+        learned = search_generators(
+            first,
+            evaluator,
+            train_one,
+            num_generators=number,
+            folder=folder / f"clig-{name.replace(' ', '-')}",
+            config=config,
+        )
+        found[name] = [first, *tqdm(learned, total=number, desc=f"CLIG, {name}", disable=None)]
+    return found
+
+
+def evaluator_of(world: World) -> ListEvaluator:
+    """The world's list evaluator.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if world.evaluator is None:
+        raise ValueError(f"world {world.name!r} has no list evaluator; build it from a log that holds slates")
+    return world.evaluator
+
+
+class Bench:
+    """The first requests of some sessions in one world; values lists for them."""
+
+    def __init__(self, world: World, num_requests: int, seed: int):
+        self.simulator = Simulator(world, slate_size=SLATE)
+        self.state = self.simulator.start(num_requests, seed)
+        self.request = self.state.request
+        self.evaluator = evaluator_of(world)
+        usual = BestOfLists(self.evaluator, SLATE, num_lists=USUAL_LISTS)
+        usual_BG = self.evaluated(usual.propose(self.request, torch.Generator().manual_seed(seed)))
+        self.high_B = usual_BG.quantile(0.99, dim=1)
+
+    def evaluated(self, items_BGK: Tensor) -> Tensor:
+        """The evaluator's values (B, G)."""
+        rows = torch.split(torch.arange(len(items_BGK)), _REQUESTS_AT_ONCE)
+        parts = [(Request(*(tensor[row_R] for tensor in self.request)), items_BGK[row_R]) for row_R in rows]
+        return torch.cat([self.evaluator.score(request, part).value_BG for request, part in parts])
+
+    def true(self, items_BGK: Tensor) -> Tensor:
+        """True values (B, G)."""
+        rows = torch.split(torch.arange(len(items_BGK)), _REQUESTS_AT_ONCE)
+        parts = [(self.state.select(row_R), items_BGK[row_R]) for row_R in rows]
+        return torch.cat([self.simulator.expected(state, part).watch_time_BG for state, part in parts])
+
+    def cell(self, value_SB: Tensor, true_SB: Tensor) -> Cell:
+        """All metrics of a method that shows one list for each training seed and request."""
+        ones = np.ones(true_SB.shape)
+        value, true = value_SB.double().numpy(), true_SB.double().numpy()
+        top = (value_SB > self.high_B).double().numpy()
+        return Cell(
+            ratios={
+                "true_list_value": (true, ones),
+                "evaluator_value": (value, ones),
+                "evaluator_gap": (value - true, ones),
+                "evaluator_top_share": (top, ones),
+            },
+            totals={},
+        )
+
+    def show(self, choose: Sequence[Policy]) -> Cell:
+        """Plays one policy for each training seed."""
+        generator = torch.Generator().manual_seed(0)
+        items_BSK = torch.stack([policy(self.request, generator).items_BK for policy in choose], dim=1)
+        return self.cell(self.evaluated(items_BSK).T, self.true(items_BSK).T)
+
+    def pick(self, value_BG: Tensor, true_BG: Tensor, sets: Sequence[Sequence[int]]) -> Cell:
+        """The evaluator's choice from sets of generators, averaged over the sets."""
+        chosen = [value_BG[:, list(some)].argmax(dim=1, keepdim=True) for some in sets]
+        picked = [
+            torch.cat([value_BG[:, list(some)].gather(1, best), true_BG[:, list(some)].gather(1, best)], dim=1)
+            for some, best in zip(sets, chosen, strict=True)
+        ]
+        value_B, true_B = torch.stack(picked).mean(dim=0).unbind(dim=1)
+        return self.cell(value_B.unsqueeze(0), true_B.unsqueeze(0))
+
+
+def measure(
+    bench: Bench,
+    trained: Mapping[str, Sequence[Policy]],
+    searches: Mapping[str, Sequence[Policy]],
+    num_orders: int,
+) -> dict[str, Cell]:
+    """Every method on the same requests."""
+    world, evaluator = bench.simulator.world, bench.evaluator
+    cells = {
+        "random": bench.show([RandomSlate(SLATE)]),
+        "pointwise greedy": bench.show([PointwiseGreedy(SLATE)]),
+        "best of 20": bench.show([BestOfLists(evaluator, SLATE, num_lists=20)]),
+        "best of 100": bench.show([BestOfLists(evaluator, SLATE, num_lists=100)]),
+        "evaluator search": bench.show([EvaluatorSearch(evaluator, SLATE)]),
+    }
+    pool = heuristics_of(world)
+    check_generators(pool, bench.request, SLATE)
+    items_BGK = items_of(bench.request, pool.propose(bench.request, torch.Generator()))
+    value_BG, true_BG = bench.evaluated(items_BGK), bench.true(items_BGK)
+    orders = generator_orders(len(pool.names), num_orders)
+    for k in SET_SIZES:
+        cells[f"MG-E-{k}"] = bench.pick(value_BG, true_BG, [order[:k] for order in orders])
+    for name, policies in trained.items():
+        cells[name] = bench.show(policies)
+    if "GoalRank" in trained:
+        first = SampledLists(trained["GoalRank"][0], 20)  # type: ignore[arg-type]
+        cells["GoalRank, best of 20 draws"] = bench.show([GeneratorEvaluator(first, evaluator)])
+    sort = 0  # the first heuristic is the pointwise sort, where every search begins
+    for k in (2, 3):
+        others = [[sort, *[index for index in order if index != sort][: k - 1]] for order in orders]
+        cells[f"pointwise and random, {k}"] = bench.pick(value_BG, true_BG, others)
+    for name, policies in searches.items():
+        lists = PolicyLists({str(index): policy for index, policy in enumerate(policies)})
+        learned_BGK = items_of(bench.request, lists.propose(bench.request, torch.Generator()))
+        learned_value_BG, learned_true_BG = bench.evaluated(learned_BGK), bench.true(learned_BGK)
+        for k in range(2, len(policies) + 1):
+            cells[f"CLIG, {name}, {k}"] = bench.pick(learned_value_BG, learned_true_BG, [range(k)])
+    return cells
+
+
+def heuristics_of(world: World) -> HeuristicGenerators:
+    """The standard heuristics for a world."""
+    tag_T = kinds_of(world.catalogue.features_ND)
+    return HeuristicGenerators(standard_heuristics(world.signals), world.signals, SLATE, tag_T)
+
+
+def generator_orders(number: int, num_orders: int) -> list[list[int]]:
+    """Random orders of the generators, the same for every world."""
+    generator = torch.Generator().manual_seed(2504_15625)
+    return [torch.randperm(number, generator=generator).tolist() for _ in range(num_orders)]
+
+
+def ratio(cells: Mapping[str, Cell], name: str, other: str) -> Cell:
+    """True list value of one method over another's, paired by request and, where both have several, by seed."""
+    first_SB, second_SB = (cells[method].ratios["true_list_value"][0] for method in (name, other))
+    if len(second_SB) > 1:
+        pairs = min(len(first_SB), len(second_SB))
+        first_SB, second_SB = first_SB[:pairs], second_SB[:pairs]
+    return Cell(ratios={"ratio": (first_SB, np.broadcast_to(second_SB, first_SB.shape))}, totals={})
+
+
+CHECKS: tuple[tuple[str, str, float, Any], ...] = (
+    ("MG-E-100", "MG-E-20", 1.01, "below"),
+    ("MG-E-20", "MG-E-3", 1.02, "above"),
+    ("GoalRank", "MG-E-100", 1.03, "above"),
+    ("GoalRank, warm start", "MG-E-100", 1.03, "above"),
+    ("GoalRank, half auxiliary for good", "MG-E-100", 1.03, "below"),
+    ("GoalRank", "GoalRank, 10k", 1.0, "above"),
+    ("GoalRank, 1m", "GoalRank", 1.0, "above"),
+    ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),
+    ("GoalRank, noise 0.2", "GoalRank, noise 0.5", 1.0, "above"),
+    ("evaluator search", "best of 100", 1.0, "below"),
+    *(
+        check
+        for k in (2, 3)
+        for check in (
+            (f"CLIG, reward and GC, {k}", f"CLIG, reward only, {k}", 1.0, "above"),
+            (f"CLIG, reward only, {k}", f"pointwise and random, {k}", 1.0, "above"),
+            (f"pointwise and random, {k}", f"CLIG, GC only, {k}", 1.0, "above"),
+        )
+    ),
+)
+"""Method, the one it is divided by, bar, and the side on which the ratio should lie."""
+
+
+def checks(cells: Mapping[str, Cell], where: str, *, with_bars: bool) -> list[dict[str, Any]]:
+    """Every check whose two methods were measured."""
+    found = []
+    for name, other, bar, side in CHECKS:
+        if name not in cells or other not in cells:
+            continue
+        row = EvaluationResult(cells={(name, where): ratio(cells, name, other)}).row(name, where, "ratio")
+        low, high = row.widest
+        verdict = judge(
+            f"{where}: {name} / {other}, true list value",
+            value=row.mean,
+            low=low,
+            high=high,
+            bar=bar if with_bars else None,
+            side=side,
+        )
+        intervals = {"over_seeds": [row.low, row.high], "over_requests": [row.session_low, row.session_high]}
+        found.append(to_plain({**dataclasses.asdict(verdict), **intervals, "side": side, "seeds": row.seeds}))
+    return found
+
+
+def in_sessions(world: World, name: str, goalrank: Sequence[Policy], seed: int) -> list[Row]:
+    """Seconds watched in whole sessions by the main methods, and by how much GoalRank leads."""
+    evaluator, pool = evaluator_of(world), heuristics_of(world)
+    references: dict[str, Policy] = {
+        "pointwise greedy": PointwiseGreedy(SLATE),
+        "best of 100": BestOfLists(evaluator, SLATE, num_lists=100),
+        "MG-E-100": GeneratorEvaluator(pool.some(generator_orders(len(pool.names), 1)[0][:100]), evaluator),
+    }
+    result = evaluate({**references, "GoalRank": goalrank}, {name: world}, num_sessions=SESSIONS, seed=seed)
+    rows = [result.row(policy, name, "session_watch_time") for policy in result.policies]
+    return [*rows, *(result.difference("GoalRank", other, name) for other in references)]
+
+
+def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRankPolicy]]:
+    """Trains what is missing and loads every policy."""
+    total = sum(len(some) for some in runs.values())
+    policies: dict[str, list[GoalRankPolicy]] = {}
+    with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
+        for name, some in runs.items():
+            policies[name] = []
+            for one in some:
+                folder = one.run_dir / "policy"
+                policies[name].append(GoalRankPolicy.load(folder if folder.exists() else train(one)))
+                bar.update()
+    return policies
