@@ -8,14 +8,15 @@ Shape legend: B requests, C candidates, K places, G lists, W width, S summary of
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agents.networks import Encoding
 
-DECODERS = ("one_softmax", "autoregressive", "matching")
+DecoderName = Literal["one_softmax", "autoregressive", "matching"]
+DECODERS: tuple[DecoderName, ...] = ("one_softmax", "autoregressive", "matching")
 
 
 class ListDecoder(nn.Module, ABC):

@@ -44,7 +44,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agents.decoders import DECODERS, make_decoder
+from agents.decoders import DECODERS, DecoderName, make_decoder
 from agents.networks import MIXINGS, CandidateEncoder, Encoding, Mixing, RequestShape
 from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
@@ -76,7 +76,7 @@ class GoalRankConfig:
     """Probability ratio beyond which "grpo" stops pushing."""
     value_noise: float = 0.0
     """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies."""
-    decoder: Literal["one_softmax", "autoregressive", "matching"] = "autoregressive"
+    decoder: DecoderName = "autoregressive"
     """How lists are written."""
     mixing: Mixing = "attention"
     """How candidates see each other: see ``agents.networks.CandidateEncoder``."""

@@ -2,13 +2,15 @@
 
     python -m experiments.benchmark env   [--world FOLDER] [--json PATH] [--peers]
     python -m experiments.benchmark rllib [--world FOLDER] [--json PATH]
+    python -m experiments.benchmark rerankers --world FOLDER [--json PATH]
 
 Keys of ``env``: ``requests_per_cpu_second`` (by batch size: candidates, predictor, response, leaving and state
 update), ``core_requests_per_cpu_second`` (slates given, nothing retrieved or predicted),
 ``face_requests_per_cpu_second`` (``RecVectorEnv.step``, at 1 ``RecEnv.step``), ``step_over_forward`` (core step
 over the response model's forward on the same places), ``reset_over_step``, ``bytes_per_session``, ``cost``
 (microseconds per request as B, C, K, H or N varies), ``peers``. Keys of ``rllib``: ``overhead_us`` (Python above
-environment step and policy forward, per environment step), ``overhead_over_stock``, and what they are made of.
+environment step and policy forward, per environment step), ``overhead_over_stock``, and what they are made of. Keys
+of ``rerankers`` stand in ``experiments.benchmark_rerankers``.
 """
 
 import time
@@ -74,6 +76,24 @@ class Rllib:
         from experiments.benchmark_rllib import measure_rllib  # imports ray
 
         return measure_rllib(resolve_world(self.world), self.num_envs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerankers:
+    """What one list costs and what k lists cost, by generator and method."""
+
+    world: str
+    """A world folder; it must hold a list evaluator."""
+    json: Path | None = None
+    """Also write the figures here."""
+    seconds: float = 2.0
+    """CPU-seconds spent on each figure."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures, prints and returns every figure."""
+        from experiments.benchmark_rerankers import measure_rerankers  # imports this module
+
+        return measure_rerankers(resolve_world(self.world), self.seconds)
 
 
 class FixedCandidates:
@@ -148,11 +168,11 @@ def measure_env(world: World, seconds: float) -> dict[str, Any]:
     for batch in tqdm(BATCHES, desc="batch sizes", disable=None):
         simulator, bare = Simulator(world), Simulator(core)
         player = _Player(simulator, batch)
-        full_us = _microseconds(player, seconds)
-        core_us = _microseconds(_Player(bare, batch), seconds)
+        full_us = microseconds(player, seconds)
+        core_us = microseconds(_Player(bare, batch), seconds)
         state, everyone = player.state, torch.ones(batch, dtype=torch.bool)
-        forward_us = _microseconds(_forward(simulator, state), seconds / 2)
-        reset_us = _microseconds(
+        forward_us = microseconds(_forward(simulator, state), seconds / 2)
+        reset_us = microseconds(
             lambda: simulator.restart(state, everyone).num_sessions,  # noqa: B023
             seconds / 2,
         )
@@ -217,10 +237,10 @@ def _face_us(world: World, batch: int, seconds: float) -> float:
         begins = int(np.count_nonzero(terminated | truncated))
         return answered
 
-    return _microseconds(step, seconds)
+    return microseconds(step, seconds)
 
 
-def _microseconds(call: Callable[[], int], seconds: float) -> float:
+def microseconds(call: Callable[[], int], seconds: float) -> float:
     """CPU-microseconds per request of the best of five windows: other jobs only ever add time.
 
     Args:
@@ -246,21 +266,21 @@ def _costs(world: World, seconds: float) -> dict[str, dict[int, float]]:
     }
     costs: dict[str, dict[int, float]] = {"batch": {}}
     for batch in (16, 64, 256, 1024):
-        costs["batch"][batch] = _microseconds(_Player(Simulator(world), batch), seconds)
+        costs["batch"][batch] = microseconds(_Player(Simulator(world), batch), seconds)
     for name, values in sizes.items():
         costs[name] = {}
         for value in values:
             simulator = Simulator(world, **dict[str, Any]({name: value}))
-            costs[name][value] = _microseconds(_Player(simulator, 256), seconds)
+            costs[name][value] = microseconds(_Player(simulator, 256), seconds)
     if isinstance(world.candidates, TwoTowerCandidates):
         costs["num_items"] = {}
         for value in (1000, 2000, 4000, len(world.catalogue)):
             some = world.replace(candidates=FirstItems(world.candidates, value))
-            costs["num_items"][value] = _microseconds(_Player(Simulator(some), 256), seconds)
+            costs["num_items"][value] = microseconds(_Player(Simulator(some), 256), seconds)
     return {name: {k: round(v, 1) for k, v in row.items()} for name, row in costs.items()}
 
 
-def main(command: Env | Rllib) -> None:
+def main(command: Env | Rllib | Rerankers) -> None:
     """Runs one benchmark and prints it."""
     report = command.run()
     for key, value in report.items():
@@ -275,4 +295,4 @@ def main(command: Env | Rllib) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, lambda: tyro.cli(Env | Rllib, description=__doc__))
+    run_command(main, lambda: tyro.cli(Env | Rllib | Rerankers, description=__doc__))

@@ -64,7 +64,7 @@ class BuildConfig:
     test_days: int = 4
     """Last days of the log, on which worlds are judged and from which sessions begin."""
     stopping_days: int = 2
-    """Days before these, on which training stops early."""
+    """Days before these, on which training stops early; 0 trains for the fit's ``max_epochs``, in 2/3 of the time."""
     judges: int = 2
     """Judge worlds."""
     jobs: int = field(default_factory=lambda: min((os.cpu_count() or 1) + 1, 3))
@@ -84,9 +84,9 @@ class BuildConfig:
     """The recommender's list evaluator."""
 
     def __post_init__(self) -> None:
-        if self.judges < 1 or self.test_days < 1 or self.stopping_days < 1:
+        if self.judges < 1 or self.test_days < 1 or self.stopping_days < 0:
             raise ValueError(
-                "need at least one judge, test day and stopping day, got "
+                "need at least one judge and test day, and no negative number of stopping days, got "
                 f"{self.judges}, {self.test_days} and {self.stopping_days}"
             )
 
@@ -126,7 +126,7 @@ def days_of(dataset: LoggedDataset, config: BuildConfig) -> Days:
         )
     test = tuple(dates[-config.test_days :])
     before = dates[: -config.test_days]
-    return Days(before[-1], tuple(before[-config.stopping_days :]), test)
+    return Days(before[-1], tuple(before[len(before) - config.stopping_days :]), test)
 
 
 def build_worlds(dataset: LoggedDataset, out: Path, config: BuildConfig) -> dict[str, Path]:

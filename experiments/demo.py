@@ -53,20 +53,20 @@ class DemoConfig:
     """Users of the synthetic world."""
     num_items: int = 2000
     """Videos of the synthetic world."""
-    log_sessions: int = 3500
+    log_sessions: int = 4000
     """Sessions of the synthetic log."""
     uniform_share: float = 0.1
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
     iterations: int = 60
     """Training rounds of GoalRank."""
-    num_sessions: int = 700
+    num_sessions: int = 1000
     """Sessions of each policy in each world."""
     seed: int = 0
     """Seed of the log, the worlds and the training."""
     json: Path | None = None
     """Also write the report's main metrics here, with the plot of watch times beside it."""
-    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=SHORT_FIT))
-    """How worlds are built: shorter fits than ``experiments.build_world`` by default."""
+    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=SHORT_FIT, stopping_days=0))
+    """How worlds are built: shorter fits than ``experiments.build_world`` by default, none stopped early."""
 
     @property
     def folder(self) -> Path:

@@ -70,6 +70,8 @@ def test_days_are_split_from_the_end(log: LoggedDataset) -> None:
     assert days.test == (20220429, 20220430)
     assert days.stopping == (20220428,)
     assert days.fit_until == 20220428
+    unstopped = days_of(log, dataclasses.replace(SMALL, stopping_days=0))
+    assert (unstopped.test, unstopped.stopping, unstopped.fit_until) == (days.test, (), days.fit_until)
     with pytest.raises(ValueError, match=r"has 6 days; 4 test days and 2 stopping days need at least 7"):
         days_of(log, BuildConfig())
 
