@@ -54,8 +54,8 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
         "evaluator search": EvaluatorSearch(evaluator, SLATE),
         "GoalRank": rankers["autoregressive"],
     }
-    for name, method in tqdm(methods.items(), desc="methods", disable=None):
-        report["methods_us"][name] = {
+    for method_name, method in tqdm(methods.items(), desc="methods", disable=None):
+        report["methods_us"][method_name] = {
             batch: _cost(lambda r: method(r, generator), request, seconds)  # noqa: B023
             for batch, request in requests.items()
         }

@@ -42,7 +42,8 @@ from reward_models.fit import FitConfig, fit_response
 from reward_models.predictor import EnsemblePredictor, PredictorConfig, fit_predictor
 from reward_models.response import ResponseConfig
 from reward_models.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval
-from reward_models.slate import EvaluatorConfig, SlateEvaluator, fit_evaluator
+from reward_models.slate import SlateEvaluator, fit_evaluator
+from reward_models.slate_network import EvaluatorConfig
 from reward_models.trainer import TrainConfig
 
 JUDGE_FAMILIES = (

@@ -251,7 +251,7 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
             "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
             "num_requests": table.num_requests,
             "orders": table.orders,
-            "generators": len(rerankers.heuristics_of(world).names),
+            "generators": rerankers.generator_list(bench),
             "budget": dataclasses.asdict(table.budget),
             "openings": _opened(setting.folder / "openings.json", f"rerankers in {name}"),
             "rows": [as_json(row) for row in [*result.rows(), *sessions]],

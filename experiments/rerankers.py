@@ -26,11 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
+from agents.baselines.pointwise_greedy import best_first
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.rerankers.clig import CligConfig, search_generators
+from agents.rerankers.complementarity import list_distances
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
 from agents.rerankers.multi_generator import (
     GeneratorEvaluator,
+    Generators,
     PolicyLists,
     SampledLists,
     check_generators,
@@ -38,12 +41,13 @@ from agents.rerankers.multi_generator import (
 )
 from experiments.recipes import REQUEST_ENV, TrainRun
 from experiments.train import run as train
-from recsim_env.evaluation import evaluate
+from recsim_env.evaluation import evaluate, true_list_values
 from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
 from recsim_env.simulator import Simulator
-from recsim_env.types import ListEvaluator, Policy, Request
+from recsim_env.types import Decision, ListEvaluator, Policy, Request
 from recsim_env.world import World
 from reward_models.company import kinds_of
+from reward_models.slate import SlateEvaluator
 
 SLATE = 6
 SESSIONS = 500
@@ -58,6 +62,9 @@ GENERATORS = {
     "GC only": CligConfig(reward_weight=0.0, gain_weight=1.0),
 }
 """Searches for complementary generators."""
+
+DISTANCE_REQUESTS = 100
+"""Requests over which distances between generators (pair order) are averaged."""
 
 _REQUESTS_AT_ONCE = 100
 
@@ -171,9 +178,7 @@ class Bench:
 
     def true(self, items_BGK: Tensor) -> Tensor:
         """True values (B, G)."""
-        rows = torch.split(torch.arange(len(items_BGK)), _REQUESTS_AT_ONCE)
-        parts = [(self.state.select(row_R), items_BGK[row_R]) for row_R in rows]
-        return torch.cat([self.simulator.expected(state, part).watch_time_BG for state, part in parts])
+        return true_list_values(self.simulator, self.state, items_BGK, _REQUESTS_AT_ONCE)
 
     def cell(self, value_SB: Tensor, true_SB: Tensor) -> Cell:
         """All metrics of a method that shows one list for each training seed and request."""
@@ -229,6 +234,8 @@ def measure(
     orders = generator_orders(len(pool.names), num_orders)
     for k in SET_SIZES:
         cells[f"MG-E-{k}"] = bench.pick(value_BG, true_BG, [order[:k] for order in orders])
+    if isinstance(evaluator, SlateEvaluator) and evaluator.listwise:
+        cells |= _additive_control(bench, evaluator.additive(), pool.some(orders[0][:100]))
     for name, policies in trained.items():
         cells[name] = bench.show(policies)
     if "GoalRank" in trained:
@@ -247,10 +254,47 @@ def measure(
     return cells
 
 
+def _additive_control(bench: Bench, evaluator: ListEvaluator, generators: Generators) -> dict[str, Cell]:
+    """List methods under an evaluator that adds up single videos, where a sort by it is as good as any."""
+
+    def sort(request: Request, generator: torch.Generator) -> Decision:
+        single_BC = evaluator.score(request, request.candidates_BC.unsqueeze(2)).value_BG
+        return Decision(best_first(request, single_BC, SLATE))
+
+    return {
+        "additive evaluator, sort": bench.show([sort]),
+        "additive evaluator, best of 100": bench.show([BestOfLists(evaluator, SLATE, num_lists=100)]),
+        "additive evaluator, MG-E-100": bench.show([GeneratorEvaluator(generators, evaluator)]),
+        "additive evaluator, search": bench.show([EvaluatorSearch(evaluator, SLATE)]),
+    }
+
+
 def heuristics_of(world: World) -> HeuristicGenerators:
     """The standard heuristics for a world."""
     tag_T = kinds_of(world.catalogue.features_ND)
     return HeuristicGenerators(standard_heuristics(world.signals), world.signals, SLATE, tag_T)
+
+
+def generator_list(bench: Bench) -> list[dict[str, Any]]:
+    """The generators with the values of their lists, their mean distance to the others and the nearest of these."""
+    pool = heuristics_of(bench.simulator.world)
+    lists_BGK = pool.propose(bench.request, torch.Generator())
+    items_BGK = items_of(bench.request, lists_BGK)
+    values = {"evaluator_value": bench.evaluated(items_BGK), "true_list_value": bench.true(items_BGK)}
+    some = Request(*(tensor[:DISTANCE_REQUESTS] for tensor in bench.request))
+    distance_GG = list_distances(some, lists_BGK[:DISTANCE_REQUESTS], lists_BGK[:DISTANCE_REQUESTS], "pair_order")
+    distance_GG = distance_GG.mean(dim=0).fill_diagonal_(torch.inf)
+    nearest_G = distance_GG.argmin(dim=1)
+    return [
+        {
+            "name": name,
+            **{metric: round(float(value_BG[:, index].mean()), 2) for metric, value_BG in values.items()},
+            "mean_distance": round(float(distance_GG[index][distance_GG[index].isfinite()].mean()), 3),
+            "nearest": pool.names[nearest_G[index]],
+            "nearest_distance": round(float(distance_GG[index].min()), 3),
+        }
+        for index, name in enumerate(pool.names)
+    ]
 
 
 def generator_orders(number: int, num_orders: int) -> list[list[int]]:
@@ -279,6 +323,9 @@ CHECKS: tuple[tuple[str, str, float, Any], ...] = (
     ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),
     ("GoalRank, noise 0.2", "GoalRank, noise 0.5", 1.0, "above"),
     ("evaluator search", "best of 100", 1.0, "below"),
+    ("additive evaluator, search", "additive evaluator, sort", 1.01, "below"),
+    ("additive evaluator, MG-E-100", "additive evaluator, sort", 1.01, "below"),
+    ("evaluator search", "additive evaluator, sort", 1.01, "above"),
     *(
         check
         for k in (2, 3)

@@ -48,6 +48,7 @@ __all__ = [
     "Verdict",
     "evaluate",
     "judge",
+    "true_list_values",
 ]
 
 Oracle = Callable[[Simulator, SessionState], Tensor]
@@ -158,6 +159,20 @@ def evaluate(
         },
         settings={**dataclasses.asdict(settings), "num_sessions": num_sessions, "seed": seed},
     )
+
+
+@torch.no_grad()
+def true_list_values(simulator: Simulator, state: SessionState, items_BGK: Tensor, at_once: int = 100) -> Tensor:
+    """Expected seconds (B, G) of G lists for each current request, by the world itself.
+
+    Args:
+        simulator: of the world that judges.
+        state: B sessions.
+        items_BGK: int64 item codes.
+        at_once: requests valued side by side, which bounds memory.
+    """
+    rows = torch.split(torch.arange(len(items_BGK), device=items_BGK.device), at_once)
+    return torch.cat([simulator.expected(state.select(row_R), items_BGK[row_R]).watch_time_BG for row_R in rows])
 
 
 @dataclass(frozen=True)

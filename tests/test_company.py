@@ -3,7 +3,7 @@
 import torch
 
 from reward_models.company import Company, kinds_of
-from reward_models.slate import EvaluatorConfig, Sizes, _ListModel
+from reward_models.slate_network import EvaluatorConfig, ListModel, Sizes
 
 
 def test_kinds_are_the_features_that_are_yes_or_no():
@@ -38,7 +38,7 @@ def test_strength_is_the_sum_written_out():
 
 
 def test_the_evaluator_adds_the_same_sum_for_each_member_and_list():
-    model = _ListModel(EvaluatorConfig(num_members=2), Sizes(candidate=5, request=1, signals=2, kinds=4), seed=0)
+    model = ListModel(EvaluatorConfig(num_members=2), Sizes(candidate=5, request=1, signals=2, kinds=4), seed=0)
     assert model.effects is not None
     company = drawn_company((2,))
     model.effects.company.load_state_dict(company.state_dict())

@@ -24,7 +24,7 @@ from recsim_env.world import World
 from reward_models.fit import FitConfig
 from reward_models.predictor import PredictorConfig
 from reward_models.retrieval import RetrievalConfig
-from reward_models.slate import EvaluatorConfig
+from reward_models.slate_network import EvaluatorConfig
 from reward_models.trainer import TrainConfig
 
 SMALL = BuildConfig(

@@ -218,9 +218,10 @@ def lists(*rows: list[int]) -> Tensor:
 
 def test_pair_order_by_hand() -> None:
     request = make_request(1, seeded())._replace(candidates_BC=torch.arange(4).unsqueeze(0))
-    # [0, 1] orders 01 02 03 12 13; [1, 0] orders 10 12 13 02 03; [2, 3] orders 23 20 21 30 31.
-    found = list_distances(request, lists([0, 1]), lists([0, 1], [1, 0], [2, 3]), "pair_order")
-    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, 1 / 5, 4 / 6]))
+    # [0, 1] puts 0 before 1; beside [2, 3] it puts 01 02 03 12 13, the other 23 20 21 30 31; beside [0, 2] 01 02 12
+    # and the other 02 01 21.
+    found = list_distances(request, lists([0, 1]), lists([0, 1], [1, 0], [2, 3], [0, 2]), "pair_order")
+    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, 1.0, 4 / 6, 1 / 3]))
 
 
 def test_embedding_distance_by_hand() -> None:

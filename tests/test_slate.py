@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
+from agents.baselines import EvaluatorSearch
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.data.synthetic import plackett_luce
 from recsim_env.declared import TagRepeatEffect
 from recsim_env.types import Request
-from reward_models.slate import EvaluatorConfig, SlateEvaluator, fit_evaluator
+from reward_models.slate import SlateEvaluator, fit_evaluator
+from reward_models.slate_network import EvaluatorConfig
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS, PLACES = 200, 60, 6, 4
 FATIGUE = 0.2
@@ -230,6 +232,28 @@ def test_additive_value_ignores_order_and_company_and_its_best_list_is_a_sort(ad
     single = additive.score(request, candidates_BC.unsqueeze(2)).value_BG[0]
     best = every_BGK[0, additive.score(request, every_BGK).value_BG[0].argmax()]
     assert set(best.tolist()) == set(single.topk(3).indices.tolist())
+
+
+def test_the_additive_control_is_the_same_judge_of_single_videos(listwise):
+    candidates_BC = torch.arange(12).unsqueeze(0)
+    request, control = request_of(candidates_BC), listwise.additive()
+    single = listwise.score(request, candidates_BC.unsqueeze(2)).value_BG
+    torch.testing.assert_close(control.score(request, candidates_BC.unsqueeze(2)).value_BG, single)
+    shown = torch.tensor([[[3, 9, 0], [9, 0, 3]]])
+    torch.testing.assert_close(control.score(request, shown).value_BG, single[:, [3, 9, 0]].sum().expand(1, 2))
+    # With it a search over whole lists finds what a sort finds.
+    searched = EvaluatorSearch(control, 3)(request, torch.Generator()).items_BK
+    assert set(searched[0].tolist()) == set(single[0].topk(3).indices.tolist())
+    assert not control.listwise
+
+
+def test_requests_of_another_world_are_refused(listwise):
+    request = request_of(torch.arange(6).unsqueeze(0))
+    other = request._replace(candidate_features_BCD=torch.zeros(1, 6, 3))
+    with pytest.raises(ValueError, match="it is of another world; use the evaluator of this one"):
+        listwise.score(other, torch.tensor([[[0, 1]]]))
+    with pytest.raises(ValueError, match="need at least one list of at least one place"):
+        listwise.score(request, torch.zeros(1, 0, 2, dtype=torch.int64))
 
 
 def test_later_places_do_not_change_earlier_ones(listwise):

@@ -7,8 +7,8 @@ The paper's notes print ``GC_m = LC_m - LC_{m-1}`` and the sum over earlier list
 the first is twice the second. Here LC sums ordered pairs and GC is the sum over earlier lists.
 
 Two distances: of list embeddings (EBD), one minus the cosine of the lists' mean item vectors; of pair order (POD),
-the share of pairs of candidates which the two lists put in opposite order, candidates outside a list counting as
-after all of it. Pairs that either list leaves undecided (both outside) are no disagreement.
+the share of pairs that the two lists put in opposite order among all pairs of the items that stand in either list,
+items outside a list counting as after all of it: 0 for equal lists, 1 for one list and its reverse.
 
 Shape legend: B requests, C candidates, G lists, L other lists, K places, D item features.
 """
@@ -56,19 +56,17 @@ def _embedding(features_BCD: Tensor, lists_BGK: Tensor) -> Tensor:
 
 
 def _pair_order(a_BGK: Tensor, b_BLK: Tensor, num_candidates: int) -> Tensor:
-    """Pairs in opposite order over all pairs with an item of either list, by two matrix products.
+    """Pairs in opposite order over all pairs of items of either list, by matrix products.
 
     ``before[i, j]`` is 1 where a list puts i before j. Two lists disagree on {i, j} where one says i before j and
     the other j before i.
     """
     a_BGX, b_BLX = (_before(lists, num_candidates) for lists in (a_BGK, b_BLK))
     after_BLX = b_BLX.view(*b_BLX.shape[:2], num_candidates, -1).transpose(2, 3).flatten(2)
-    opposite_BGL = a_BGX @ after_BLX.transpose(1, 2)
-    same_BGL = a_BGX @ b_BLX.transpose(1, 2)
-    ordered_BG, ordered_BL = a_BGX.sum(dim=2), b_BLX.sum(dim=2)
-    either_BGL = ordered_BG.unsqueeze(2) + ordered_BL.unsqueeze(1) - same_BGL - opposite_BGL
-    share_BGL: Tensor = opposite_BGL / either_BGL
-    return share_BGL
+    opposite_BGL: Tensor = a_BGX @ after_BLX.transpose(1, 2)
+    common_BGL = (a_BGK[:, :, None, :, None] == b_BLK[:, None, :, None, :]).sum(dim=(3, 4))
+    either_BGL = a_BGK.shape[2] + b_BLK.shape[2] - common_BGL
+    return opposite_BGL / (either_BGL * (either_BGL - 1) / 2).clamp(min=1)
 
 
 def _before(lists_BGK: Tensor, num_candidates: int) -> Tensor:
