@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
-from experiments import rerankers
+from experiments import reranker_plots, rerankers
 from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
 from experiments.contenders import logging_clone, oracle, references, trained
@@ -228,6 +228,14 @@ def run_rerankers(table: RerankersTable) -> dict[str, Any]:
             content = read_json(path)
             report["rows"] += [{**row, "setting": setting.name} for row in content["rows"] if row["baseline"] is None]
             report["checks"] += content["checks"]
+    shown = {
+        f"{setting.name}, {world}": [r for r in report["rows"] if (r["setting"], r["world"]) == (setting.name, world)]
+        for setting in table.settings[:1]
+        for world in setting.world_names
+        if world != "A"
+    }
+    log = table.settings[0].name
+    reranker_plots.curves(shown).savefig(table.results / f"rerankers-{log}.png", dpi=110)
     return report
 
 

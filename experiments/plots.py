@@ -145,7 +145,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]
                 axes.plot(steps, values, color=LINES[number % len(LINES)], lw=1.4, label=run)
         axes.set_title(tag, fontsize=10)
         axes.set_xlabel("iteration")
-        _clean(axes, "both")
+        clean(axes, "both")
     for axes in grid[len(tags) :]:
         axes.set_visible(False)
     if len(curves) > 1:
@@ -168,7 +168,7 @@ def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, lis
         axes.set_yticks(range(len(policies)), policies)
         axes.set_ylim(len(policies) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
-        _clean(axes, "x")
+        clean(axes, "x")
     for axes in grid[len(titles) :]:
         axes.set_visible(False)
     return figure, list(grid[: len(titles)])
@@ -198,7 +198,8 @@ def _heatmap(
         spine.set_visible(False)
 
 
-def _clean(axes: Axes, grid: str) -> None:
+def clean(axes: Axes, grid: str) -> None:
+    """Leaves an axis its left and lower spine and a pale grid along ``grid``: "x", "y" or "both"."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="x" if grid == "x" else "both", color=PALE, lw=0.6)

@@ -35,19 +35,20 @@ def page(folder: Path) -> str:
         ("demo_kuairand", _demo),
         ("benchmark_env", _benchmark_env),
         ("benchmark_rllib", _benchmark_rllib),
+        ("benchmark_rerankers", _benchmark_rerankers),
     ):
         path = folder / f"{name}.json"
         if path.exists():
             content = read_json(path)
             lines += ["", *section(content), "", _origin(content, path)]
-    paths = sorted(folder.glob("goalrank-*.json"))
-    settings: dict[str, list[dict[str, Any]]] = {}
-    for path in paths:
-        content = read_json(path)
-        settings.setdefault(content["setting"], []).append({**content, "path": path})
-    for setting, worlds in settings.items():
-        lines += ["", *_compare(setting, worlds), ""]
-        lines += [_origin({k: v for k, v in world.items() if k != "path"}, world["path"]) + "  " for world in worlds]
+    for table, chapter in (("goalrank", _compare), ("rerankers", _rerankers)):
+        settings: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted(folder.glob(f"{table}-*.json")):
+            content = read_json(path)
+            settings.setdefault(content["setting"], []).append({**content, "path": path})
+        for setting, worlds in settings.items():
+            lines += ["", *chapter(setting, worlds), ""]
+            lines += [_origin({k: v for k, v in w.items() if k != "path"}, w["path"]) + "  " for w in worlds]
     return "\n".join(lines) + "\n"
 
 
@@ -126,6 +127,61 @@ def _compare(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
     for check in (check for world in worlds for check in world["checks"]):
         both = [f"{low:+.0f} to {high:+.0f}" for low, high in (check["over_seeds"], check["over_sessions"])]
         yield f"| {check['name']} | {check['value']:+.0f} | {both[0]} | {both[1]} | {check['verdict']} |"
+
+
+def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
+    yield f"## Rerankers on the same requests: {setting}"
+    yield ""
+    budget = worlds[0]["budget"]
+    yield (
+        f"Expected seconds of the shown slate on {worlds[0]['num_requests']:,} requests; every trained ranker had "
+        f"{budget['iterations'] * 512:,} requests in world A. MG-E-k: {worlds[0]['orders']} random orders of "
+        f"{len(worlds[0]['generators'])} generators. Intervals as above; the evaluator's own opinion and the share of "
+        "requests whose list it puts above 99 % of 200 lists drawn around the pointwise sort stand beside it."
+    )
+    yield ""
+    if worlds[0]["list_effect"]["declared"]:
+        yield f"Declared list effect: {worlds[0]['list_effect']['declared']:g}."
+        yield ""
+    names = [world["world"] for world in worlds]
+    rows = [row for world in worlds for row in world["rows"] if row["baseline"] is None]
+    yield f"| method | {' | '.join(names)} | evaluator | top 1 % |"
+    yield f"|---|{'---|' * (len(names) + 2)}"
+    for policy in dict.fromkeys(row["policy"] for row in rows if row["metric"] == "true_list_value"):
+        own = {(row["metric"], row["world"]): row for row in rows if row["policy"] == policy}
+        cells = [_cell(own.get(("true_list_value", name))) for name in names]
+        value, top = (own[metric, names[-1]]["mean"] for metric in ("evaluator_value", "evaluator_top_share"))
+        yield f"| {policy} | {' | '.join(cells)} | {value:.0f} | {top:.2f} |"
+    yield ""
+    yield "| ratio of true list values | value | over seeds | over requests | bar | verdict |"
+    yield "|---|---|---|---|---|---|"
+    for check in (check for world in worlds for check in world["checks"]):
+        spans = (check["over_seeds"], check["over_requests"])
+        both = ["" if low is None else f"{low:.4f} to {high:.4f}" for low, high in spans]
+        bar = "" if check["bar"] is None else f"{check['side']} {check['bar']:g}"
+        yield f"| {check['name']} | {check['value']:.4f} | {both[0]} | {both[1]} | {bar} | {check['verdict']} |"
+    yield ""
+    yield f"| seconds watched in a session | {' | '.join(names)} |"
+    yield f"|---|{'---|' * len(names)}"
+    played = [row for row in rows if row["metric"] == "session_watch_time"]
+    for policy in dict.fromkeys(row["policy"] for row in played):
+        by_world = {row["world"]: row for row in played if row["policy"] == policy}
+        yield f"| {policy} | {' | '.join(_cell(by_world.get(name)) for name in names)} |"
+
+
+def _benchmark_rerankers(content: dict[str, Any]) -> Iterator[str]:
+    yield "## What a list costs"
+    yield ""
+    yield "CPU-microseconds of one thread for each request, the evaluator's part included."
+    yield ""
+    yield "| shown slate by | one request | 256 side by side |"
+    yield "|---|---|---|"
+    for name, cost in content["methods_us"].items():
+        yield f"| {name} | {cost['1']:,.0f} | {cost['256']:,.0f} |"
+    yield ""
+    for name, costs in content["k_lists_over_k"].items():
+        told = ", ".join(f"k = {k}: {value:g}" for k, value in costs.items())
+        yield f"- k lists of the {name.replace('_', ' ')} decoder over k times one list: {told}"
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -1,0 +1,60 @@
+"""Curves of the rerankers table: the evaluator's choice among k generators, the size of the network, reward noise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.plots import INK, LINES, clean
+
+MG_E = "MG-E-"
+REFERENCES = ("pointwise greedy", "best of 100", "evaluator search", "GoalRank")
+SIZES = {"10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m", "10m": "GoalRank, 10m"}
+NOISES = {"0": "GoalRank", "0.2": "GoalRank, noise 0.2", "0.5": "GoalRank, noise 0.5"}
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Policy to its row of true list values."""
+
+
+def curves(rows_by_world: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Three panels for each world: best of k, parameters, reward noise; expected seconds of a slate in truth."""
+    figure = Figure(figsize=(11, 2.9 * len(rows_by_world)), layout="constrained")
+    panels = figure.subplots(len(rows_by_world), 3, squeeze=False)
+    for (world, rows), (best_of_k, sizes, noises) in zip(rows_by_world.items(), panels, strict=True):
+        found = {row["policy"]: row for row in rows if row["metric"] == "true_list_value" and not row["baseline"]}
+        _best_of_k(best_of_k, found)
+        best_of_k.set_ylabel(f"{world}: seconds of a slate")
+        _points(sizes, found, SIZES, "parameters")
+        _points(noises, found, NOISES, "share of noise in the values")
+    return figure
+
+
+def _best_of_k(axes: Axes, rows: Rows) -> None:
+    by_size = sorted((int(name.removeprefix(MG_E)), row) for name, row in rows.items() if name.startswith(MG_E))
+    sizes = [size for size, _ in by_size]
+    axes.plot(sizes, [row["mean"] for _, row in by_size], "o-", ms=4, color=INK, label="k generators, one list each")
+    for colour, name in zip(LINES, REFERENCES, strict=False):
+        if name in rows:
+            axes.axhline(rows[name]["mean"], color=colour, lw=1.2, label=name)
+            axes.axhspan(rows[name]["low"], rows[name]["high"], color=colour, alpha=0.12, lw=0)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("generators, k")
+    axes.legend(fontsize=7, frameon=False)
+    clean(axes, "y")
+
+
+def _points(axes: Axes, rows: Rows, names: Mapping[str, str], label: str) -> None:
+    """One point for each setting that was run, with the widest of its intervals."""
+    ticks = [tick for tick, name in names.items() if name in rows]
+    for place, tick in enumerate(ticks):
+        row = rows[names[tick]]
+        low = min(row["low"], row["session_low"])
+        high = max(row["high"], row["session_high"])
+        axes.plot([place, place], [low, high], color=LINES[0], lw=1.5)
+    axes.plot(range(len(ticks)), [rows[names[tick]]["mean"] for tick in ticks], "o-", ms=4, color=LINES[0])
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlabel(label)
+    clean(axes, "y")
