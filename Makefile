@@ -41,10 +41,12 @@ KEPT = experiments/results
 results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
 	test -f $(KEPT)/demo.json || $(BIN)/python -m experiments.demo --json $(KEPT)/demo.json
 	$(BIN)/python -m experiments.compare goalrank
+	$(BIN)/python -m experiments.compare rerankers
 	@test -d "$(KUAIRAND)" || echo "RECSIM_DATA holds no kuairand_pure: results on the real log are left as they are"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/demo_kuairand.json || \
 		$(BIN)/python -m experiments.demo --data "$(KUAIRAND)" --json $(KEPT)/demo_kuairand.json
 	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare goalrank --data "$(KUAIRAND)"
+	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare rerankers --data "$(KUAIRAND)"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
 		$(BIN)/python -m experiments.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
 	$(BIN)/python -m experiments.results_page

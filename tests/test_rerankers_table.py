@@ -1,0 +1,134 @@
+"""The rerankers table in miniature: what must hold whatever the numbers are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents.baselines import PointwiseGreedy, RandomSlate
+from experiments import reranker_plots, rerankers, results_page
+from recsim_env.known_worlds import short_video_world
+from recsim_env.results import Cell, EvaluationResult, as_json
+from recsim_env.types import ListValue, Request
+from recsim_env.world import World
+
+SET_SIZES = rerankers.SET_SIZES
+
+
+class PredictedSeconds:
+    """Adds up predicted seconds, less a little for each place they come later."""
+
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        match = (items_BGK.unsqueeze(-1) == request.candidates_BC[:, None, None]).to(torch.float32)
+        seconds = (match * request.predicted_BCF[:, None, None, :, 0]).sum(-1)
+        value = (seconds * 0.9 ** torch.arange(items_BGK.shape[2])).sum(-1)
+        return ListValue(value, seconds, torch.zeros_like(value))
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return short_video_world(num_users=60, num_items=120, seed=3).replace(evaluator=PredictedSeconds())
+
+
+@pytest.fixture(scope="module")
+def bench(world: World) -> rerankers.Bench:
+    return rerankers.Bench(world, 30, seed=11)
+
+
+@pytest.fixture(scope="module")
+def cells(bench: rerankers.Bench) -> dict[str, Cell]:
+    searches = {name: [PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)] for name in rerankers.GENERATORS}
+    trained = {"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]}
+    return rerankers.measure(bench, trained, searches, num_orders=5)
+
+
+def mean(cell: Cell, metric: str) -> float:
+    return float(cell.value(metric).mean())
+
+
+def test_the_evaluator_never_prefers_fewer_generators(cells: dict[str, Cell]) -> None:
+    values = [mean(cells[f"MG-E-{k}"], "evaluator_value") for k in SET_SIZES]
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+    assert mean(cells["evaluator search"], "evaluator_value") >= mean(cells["pointwise greedy"], "evaluator_value")
+
+
+def test_values_are_those_of_the_shown_lists(bench: rerankers.Bench, cells: dict[str, Cell]) -> None:
+    items = PointwiseGreedy(6)(bench.request, torch.Generator()).items_BK.unsqueeze(1)
+    true = bench.simulator.expected(bench.state, items).watch_time_BG[:, 0]
+    np.testing.assert_allclose(cells["pointwise greedy"].ratios["true_list_value"][0][0], true, rtol=1e-6)
+    gap = mean(cells["pointwise greedy"], "evaluator_value") - mean(cells["pointwise greedy"], "true_list_value")
+    assert mean(cells["pointwise greedy"], "evaluator_gap") == pytest.approx(gap)
+
+
+def test_picking_among_sets_is_a_plain_argmax(bench: rerankers.Bench) -> None:
+    value, true = torch.rand(30, 4, generator=torch.Generator().manual_seed(1)), torch.arange(120.0).view(30, 4)
+    picked = bench.pick(value, true, [[2, 0], [3]])
+    expected = [(true[b, 2 if value[b, 2] >= value[b, 0] else 0] + true[b, 3]) / 2 for b in range(30)]
+    np.testing.assert_allclose(picked.ratios["true_list_value"][0][0], torch.stack(expected), rtol=1e-6)
+
+
+def test_ratios_are_paired_by_request_and_seed(cells: dict[str, Cell]) -> None:
+    own = rerankers.ratio(cells, "pointwise greedy", "pointwise greedy")
+    row = EvaluationResult(cells={("a", "w"): own}).row("a", "w", "ratio")
+    assert (row.mean, row.session_low, row.session_high) == (1.0, 1.0, 1.0)
+    two = rerankers.ratio(cells, "GoalRank, noise 0.2", "pointwise greedy").value("ratio")
+    assert len(two) == 2
+    assert two[0] < two[1] == 1.0
+
+
+def test_one_training_run_carries_no_claim(cells: dict[str, Cell]) -> None:
+    everything = {name: cells["random"] for pair in rerankers.CHECKS for name in pair[:2]} | {
+        "GoalRank": cells["GoalRank, noise 0.2"]
+    }
+    found = {check["name"]: check for check in rerankers.checks(everything, "here", with_bars=True)}
+    assert len(found) == len(rerankers.CHECKS)
+    assert found["here: GoalRank / MG-E-100, true list value"]["bar"] == 1.03
+    assert found["here: GoalRank, 1m / GoalRank, true list value"]["verdict"] == "no bar"
+    assert found["here: MG-E-100 / MG-E-20, true list value"]["verdict"] == "holds"  # equal: 1 is below 1.01
+
+
+def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench) -> None:
+    listed = rerankers.generator_list(bench)
+    assert len(listed) >= 100
+    assert all(0 <= row["nearest_distance"] <= row["mean_distance"] <= 1 for row in listed)
+    assert all(row["nearest"] != row["name"] for row in listed)
+
+
+def test_orders_are_fixed_before_any_world_is_seen() -> None:
+    orders = rerankers.generator_orders(9, 3)
+    assert orders == rerankers.generator_orders(9, 3)
+    assert all(sorted(order) == list(range(9)) for order in orders)
+
+
+def test_training_runs_are_distinct_and_share_their_budget() -> None:
+    runs = rerankers.training_runs(Path("w"), Path("f"), rerankers.Budget(), all_variants=True)
+    flat = [run for some in runs.values() for run in some]
+    assert len({run.run_dir for run in flat}) == len(flat)
+    assert {(run.iterations, run.num_envs, run.steps_per_iteration, run.env) for run in flat} == {
+        (60, 64, 8, "recsim_env:recsim_env/Request-v0")
+    }
+    assert {name for pair in rerankers.CHECKS for name in pair[:2] if name.startswith("GoalRank")} <= set(runs)
+
+
+def test_page_and_plot_show_every_method(cells: dict[str, Cell], bench: rerankers.Bench, tmp_path: Path) -> None:
+    result = EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})
+    rows = [as_json(row) for row in result.rows()]
+    content = {
+        "rows": rows, "checks": rerankers.checks(cells, "truth", with_bars=True), "world": "truth", "orders": 5,
+        "num_requests": 30, "generators": rerankers.generator_list(bench), "budget": {"iterations": 60},
+        "list_effect": {"declared": 0.0, "true": 1.0},
+    }  # fmt: skip
+    page = "\n".join(results_page._rerankers("small", [content]))
+    assert all(f"| {name} |" in page for name in cells)
+    figure = reranker_plots.curves({"truth": rows})
+    figure.savefig(tmp_path / "curves.png")
+    assert len(figure.axes) == 3
+    assert len(figure.axes[0].lines[0].get_xdata()) == len(SET_SIZES)
+
+
+def test_a_world_without_evaluator_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no list evaluator"):
+        rerankers.Bench(short_video_world(num_users=10, num_items=60), 4, seed=0)
