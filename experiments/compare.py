@@ -243,8 +243,8 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
     everything = setting.strength == 1.0
     world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
     setting.worlds  # noqa: B018  # builds them where they are missing
-    trained = rerankers.train_all(rerankers.training_runs(world_a, folder, table.budget, all_variants=everything))
     searches = rerankers.learned_generators(world_a, folder, table.budget, 2) if everything else {}
+    trained = rerankers.train_all(rerankers.training_runs(world_a, folder, table.budget, all_variants=everything))
     for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
         world = setting.worlds[name]
         bench = rerankers.Bench(world, table.num_requests, seed=5_000_000)

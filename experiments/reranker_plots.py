@@ -10,7 +10,7 @@ from experiments.plots import INK, LINES, clean
 
 MG_E = "MG-E-"
 REFERENCES = ("pointwise greedy", "best of 100", "evaluator search", "GoalRank")
-SIZES = {"10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m", "10m": "GoalRank, 10m"}
+SIZES = {"10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m"}
 NOISES = {"0": "GoalRank", "0.2": "GoalRank, noise 0.2", "0.5": "GoalRank, noise 0.5"}
 
 Rows = Mapping[str, Mapping[str, Any]]

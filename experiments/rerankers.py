@@ -105,14 +105,13 @@ def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bo
             runs("GoalRank, noise 0.2", few, value_noise=0.2),
             runs("GoalRank, noise 0.5", few, value_noise=0.5),
             runs("GoalRank, 10k", few, size="10k"),
-            runs("GoalRank, 1m", few, size="1m"),
             runs("GoalRank, warm start", 1, auxiliary_share=0.5),
             runs("GoalRank, GRPO form", 1, objective="grpo"),
             runs("GoalRank, one softmax", 1, decoder="one_softmax"),
             runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
             runs("GoalRank, SetRank network", 1, decoder="one_softmax", mixing="induced"),
             runs("GoalRank, NAR4Rec network", 1, decoder="matching"),
-            runs("GoalRank, 10m", 1, size="10m"),
+            runs("GoalRank, 1m", few, size="1m"),
         ]
     return dict(found)
 
