@@ -9,8 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
+from recsim_env.data.features import item_features
 from recsim_env.data.ratings import load_interactions
-from recsim_env.data.rerank_protocol import HistoryScorer, ProtocolConfig, RerankData, build_rerank_data
+from recsim_env.data.rerank_protocol import (
+    HistoryScorer,
+    ProtocolConfig,
+    RerankData,
+    build_rerank_data,
+    with_shuffled_labels,
+)
 from recsim_env.types import NO_ITEM
 from reward_models.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
 from tests.planted_ratings import HOUR_MS, START_MS, log_of, planted_ratings
@@ -93,6 +100,29 @@ def test_scores_are_scaled_within_requests(data: RerankData) -> None:
     score = data.test.all().request.retriever_score_BC
     assert (score.amin(dim=1) == 0).all()
     assert (score.amax(dim=1) == 1).all()
+
+
+def test_item_features_count_what_came_before_their_stage(data: RerankData) -> None:
+    dataset = planted_ratings()
+    rows = dataset.rows
+    stage = int(data.test.stage_L[-1])
+    shown = data.test.batch(torch.where(data.test.stage_L == stage)[0])
+    begins = []
+    for user, items, label in zip(shown.request.user_B, shown.request.candidates_BC, shown.label_BC, strict=True):
+        found = rows[(rows["user"] == int(user)) & rows["item"].isin(items[label == 1].tolist())]
+        begins.append(int(found["date"].min()))
+    day = min(begins)
+    cut = dataclasses.replace(dataset, rows=rows[rows["date"] < day].reset_index(drop=True))
+    expected = torch.from_numpy(item_features(cut, day).values)
+    assert torch.equal(data.test.tables.item_features_SND[stage], expected)
+
+
+def test_labels_can_be_dealt_anew(data: RerankData) -> None:
+    control = with_shuffled_labels(data, torch.Generator().manual_seed(0))
+    assert torch.equal(control.train.label_LC.sum(dim=1), data.train.label_LC.sum(dim=1))
+    kept = (control.train.label_LC * data.train.label_LC).sum() / data.train.label_LC.sum()
+    assert abs(kept - (data.train.label_LC.mean())) < 0.05
+    assert control.test is data.test
 
 
 def with_last_list_replaced(protocol: str) -> tuple[RerankData, RerankData, int]:

@@ -263,6 +263,19 @@ def build_rerank_data(dataset: LoggedDataset, fit_retriever: FitRetriever, confi
     )
 
 
+def with_shuffled_labels(data: RerankData, generator: torch.Generator) -> RerankData:
+    """The data with each request's labels dealt anew to its candidates, but for the test part.
+
+    A control: whoever learns from it can do no better than chance, unless something leaks.
+    """
+
+    def shuffled(part: RequestPart) -> RequestPart:
+        order_LC = torch.rand(part.label_LC.shape, generator=generator).argsort(dim=1)
+        return replace(part, label_LC=part.label_LC.gather(1, order_LC))
+
+    return replace(data, train=shuffled(data.train), validation=shuffled(data.validation))
+
+
 def _core(rows: pd.DataFrame, core: int) -> pd.DataFrame:
     while len(rows):
         kept_R = np.ones(len(rows), bool)

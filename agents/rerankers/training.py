@@ -1,0 +1,108 @@
+"""How every reranker is fitted to labelled requests, and judged on them.
+
+One trainer for all: Adam with decoupled weight decay, minibatches in a seeded order, the running average of the
+weights kept, and early stopping on NDCG@K of the lists that the reranker would show on the validation part.
+
+Shape legend: B requests, C candidates, K places.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsim_env.data.rerank_protocol import LabelledRequests, RequestPart, RerankData
+from recsim_env.types import Policy
+from reward_models.list_metrics import LIST_METRICS, labels_of
+from reward_models.trainer import TrainConfig, TrainResult, train
+
+_REQUESTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How long and how fast a reranker is fitted."""
+
+    max_epochs: int = 20
+    """Passes over the training requests, at most."""
+    patience: int = 3
+    """Epochs without a better validation NDCG before training stops."""
+    batch_size: int = 128
+    """Requests of one gradient step."""
+    learning_rate: float = 1e-3
+    """Adam's step size in the first epoch."""
+    learning_rate_decay: float = 0.9
+    """Factor on the step size from one epoch to the next."""
+    weight_decay: float = 1e-3
+    """Pull of weights towards zero."""
+    seed: int = 0
+    """Seed of the batches' order and of whatever the loss draws."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.weight_decay < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and weight_decay at least 0, got {self.batch_size}, {self.weight_decay}"
+            )
+        self.trainer()  # refuses what the trainer would refuse
+
+    def trainer(self) -> TrainConfig:
+        """The settings in the trainer's own words."""
+        return TrainConfig(
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+            learning_rate=self.learning_rate,
+            learning_rate_decay=self.learning_rate_decay,
+            weight_decay=self.weight_decay,
+            averaging=0.99,
+        )
+
+
+def fit_reranker(
+    model: nn.Module,
+    policy: Policy,
+    loss: Callable[[LabelledRequests, torch.Generator], Tensor],
+    data: RerankData,
+    config: FitConfig,
+    label: str = "reranker",
+) -> TrainResult:
+    """Fits ``model`` in place; it ends with the weights of the epoch that was best on the validation part.
+
+    Args:
+        model: what is trained.
+        policy: how the model ranks; judged after each epoch.
+        loss: a scalar to be minimised on a batch; draws come from the generator.
+        data: the protocol's parts; the test part is not looked at.
+        config: settings.
+        label: shown beside the progress bar.
+    """
+
+    def batches(generator: torch.Generator) -> Iterator[LabelledRequests]:
+        for index_B in torch.split(torch.randperm(len(data.train), generator=generator), config.batch_size):
+            yield data.train.batch(index_B)
+
+    def validate() -> float:
+        return -list_quality(policy, data.validation, seed=config.seed)["NDCG"]
+
+    return train(
+        model, batches=batches, loss=loss, validate=validate, config=config.trainer(), seed=config.seed, label=label
+    )
+
+
+@torch.no_grad()
+def list_quality(policy: Policy, part: RequestPart, seed: int = 0) -> dict[str, float]:
+    """Mean of each list metric over the requests of a part, by the names of ``LIST_METRICS``.
+
+    Args:
+        policy: any ranker.
+        part: the requests to judge on.
+        seed: seed of the generator that the policy is given.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {name: [] for name in LIST_METRICS}
+    for index_B in torch.split(torch.arange(len(part)), _REQUESTS_AT_ONCE):
+        request, label_BC, num_positives_B = part.batch(index_B)
+        label_BK = labels_of(policy(request, generator).items_BK, request.candidates_BC, label_BC)
+        for name, metric in LIST_METRICS.items():
+            found[name].append(metric(label_BK, num_positives_B))
+    return {name: float(torch.cat(values).mean()) for name, values in found.items()}

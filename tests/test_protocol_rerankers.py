@@ -1,0 +1,121 @@
+"""Rerankers of the offline protocol: they find planted tastes, learn nothing from chance, and do not mind order."""
+
+import math
+
+import pytest
+import torch
+
+from agents.baselines import RandomSlate
+from agents.networks import RequestShape
+from agents.rerankers.scorers import (
+    NETWORKS,
+    RerankScorer,
+    ScorerConfig,
+    fit_scorer,
+    listwise_softmax_loss,
+    shape_of,
+)
+from agents.rerankers.training import FitConfig, list_quality
+from recsim_env.data.rerank_protocol import ProtocolConfig, RerankData, build_rerank_data, with_shuffled_labels
+from recsim_env.types import Request
+from reward_models.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
+from tests.list_game import C, K, N, make_request
+from tests.planted_ratings import planted_ratings
+
+FIT = FitConfig(max_epochs=6, learning_rate=5e-3, batch_size=64)
+
+
+def small(network: str = "prm", seed: int = 0) -> ScorerConfig:
+    return ScorerConfig(network=network, width=16, heads=2, item_embedding=4, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def data() -> RerankData:
+    config = ProtocolConfig(protocol="papers", positive="like", num_candidates=20)
+    retriever = FactorisationConfig(vector_width=6, sweeps=3)
+    log = planted_ratings(num_users=240, fidelity=0.5)
+    return build_rerank_data(log, lambda u, i, n: fit_matrix_factorisation(u, i, n, retriever), config)
+
+
+def chance(data: RerankData) -> tuple[float, float]:
+    """NDCG of random lists, and its standard error on one pass over the test part."""
+    values = [list_quality(RandomSlate(6), data.test, seed=seed)["NDCG"] for seed in range(20)]
+    return sum(values) / 20, float(torch.tensor(values).std())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_scorers_find_planted_tastes(network: str, data: RerankData) -> None:
+    scorer = fit_scorer(data, small(network), FIT)
+    assert list_quality(scorer, data.test)["NDCG"] > chance(data)[0] + 0.15
+
+
+def test_shuffled_labels_teach_nothing(data: RerankData) -> None:
+    control = with_shuffled_labels(data, torch.Generator().manual_seed(1))
+    mean, error = chance(data)
+    values = [list_quality(fit_scorer(control, small(seed=s), FIT), data.test)["NDCG"] for s in range(3)]
+    assert abs(sum(values) / 3 - mean) < 0.25 * (0.25 + mean)  # a fixed order is one draw, not an average
+    assert error < 0.05
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_lists_follow_the_candidates_when_these_change_places(network: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    request = make_request(16, generator)
+    scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
+    order = torch.randperm(C, generator=generator)
+    moved = {
+        name: getattr(request, name)[:, order]
+        for name in ("candidates_BC", "candidate_features_BCD", "retriever_score_BC", "predicted_BCF",
+                     "predicted_std_BCF")
+    }  # fmt: skip
+    shuffled = request._replace(**moved)
+    assert torch.equal(scorer(shuffled, generator).items_BK, scorer(request, generator).items_BK)
+
+
+def one_score_change(network: str) -> torch.Tensor:
+    """How much each candidate's score moves when the first one's features change."""
+    request: Request = make_request(1, torch.Generator().manual_seed(0))
+    scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
+    features = request.candidate_features_BCD.clone()
+    features[0, 0] += 1.0
+    return (scorer.score(request._replace(candidate_features_BCD=features)) - scorer.score(request)).abs()[0]
+
+
+def test_only_the_pointwise_network_scores_candidates_alone() -> None:
+    assert one_score_change("dnn")[1:].max() == 0 < one_score_change("dnn")[0]
+    for network in ("dlcm", "prm", "setrank"):
+        assert (one_score_change(network)[1:] > 1e-6).all()
+
+
+def test_prm_sees_the_retrievers_order_and_setrank_does_not_need_it() -> None:
+    request = make_request(1, torch.Generator().manual_seed(0))
+    shape = RequestShape.of(request, N, K)
+    assert RerankScorer(small("prm"), shape).encoder.rank_embedding is not None
+    assert RerankScorer(small("setrank"), shape).encoder.rank_embedding is None
+
+
+def test_the_listwise_loss_by_hand() -> None:
+    score = torch.tensor([[1.0, 0.0, -1.0], [5.0, 2.0, 0.0]])
+    label = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])  # the second request has nothing to teach
+    total = math.log(math.e + 1 + 1 / math.e)
+    assert listwise_softmax_loss(score, label).item() == pytest.approx(((total - 1) + (total + 1)) / 2)
+    assert listwise_softmax_loss(score, torch.zeros(2, 3)).item() == 0.0
+
+
+def test_same_seed_same_weights(data: RerankData) -> None:
+    fit = FitConfig(max_epochs=1, seed=3)
+    one, two = (fit_scorer(data, small(), fit).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = fit_scorer(data, small(seed=1), fit).state_dict()
+    assert not torch.equal(one["head.score.0.weight"], other["head.score.0.weight"])
+
+
+def test_bad_settings_are_named(data: RerankData) -> None:
+    with pytest.raises(ValueError, match="network must be one of"):
+        ScorerConfig(network="transformer")
+    with pytest.raises(ValueError, match="heads must divide width"):
+        RerankScorer(ScorerConfig(width=10, heads=4), shape_of(data))
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        FitConfig(batch_size=0)
+    with pytest.raises(ValueError, match="learning_rate"):
+        FitConfig(learning_rate=0.0)
