@@ -16,7 +16,8 @@ from agents.rerankers.scorers import (
     shape_of,
 )
 from agents.rerankers.training import FitConfig, list_quality
-from recsim_env.data.rerank_protocol import ProtocolConfig, RerankData, build_rerank_data, with_shuffled_labels
+from recsim_env.data.rerank_controls import with_shuffled_labels
+from recsim_env.data.rerank_protocol import ProtocolConfig, RerankData, build_rerank_data
 from recsim_env.types import Request
 from reward_models.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
 from tests.list_game import C, K, N, make_request

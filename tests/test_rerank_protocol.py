@@ -11,12 +11,12 @@ import torch
 
 from recsim_env.data.features import item_features
 from recsim_env.data.ratings import load_interactions
+from recsim_env.data.rerank_controls import with_noisy_scores, with_shuffled_labels, without_scores
 from recsim_env.data.rerank_protocol import (
     HistoryScorer,
     ProtocolConfig,
     RerankData,
     build_rerank_data,
-    with_shuffled_labels,
 )
 from recsim_env.types import NO_ITEM
 from reward_models.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
@@ -123,6 +123,21 @@ def test_labels_can_be_dealt_anew(data: RerankData) -> None:
     kept = (control.train.label_LC * data.train.label_LC).sum() / data.train.label_LC.sum()
     assert abs(kept - (data.train.label_LC.mean())) < 0.05
     assert control.test is data.test
+
+
+def test_scores_can_be_made_noisy_or_hidden(data: RerankData) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = data.test.score_LC
+    torch.testing.assert_close(with_noisy_scores(data, 0.0, generator).test.score_LC, clean)
+    little, much = (with_noisy_scores(data, sigma, generator).test.score_LC for sigma in (0.05, 5.0))
+    correlation = [float(torch.corrcoef(torch.stack([clean.flatten(), s.flatten()]))[0, 1]) for s in (little, much)]
+    assert correlation[0] > 0.9
+    assert abs(correlation[1]) < 0.2
+    assert much.amin() == 0
+    assert much.amax() == 1
+    assert without_scores(data).test.score_LC.abs().max() == 0
+    with pytest.raises(ValueError, match="sigma must be at least 0"):
+        with_noisy_scores(data, -1.0, generator)
 
 
 def with_last_list_replaced(protocol: str) -> tuple[RerankData, RerankData, int]:

@@ -1,7 +1,7 @@
 """Rerankers that score every candidate and sort: DNN, DLCM, PRM and SetRank, fitted to labels listwise.
 
-All four share the input layer, the head and the loss, the softmax cross-entropy over a request's candidates, so
-what is compared is how candidates see each other:
+All four share the input layer, the head and the loss (the softmax cross-entropy over a request's candidates, unless
+``loss`` says otherwise), so what is compared is how candidates see each other:
 
 - ``dnn``: not at all; the pointwise network of the papers' tables.
 - ``dlcm`` (arXiv 1804.05936): a GRU over the retriever's order, whose last state gates each candidate's state. The
@@ -16,11 +16,13 @@ Widths are equal, depths as in this project's encoder; none of the papers' own s
 Shape legend: B requests, C candidates, K places.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from agents.baselines.pointwise_greedy import best_first
 from agents.decoders import OneSoftmaxDecoder
@@ -33,6 +35,28 @@ Network = Literal["dnn", "dlcm", "prm", "setrank"]
 NETWORKS: tuple[str, ...] = get_args(Network)
 INITIAL_RANKS = 50
 """Ranks that PRM tells apart."""
+
+
+def listwise_softmax_loss(score_BC: Tensor, label_BC: Tensor) -> Tensor:
+    """Cross-entropy between the labels, as shares of their sum, and the softmax of the scores.
+
+    Args:
+        score_BC: float32.
+        label_BC: float32 0/1.
+
+    Returns:
+        A scalar: the mean over requests that have a positive candidate, 0 where none has one.
+    """
+    positives_B = label_BC.sum(dim=1)
+    loss_B = -(label_BC * score_BC.log_softmax(dim=1)).sum(dim=1) / positives_B.clamp(min=1)
+    return loss_B.sum() / (positives_B > 0).sum().clamp(min=1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": listwise_softmax_loss,
+    "bce": functional.binary_cross_entropy_with_logits,
+}
+"""Losses of scores (B, C) and labels (B, C) by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +73,16 @@ class ScorerConfig:
     """Attention heads; must divide the width."""
     item_embedding: int = 16
     """Width of the item-id embedding; 0 for none."""
+    loss: Literal["softmax", "bce"] = "softmax"
+    """Cross-entropy over the request's candidates, or of each candidate's label on its own."""
     seed: int = 0
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"network must be one of {NETWORKS}, got {self.network!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {tuple(LOSSES)}, got {self.loss!r}")
         if min(self.width, self.layers, self.heads) < 1 or self.item_embedding < 0:
             raise ValueError(
                 "width, layers and heads must be at least 1 and item_embedding at least 0, got "
@@ -104,21 +132,6 @@ class RerankScorer(nn.Module):
         return Decision(best_first(request, self.score(request), self.shape.slate_size))
 
 
-def listwise_softmax_loss(score_BC: Tensor, label_BC: Tensor) -> Tensor:
-    """Cross-entropy between the labels, as shares of their sum, and the softmax of the scores.
-
-    Args:
-        score_BC: float32.
-        label_BC: float32 0/1.
-
-    Returns:
-        A scalar: the mean over requests that have a positive candidate, 0 where none has one.
-    """
-    positives_B = label_BC.sum(dim=1)
-    loss_B = -(label_BC * score_BC.log_softmax(dim=1)).sum(dim=1) / positives_B.clamp(min=1)
-    return loss_B.sum() / (positives_B > 0).sum().clamp(min=1)
-
-
 def shape_of(data: RerankData) -> RequestShape:
     """The sizes of a protocol's requests."""
     example = data.train.batch(torch.arange(1)).request
@@ -130,7 +143,7 @@ def fit_scorer(data: RerankData, config: ScorerConfig, fit: FitConfig) -> Rerank
     scorer = RerankScorer(config, shape_of(data))
 
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
-        return listwise_softmax_loss(scorer.score(batch.request), batch.label_BC)
+        return LOSSES[config.loss](scorer.score(batch.request), batch.label_BC)
 
     fit_reranker(scorer, scorer, loss, data, fit, label=config.network)
     return scorer

@@ -263,17 +263,10 @@ def build_rerank_data(dataset: LoggedDataset, fit_retriever: FitRetriever, confi
     )
 
 
-def with_shuffled_labels(data: RerankData, generator: torch.Generator) -> RerankData:
-    """The data with each request's labels dealt anew to its candidates, but for the test part.
-
-    A control: whoever learns from it can do no better than chance, unless something leaks.
-    """
-
-    def shuffled(part: RequestPart) -> RequestPart:
-        order_LC = torch.rand(part.label_LC.shape, generator=generator).argsort(dim=1)
-        return replace(part, label_LC=part.label_LC.gather(1, order_LC))
-
-    return replace(data, train=shuffled(data.train), validation=shuffled(data.validation))
+def unit_scaled(score_BC: Tensor) -> Tensor:
+    """Scores scaled to [0, 1] within each request; equal scores become 0."""
+    lowest_B1, highest_B1 = score_BC.amin(dim=1, keepdim=True), score_BC.amax(dim=1, keepdim=True)
+    return (score_BC - lowest_B1) / (highest_B1 - lowest_B1).clamp(min=1e-12)
 
 
 def _core(rows: pd.DataFrame, core: int) -> pd.DataFrame:
@@ -415,7 +408,7 @@ def _choose(
         )
     item_BC = torch.cat([target_BK[:, :forced], best.indices], dim=1)
     label_BC = ((item_BC.unsqueeze(2) == target_BK.unsqueeze(1)) * like_BK.unsqueeze(1)).sum(dim=2)
-    return _Candidates(item_BC, _unit(score_BN.gather(1, item_BC)), label_BC, like_BK.sum(dim=1))
+    return _Candidates(item_BC, unit_scaled(score_BN.gather(1, item_BC)), label_BC, like_BK.sum(dim=1))
 
 
 def _shuffled(found: _Candidates, generator: torch.Generator) -> _Candidates:
@@ -426,12 +419,6 @@ def _shuffled(found: _Candidates, generator: torch.Generator) -> _Candidates:
         found.label_LC.gather(1, order_LC),
         found.num_positives_L,
     )
-
-
-def _unit(score_BC: Tensor) -> Tensor:
-    """Scores scaled to [0, 1] within each request; equal scores become 0."""
-    lowest_B1, highest_B1 = score_BC.amin(dim=1, keepdim=True), score_BC.amax(dim=1, keepdim=True)
-    return (score_BC - lowest_B1) / (highest_B1 - lowest_B1).clamp(min=1e-12)
 
 
 def _seen(item_R: Tensor, begin_B: Tensor, end_B: Tensor, num_items: int) -> Tensor:
