@@ -3,7 +3,7 @@
 One trainer for all: Adam with decoupled weight decay, minibatches in a seeded order, the running average of the
 weights kept, and early stopping on NDCG@K of the lists that the reranker would show on the validation part.
 
-Shape legend: B requests, C candidates, K places.
+Shape legend: L requests of a part, B requests of a batch, C candidates, K places.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,8 +90,8 @@ def fit_reranker(
 
 
 @torch.no_grad()
-def list_quality(policy: Policy, part: RequestPart, seed: int = 0) -> dict[str, float]:
-    """Mean of each list metric over the requests of a part, by the names of ``LIST_METRICS``.
+def request_quality(policy: Policy, part: RequestPart, seed: int = 0) -> dict[str, Tensor]:
+    """Each list metric of every request of a part, (L,) float32, by the names of ``LIST_METRICS``.
 
     Args:
         policy: any ranker.
@@ -105,4 +105,9 @@ def list_quality(policy: Policy, part: RequestPart, seed: int = 0) -> dict[str, 
         label_BK = labels_of(policy(request, generator).items_BK, request.candidates_BC, label_BC)
         for name, metric in LIST_METRICS.items():
             found[name].append(metric(label_BK, num_positives_B))
-    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def list_quality(policy: Policy, part: RequestPart, seed: int = 0) -> dict[str, float]:
+    """Means of ``request_quality`` over the requests."""
+    return {name: float(value_L.mean()) for name, value_L in request_quality(policy, part, seed).items()}
