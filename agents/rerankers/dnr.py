@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.rerankers.scorers import RerankScorer, ScorerConfig, shape_of
-from agents.rerankers.training import FitConfig, fit_reranker
+from agents.rerankers.training import FitConfig, fit_reranker, validation_loss
 from recsim_env.data.rerank_protocol import LabelledRequests, RerankData
 from recsim_env.types import Request
 
@@ -173,5 +173,5 @@ def fit_dnr(data: RerankData, scorer: ScorerConfig, config: DnrConfig, fit: FitC
         )
     model = RerankScorer(scorer, shape_of(data))
     loss = DenoisingLoss(model, config, -(-len(data.train) // fit.batch_size), scorer.seed)
-    fit_reranker(model, model, loss, data, fit, label=f"DNR {scorer.network}")
+    fit_reranker(model, loss, validation_loss(model, data, fit.seed), data, fit, label=f"DNR {scorer.network}")
     return model

@@ -27,7 +27,7 @@ from torch.nn import functional
 from agents.baselines.pointwise_greedy import best_first
 from agents.decoders import OneSoftmaxDecoder
 from agents.networks import CandidateEncoder, RequestShape
-from agents.rerankers.training import FitConfig, fit_reranker
+from agents.rerankers.training import FitConfig, fit_reranker, validation_loss
 from recsim_env.data.rerank_protocol import LabelledRequests, RerankData
 from recsim_env.types import Decision, Request
 
@@ -145,5 +145,5 @@ def fit_scorer(data: RerankData, config: ScorerConfig, fit: FitConfig) -> Rerank
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         return LOSSES[config.loss](scorer.score(batch.request), batch.label_BC)
 
-    fit_reranker(scorer, scorer, loss, data, fit, label=config.network)
+    fit_reranker(scorer, loss, validation_loss(scorer, data, fit.seed), data, fit, label=config.network)
     return scorer

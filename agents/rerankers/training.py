@@ -1,7 +1,7 @@
 """How every reranker is fitted to labelled requests, and judged on them.
 
 One trainer for all: Adam with decoupled weight decay, minibatches in a seeded order, the running average of the
-weights kept, and early stopping on NDCG@K of the lists that the reranker would show on the validation part.
+weights kept, and early stopping on the validation part, by NDCG@K of the lists that the reranker would show there.
 
 Shape legend: L requests of a part, B requests of a batch, C candidates, K places.
 """
@@ -60,8 +60,8 @@ class FitConfig:
 
 def fit_reranker(
     model: nn.Module,
-    policy: Policy,
     loss: Callable[[LabelledRequests, torch.Generator], Tensor],
+    validate: Callable[[], float],
     data: RerankData,
     config: FitConfig,
     label: str = "reranker",
@@ -70,8 +70,8 @@ def fit_reranker(
 
     Args:
         model: what is trained.
-        policy: how the model ranks; judged after each epoch.
         loss: a scalar to be minimised on a batch; draws come from the generator.
+        validate: a loss on the validation part after each epoch, lower is better; see ``validation_loss``.
         data: the protocol's parts; the test part is not looked at.
         config: settings.
         label: shown beside the progress bar.
@@ -81,12 +81,14 @@ def fit_reranker(
         for index_B in torch.split(torch.randperm(len(data.train), generator=generator), config.batch_size):
             yield data.train.batch(index_B)
 
-    def validate() -> float:
-        return -list_quality(policy, data.validation, seed=config.seed)["NDCG"]
-
     return train(
         model, batches=batches, loss=loss, validate=validate, config=config.trainer(), seed=config.seed, label=label
     )
+
+
+def validation_loss(policy: Policy, data: RerankData, seed: int) -> Callable[[], float]:
+    """The usual ``validate``: one minus NDCG@K of the policy's lists on the validation part."""
+    return lambda: 1 - list_quality(policy, data.validation, seed)["NDCG"]
 
 
 @torch.no_grad()

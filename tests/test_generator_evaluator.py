@@ -1,0 +1,163 @@
+"""Generator-evaluator rerankers of the offline protocol: what evaluators learn and what generators make of it."""
+
+import pytest
+import torch
+
+from agents.goalrank import GoalRankPolicy
+from agents.rerankers.egrerank import EgRerankConfig, PolicyLoss, fit_egrerank
+from agents.rerankers.label_evaluator import (
+    EvaluatorConfig,
+    LabelEvaluator,
+    fit_evaluator,
+    random_lists,
+    take_lists,
+)
+from agents.rerankers.nlgr import ExchangeGenerator, NlgrConfig, _pick, fit_nlgr
+from agents.rerankers.scorers import shape_of
+from agents.rerankers.training import FitConfig, list_quality
+from recsim_env.data.rerank_protocol import ProtocolConfig, RerankData, build_rerank_data
+from reward_models.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
+from tests.planted_ratings import planted_ratings
+
+FIT = FitConfig(max_epochs=8, learning_rate=5e-3, batch_size=64)
+SMALL = {"width": 16, "item_embedding": 4}
+CHANCE = 0.21
+"""NDCG@6 of random lists on these requests; test_protocol_rerankers measures it."""
+
+
+@pytest.fixture(scope="module")
+def data() -> RerankData:
+    config = ProtocolConfig(protocol="papers", positive="like", num_candidates=20)
+    retriever = FactorisationConfig(vector_width=6, sweeps=3)
+    log = planted_ratings(num_users=240, fidelity=0.5)
+    return build_rerank_data(log, lambda u, i, n: fit_matrix_factorisation(u, i, n, retriever), config)
+
+
+@pytest.fixture(scope="module")
+def evaluator(data: RerankData) -> LabelEvaluator:
+    return fit_evaluator(data, EvaluatorConfig(**SMALL), FIT, shape_of(data))
+
+
+def test_lists_are_gathered_by_position() -> None:
+    candidates = torch.arange(24.0).view(2, 4, 3)
+    lists = torch.tensor([[[3, 0]], [[1, 2]]])
+    assert take_lists(candidates, lists).tolist() == [
+        [[candidates[0, 3].tolist(), candidates[0, 0].tolist()]],
+        [[candidates[1, 1].tolist(), candidates[1, 2].tolist()]],
+    ]
+
+
+@pytest.mark.parametrize("mixing", ["lstm", "attention"])
+def test_evaluators_know_the_better_list(mixing: str, data: RerankData) -> None:
+    fitted = fit_evaluator(data, EvaluatorConfig(mixing=mixing, **SMALL), FIT, shape_of(data))
+    batch = data.test.all()
+    lists = random_lists(batch.request, 8, 6, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        value = fitted.score_positions(batch.request, lists)
+    truth = batch.label_BC.gather(1, lists.flatten(1)).view(lists.shape) / torch.log2(torch.arange(6) + 2.0)
+    correlation = torch.corrcoef(torch.stack([value.flatten(), truth.sum(dim=2).flatten()]))[0, 1]
+    assert correlation > 0.15
+
+
+@pytest.mark.parametrize("mixing", ["lstm", "attention"])
+def test_places_see_each_other_and_the_value_is_their_discounted_sum(mixing: str, data: RerankData) -> None:
+    fresh = LabelEvaluator(EvaluatorConfig(mixing=mixing, **SMALL), shape_of(data))
+    chosen = torch.randn((2, 3, 6, 16), generator=torch.Generator().manual_seed(0))
+    changed = chosen.clone()
+    changed[..., 5, :8] += 1.0
+    moved = (fresh.label_logits(changed) - fresh.label_logits(chosen)).abs()
+    assert (moved.amax(dim=(0, 1)) > 1e-5).all()
+    discount = 1 / torch.log2(torch.arange(6) + 2.0)
+    torch.testing.assert_close(fresh.value(chosen), (fresh.label_logits(chosen).sigmoid() * discount).sum(dim=2))
+
+
+def test_random_lists_hold_no_candidate_twice(data: RerankData) -> None:
+    lists = random_lists(data.test.batch(torch.arange(50)).request, 20, 6, torch.Generator().manual_seed(0))
+    assert (lists.sort(dim=2).values.diff(dim=2) > 0).all()
+    count = torch.bincount(lists.flatten(), minlength=20)
+    assert (count - 300).abs().max() < 5 * 300**0.5
+
+
+def test_egrerank_finds_planted_tastes(data: RerankData) -> None:
+    config = EgRerankConfig(heads=2, **SMALL)
+    generator = fit_egrerank(data, config, EvaluatorConfig(**SMALL), FIT)
+    assert list_quality(generator, data.test)["NDCG"] > CHANCE + 0.12
+
+
+def test_egrerank_draws_lists_from_an_older_copy(data: RerankData, evaluator: LabelEvaluator) -> None:
+    config = EgRerankConfig(heads=2, renew_every=2, num_lists=4, **SMALL)
+    generator = GoalRankPolicy(config.generator(), shape_of(data), greedy=True)
+    loss = PolicyLoss(generator, evaluator, config)
+    batch, random = data.train.batch(torch.arange(32)), torch.Generator().manual_seed(0)
+    weight = generator.decoder.query.weight
+
+    def changed() -> bool:
+        loss(batch, random)
+        with torch.no_grad():
+            weight.add_(0.01)
+        return not torch.equal(loss._old.decoder.query.weight + 0.01, weight)
+
+    assert [changed() for _ in range(4)] == [False, True, False, True]
+
+
+def exchange_generator(evaluator: LabelEvaluator, data: RerankData, **changes: object) -> ExchangeGenerator:
+    return ExchangeGenerator(NlgrConfig(heads=2, **SMALL, **changes), evaluator, shape_of(data))
+
+
+def test_picks_are_one_hot_draws_with_the_gradient_of_the_softmax() -> None:
+    logit = torch.tensor([0.0, 1.0, -1.0]).expand(20_000, 3).clone().requires_grad_()
+    picked = _pick(logit, 1.0, torch.Generator().manual_seed(0))
+    assert set(picked.unique().tolist()) == {0.0, 1.0}
+    assert (picked.sum(dim=1) == 1).all()
+    torch.testing.assert_close(picked.mean(dim=0), logit[0].softmax(dim=0), atol=0.015, rtol=0)
+    assert _pick(logit[:1], 1.0, None).tolist() == [[0.0, 1.0, 0.0]]
+    (ours,) = torch.autograd.grad(_pick(logit[:1], 0.5, None)[0, 2], logit)
+    (theirs,) = torch.autograd.grad((logit[:1] / 0.5).softmax(dim=1)[0, 2], logit)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_an_exchange_makes_a_neighbour_and_never_repeats(data: RerankData, evaluator: LabelEvaluator) -> None:
+    model = exchange_generator(evaluator, data, num_exchanges=12)
+    request = data.test.batch(torch.arange(64)).request
+    _, positions = model.improve(request, torch.Generator().manual_seed(0))
+    assert torch.equal(positions[0], request.retriever_score_BC.topk(6).indices)
+    assert (positions.sort(dim=2).values.diff(dim=2) > 0).all()
+    changed = (positions[1:] != positions[:-1]).sum(dim=2)
+    assert changed.max() == 1
+    assert changed.float().mean() > 0.5
+
+
+def test_nlgr_shows_the_best_list_it_met(data: RerankData, evaluator: LabelEvaluator) -> None:
+    model = exchange_generator(evaluator, data)
+    request = data.test.batch(torch.arange(64)).request
+    items = model(request, torch.Generator()).items_BK
+    value, _ = model.improve(request, None)
+    positions = (items.unsqueeze(2) == request.candidates_BC.unsqueeze(1)).int().argmax(dim=2)
+    torch.testing.assert_close(evaluator.score_positions(request, positions.unsqueeze(1))[:, 0], value.amax(dim=0))
+
+
+def test_nlgr_learns_exchanges_that_its_evaluator_likes(data: RerankData) -> None:
+    fitted = fit_nlgr(data, NlgrConfig(heads=2, **SMALL), EvaluatorConfig(**SMALL), FIT)
+    fresh = exchange_generator(fitted.evaluator, data)
+    request = data.test.all().request
+    alone = torch.arange(20).view(1, 20, 1).expand(len(data.test), 20, 6)
+    with torch.no_grad():
+        best_alone = fitted.evaluator.score_positions(request, alone).topk(6).indices
+        good = fitted.evaluator.score_positions(request, best_alone.unsqueeze(1)).mean()
+        first, learned = fitted.improve(request, None)[0][[0, -1]].mean(dim=1)
+        random = fresh.improve(request, None)[0][-1].mean()
+    assert learned - first > 0.5 * (good - first)
+    assert learned - random > 0.5 * (good - first)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="mixing must be one of"):
+        EvaluatorConfig(mixing="gru")
+    with pytest.raises(ValueError, match="width must be a multiple of 4, got 10"):
+        EvaluatorConfig(width=10)
+    with pytest.raises(ValueError, match="renew_every must be at least 1"):
+        EgRerankConfig(renew_every=0)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        NlgrConfig(temperature=0.0)
+    with pytest.raises(ValueError, match="at least 2 lists"):
+        EgRerankConfig(num_lists=1)
