@@ -31,6 +31,10 @@ from tqdm import tqdm
 from agents.baselines import RandomSlate
 from agents.baselines.pointwise_greedy import best_first
 from agents.rerankers.dnr import DnrConfig, fit_dnr
+from agents.rerankers.egrerank import EgRerankConfig, fit_egrerank
+from agents.rerankers.label_evaluator import EvaluatorConfig
+from agents.rerankers.nlgr import NlgrConfig, fit_nlgr
+from agents.rerankers.pier import PierConfig, fit_pier
 from agents.rerankers.scorers import Network, RerankScorer, ScorerConfig, fit_scorer
 from agents.rerankers.training import FitConfig, request_quality
 from experiments.command import run_command
@@ -103,6 +107,10 @@ class RerankTable:
         """A network of this table's size."""
         return ScorerConfig(network=network, width=self.width, loss=loss, seed=seed)
 
+    def evaluator(self, mixing: Literal["lstm", "attention"], seed: int) -> EvaluatorConfig:
+        """A list evaluator of this table's size."""
+        return EvaluatorConfig(mixing=mixing, width=self.width, seed=seed)
+
     def fit(self, seed: int) -> FitConfig:
         """This table's training."""
         return FitConfig(max_epochs=self.max_epochs, seed=seed)
@@ -155,6 +163,23 @@ def dnr_method(noise: Literal["gaussian", "beta"]) -> Method:
     return lambda table, data, seed: scored(fit_dnr(data, table.scorer("prm", seed, "bce"), config, table.fit(seed)))
 
 
+def egrerank(table: RerankTable, data: RerankData, seed: int) -> Ranker:
+    """EG-Rerank with an LSTM evaluator."""
+    config = EgRerankConfig(width=table.width, seed=seed)
+    return Ranker(fit_egrerank(data, config, table.evaluator("lstm", seed), table.fit(seed)), None)
+
+
+def pier(table: RerankTable, data: RerankData, seed: int) -> Ranker:
+    """PIER's form."""
+    return Ranker(fit_pier(data, PierConfig(), table.evaluator("attention", seed), table.fit(seed)), None)
+
+
+def nlgr(table: RerankTable, data: RerankData, seed: int) -> Ranker:
+    """NLGR with an LSTM evaluator."""
+    config = NlgrConfig(width=table.width, seed=seed)
+    return Ranker(fit_nlgr(data, config, table.evaluator("lstm", seed), table.fit(seed)), None)
+
+
 def on_shuffled_labels(table: RerankTable, data: RerankData, seed: int) -> Ranker:
     """PRM fitted to labels that mean nothing."""
     return scorer_method("prm")(table, with_shuffled_labels(data, torch.Generator().manual_seed(seed)), seed)
@@ -189,6 +214,9 @@ METHODS: dict[str, Method] = {
     "DLCM": scorer_method("dlcm"),
     "PRM": scorer_method("prm"),
     "SetRank": scorer_method("setrank"),
+    "EG-Rerank": egrerank,
+    "PIER": pier,
+    "NLGR": nlgr,
     **SCORE_METHODS,
 }
 """Everything that is run on the clean scores."""

@@ -13,6 +13,7 @@ from agents.rerankers.label_evaluator import (
     take_lists,
 )
 from agents.rerankers.nlgr import ExchangeGenerator, NlgrConfig, _pick, fit_nlgr
+from agents.rerankers.pier import Pier, PierConfig, comparative_loss, discounted_labels, fit_pier, sim_hash
 from agents.rerankers.scorers import shape_of
 from agents.rerankers.training import FitConfig, list_quality
 from recsim_env.data.rerank_protocol import ProtocolConfig, RerankData, build_rerank_data
@@ -150,6 +151,53 @@ def test_nlgr_learns_exchanges_that_its_evaluator_likes(data: RerankData) -> Non
     assert learned - random > 0.5 * (good - first)
 
 
+def test_hashes_differ_by_the_angle() -> None:
+    planes = torch.randn((2, 20_000), generator=torch.Generator().manual_seed(0))
+    east, north_east, west = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 2.0]), torch.tensor([-3.0, 0.0])
+
+    def differ(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((sim_hash(a, planes) != sim_hash(b, planes)).float().mean())
+
+    assert differ(east, 5 * east) == 0
+    assert differ(east, west) == 1
+    assert differ(east, north_east) == pytest.approx(0.25, abs=0.015)
+
+
+def test_pier_keeps_the_lists_nearest_to_the_user(data: RerankData) -> None:
+    model = Pier(PierConfig(num_lists=30, num_kept=4), EvaluatorConfig(mixing="attention", **SMALL), shape_of(data))
+    batch = data.test.batch(torch.arange(16))
+    lists = random_lists(batch.request, 30, 6, torch.Generator().manual_seed(0))
+    encoding = model.evaluator.encode(batch.request)
+    kept = model.nearest(*encoding, lists)
+    vectors = model.list_vectors(encoding.candidates_BCW, lists)
+    for b in range(16):
+        user = model.user(encoding.request_BW[b]) @ model.planes_WA > 0
+        distance = torch.tensor([int(((vectors[b, g] @ model.planes_WA > 0) != user).sum()) for g in range(30)])
+        of_kept = [distance[(lists[b] == one).all(dim=1)].min() for one in kept[b]]
+        assert sorted(of_kept) == of_kept == distance.sort().values[:4].tolist()
+
+
+def test_the_comparative_loss_by_hand() -> None:
+    likeness = torch.tensor([[0.2, 0.1], [0.0, 0.0]])
+    worth = torch.tensor([[0.0, 1.0], [1.0, 1.0]])  # the second request's lists are worth the same
+    expected = torch.log(1 + torch.exp(torch.tensor(1.0)))
+    torch.testing.assert_close(comparative_loss(likeness, worth), expected)
+    lists = torch.tensor([[[2, 0]]])
+    assert discounted_labels(torch.tensor([[1.0, 0.0, 1.0]]), lists).item() == pytest.approx(1 + 1 / 1.5849625)
+
+
+def test_pier_finds_planted_tastes_and_its_hashes_help(data: RerankData) -> None:
+    config = PierConfig(num_kept=10, comparative_weight=1.0)
+    fitted = fit_pier(data, config, EvaluatorConfig(mixing="attention", **SMALL), FIT)
+    assert list_quality(fitted, data.test)["NDCG"] > CHANCE + 0.12
+    batch = data.test.all()
+    with torch.no_grad():
+        encoding = fitted.evaluator.encode(batch.request)
+        drawn = random_lists(batch.request, 100, 6, torch.Generator().manual_seed(0))
+        kept = fitted.nearest(*encoding, drawn)
+    assert discounted_labels(batch.label_BC, kept).mean() > 1.1 * discounted_labels(batch.label_BC, drawn).mean()
+
+
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="mixing must be one of"):
         EvaluatorConfig(mixing="gru")
@@ -157,6 +205,8 @@ def test_bad_settings_are_named() -> None:
         EvaluatorConfig(width=10)
     with pytest.raises(ValueError, match="renew_every must be at least 1"):
         EgRerankConfig(renew_every=0)
+    with pytest.raises(ValueError, match=r"num_kept must lie in 1\.\.num_lists, got 5 and 4"):
+        PierConfig(num_lists=4, num_kept=5)
     with pytest.raises(ValueError, match="temperature must be positive"):
         NlgrConfig(temperature=0.0)
     with pytest.raises(ValueError, match="at least 2 lists"):
