@@ -253,7 +253,6 @@ def build_rerank_data(dataset: LoggedDataset, fit_retriever: FitRetriever, confi
     parts = _parts(whole, config)
     counts |= {f"{name} lists": len(part) for name, part in parts.items()}
     counts |= {"positives": int(whole.num_positives_L.sum()), "positives among candidates": int(whole.label_LC.sum())}
-    counts["retrieved positives of 1000"] = round(1000 * float(whole.label_LC.sum() / whole.num_positives_L.sum()))
     return RerankData(
         **parts,
         popularity_SN=popularity_SN,
