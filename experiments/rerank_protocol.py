@@ -30,8 +30,10 @@ from tqdm import tqdm
 
 from agents.baselines import RandomSlate
 from agents.baselines.pointwise_greedy import best_first
+from agents.goalrank import GoalRankConfig
 from agents.rerankers.dnr import DnrConfig, fit_dnr
 from agents.rerankers.egrerank import EgRerankConfig, fit_egrerank
+from agents.rerankers.goalrank_offline import fit_goalrank
 from agents.rerankers.label_evaluator import EvaluatorConfig
 from agents.rerankers.nlgr import NlgrConfig, fit_nlgr
 from agents.rerankers.pier import PierConfig, fit_pier
@@ -53,6 +55,9 @@ POSITIVE_SIGNALS = ("long_view", "like")
 """The first of these that the log has makes an interaction a positive."""
 PAPERS_CORE = 5
 """Interactions that each user and item has at least, under ``papers``. GoalRank asks for 20 of much larger logs."""
+
+MIN_SPREAD = 0.005
+"""GoalRank leaves out groups of lists whose values spread by no more, in discounted positives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +174,12 @@ def egrerank(table: RerankTable, data: RerankData, seed: int) -> Ranker:
     return Ranker(fit_egrerank(data, config, table.evaluator("lstm", seed), table.fit(seed)), None)
 
 
+def goalrank(table: RerankTable, data: RerankData, seed: int) -> Ranker:
+    """GoalRank with an LSTM evaluator."""
+    config = GoalRankConfig(width=table.width, min_spread=MIN_SPREAD, seed=seed)
+    return Ranker(fit_goalrank(data, config, table.evaluator("lstm", seed), table.fit(seed)), None)
+
+
 def pier(table: RerankTable, data: RerankData, seed: int) -> Ranker:
     """PIER's form."""
     return Ranker(fit_pier(data, PierConfig(), table.evaluator("attention", seed), table.fit(seed)), None)
@@ -215,6 +226,7 @@ METHODS: dict[str, Method] = {
     "PRM": scorer_method("prm"),
     "SetRank": scorer_method("setrank"),
     "EG-Rerank": egrerank,
+    "GoalRank": goalrank,
     "PIER": pier,
     "NLGR": nlgr,
     **SCORE_METHODS,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from agents.goalrank import GoalRankPolicy
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.rerankers.egrerank import EgRerankConfig, PolicyLoss, fit_egrerank
+from agents.rerankers.goalrank_offline import fit_goalrank
 from agents.rerankers.label_evaluator import (
     EvaluatorConfig,
     LabelEvaluator,
@@ -99,6 +100,13 @@ def test_egrerank_draws_lists_from_an_older_copy(data: RerankData, evaluator: La
         return not torch.equal(loss._old.decoder.query.weight + 0.01, weight)
 
     assert [changed() for _ in range(4)] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("objective", ["group_relative", "grpo"])
+def test_goalrank_finds_planted_tastes(objective: str, data: RerankData) -> None:
+    config = GoalRankConfig(objective=objective, min_spread=0.005, width=16, heads=2, item_embedding=4)
+    policy = fit_goalrank(data, config, EvaluatorConfig(**SMALL), FIT)
+    assert list_quality(policy, data.test)["NDCG"] > CHANCE + 0.12
 
 
 def exchange_generator(evaluator: LabelEvaluator, data: RerankData, **changes: object) -> ExchangeGenerator:
@@ -198,7 +206,7 @@ def test_pier_finds_planted_tastes_and_its_hashes_help(data: RerankData) -> None
     assert discounted_labels(batch.label_BC, kept).mean() > 1.1 * discounted_labels(batch.label_BC, drawn).mean()
 
 
-def test_bad_settings_are_named() -> None:
+def test_bad_settings_are_named(data: RerankData) -> None:
     with pytest.raises(ValueError, match="mixing must be one of"):
         EvaluatorConfig(mixing="gru")
     with pytest.raises(ValueError, match="width must be a multiple of 4, got 10"):
@@ -207,6 +215,8 @@ def test_bad_settings_are_named() -> None:
         EgRerankConfig(renew_every=0)
     with pytest.raises(ValueError, match=r"num_kept must lie in 1\.\.num_lists, got 5 and 4"):
         PierConfig(num_lists=4, num_kept=5)
+    with pytest.raises(ValueError, match=r"neither auxiliary lists nor noisy values.*got 0.5 and 0"):
+        fit_goalrank(data, GoalRankConfig(auxiliary_share=0.5), EvaluatorConfig(), FIT)
     with pytest.raises(ValueError, match="temperature must be positive"):
         NlgrConfig(temperature=0.0)
     with pytest.raises(ValueError, match="at least 2 lists"):
