@@ -6,7 +6,8 @@
 ``--data`` is a folder or file that ``load_interactions`` reads, or the name of one in ``$RECSIM_DATA``. What the two
 protocols are is said in ``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn
 nothing, among them the retriever's order upside down, which shows how far forced positives give themselves away,
-and PRM fitted to shuffled labels, which must score what chance scores. Each of ``--sigmas`` adds a setting in which
+and PRM fitted to shuffled labels, which must score what chance scores. It is judged by AUC: under ``papers`` one order
+finds most positives and its reverse hardly any, so the mean NDCG of orders that know nothing lies above chance. Each of ``--sigmas`` adds a setting in which
 the retriever's scores carry noise of that deviation, with the methods that differ in how they use the score.
 
 Each finished (method, seed) leaves one small JSON in ``--folder``; a run that was stopped goes on from there.
@@ -70,6 +71,8 @@ class RerankTable:
     """As the papers do it, or what a ranker would meet in use."""
     seeds: int = 5
     """Training seeds of each method."""
+    methods: tuple[str, ...] = ()
+    """Names of the methods to run; by default all."""
     sigmas: tuple[float, ...] = ()
     """Noise on the retriever's scores: one further setting each."""
     width: int = 64
@@ -86,6 +89,9 @@ class RerankTable:
             raise ValueError(
                 f"seeds, width and max_epochs must be at least 1, got {self.seeds}, {self.width}, {self.max_epochs}"
             )
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown:
+            raise ValueError(f"methods must be among {tuple(METHODS)}, got {unknown}")
 
     @cached_property
     def path(self) -> Path:
@@ -241,7 +247,13 @@ def run(table: RerankTable) -> dict[str, Any]:
         noisy = with_noisy_scores(table.rerank_data, sigma, torch.Generator().manual_seed(0))
         few = {"retriever order": METHODS["retriever order"], **SCORE_METHODS}
         settings[f"{table.protocol}, score noise {sigma:g}"] = (noisy, few)
-    todo = [(s, m, seed) for s, (_, methods) in settings.items() for m in methods for seed in range(table.seeds)]
+    todo = [
+        (setting, method, seed)
+        for setting, (_, methods) in settings.items()
+        for method in methods
+        if not table.methods or method in table.methods
+        for seed in range(table.seeds)
+    ]
     finished: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for setting, method, seed in (bar := tqdm(todo, desc="rerankers", disable=None)):
         bar.set_postfix_str(f"{setting}: {method}")

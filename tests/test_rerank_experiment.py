@@ -1,5 +1,6 @@
 """The protocol's table: rows by hand, resuming, and refusals."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_what_is_finished_is_read_back(table: RerankTable, monkeypatch: pytest.M
 
     monkeypatch.setattr(rerank_protocol, "judge", never)
     assert run(table)["rows"] == first["rows"]
+    chosen = run(dataclasses.replace(table, methods=("DNN",)))["rows"]
+    assert chosen == [row for row in first["rows"] if row["method"] == "DNN"]
     path = next(table.folder.glob("*DNN-0.json"))
     write_json(path, {**read_json(path), "identity": {}})
     with pytest.raises(ValueError, match="of other data or sizes"):
@@ -62,5 +65,7 @@ def test_what_is_finished_is_read_back(table: RerankTable, monkeypatch: pytest.M
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="seeds, width and max_epochs must be at least 1"):
         RerankTable(seeds=0)
+    with pytest.raises(ValueError, match=r"methods must be among .* got \['MLP'\]"):
+        RerankTable(methods=("DNN", "MLP"))
     with pytest.raises(ValueError, match="nowhere found: give a KuaiRand"):
         _ = RerankTable(data="nowhere").log
