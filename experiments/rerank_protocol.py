@@ -6,9 +6,10 @@
 ``--data`` is a folder or file that ``load_interactions`` reads, or the name of one in ``$RECSIM_DATA``. What the two
 protocols are is said in ``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn
 nothing, among them the retriever's order upside down, which shows how far forced positives give themselves away,
-and PRM fitted to shuffled labels, which must score what chance scores. It is judged by AUC: under ``papers`` one order
-finds most positives and its reverse hardly any, so the mean NDCG of orders that know nothing lies above chance. Each of ``--sigmas`` adds a setting in which
-the retriever's scores carry noise of that deviation, with the methods that differ in how they use the score.
+and PRM fitted to shuffled labels, which must score what chance scores. That row is judged by AUC: under ``papers``
+one order finds most positives and its reverse hardly any, so orders that know nothing have a mean NDCG above chance.
+Each of ``--sigmas`` adds a setting in which the retriever's scores carry noise of that deviation, with the methods
+that differ in how they use the score.
 
 Each finished (method, seed) leaves one small JSON in ``--folder``; a run that was stopped goes on from there.
 ``--json`` writes ``rows``: setting, method, metric, mean, the interval over seeds (low, high; Student's t) and the
