@@ -37,6 +37,7 @@ bench: $(INSTALLED)  ## speed, as ratios measured in one run
 
 KUAIRAND = $(RECSIM_DATA)/kuairand_pure
 KEPT = experiments/results
+PROTOCOL = --data ml_latest_small --seeds 3 --width 32 --max-epochs 10
 
 results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
 	test -f $(KEPT)/demo.json || $(BIN)/python -m experiments.demo --json $(KEPT)/demo.json
@@ -49,4 +50,7 @@ results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs
 	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare rerankers --data "$(KUAIRAND)"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
 		$(BIN)/python -m experiments.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
+	for kind in papers honest; do test ! -d "$(RECSIM_DATA)/ml_latest_small" || \
+		test -f $(KEPT)/rerank_protocol-ml_latest_small-$$kind.json || $(BIN)/python -m experiments.rerank_protocol \
+		$(PROTOCOL) --protocol $$kind --json $(KEPT)/rerank_protocol-ml_latest_small-$$kind.json || exit 1; done
 	$(BIN)/python -m experiments.results_page

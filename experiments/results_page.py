@@ -41,6 +41,9 @@ def page(folder: Path) -> str:
         if path.exists():
             content = read_json(path)
             lines += ["", *section(content), "", _origin(content, path)]
+    for path in sorted(folder.glob("rerank_protocol-*.json")):
+        content = read_json(path)
+        lines += ["", *_protocol(content), "", _origin(content, path)]
     for table, chapter in (("goalrank", _compare), ("rerankers", _rerankers)):
         settings: dict[str, list[dict[str, Any]]] = {}
         for path in sorted(folder.glob(f"{table}-*.json")):
@@ -167,6 +170,33 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
     for policy in dict.fromkeys(row["policy"] for row in played):
         by_world = {row["world"]: row for row in played if row["policy"] == policy}
         yield f"| {policy} | {' | '.join(_cell(by_world.get(name)) for name in names)} |"
+
+
+def _protocol(content: dict[str, Any]) -> Iterator[str]:
+    settings = list(dict.fromkeys(row["setting"] for row in content["rows"]))
+    yield f"## Offline reranking protocol on {content['data']}: {', '.join(settings)}"
+    yield ""
+    yield (
+        f"Per cent, mean and half the 95 % interval over {content['seeds']} training seeds; width {content['width']}, at "
+        f"most {content['max_epochs']} epochs. AUC for methods that score all candidates."
+    )
+    yield ""
+    metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
+    yield f"| setting | method | {' | '.join(metrics)} |"
+    yield f"|---|---|{'---|' * len(metrics)}"
+    for setting in settings:
+        rows = [row for row in content["rows"] if row["setting"] == setting]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            found = {row["metric"]: row for row in rows if row["method"] == method}
+            cells = [_per_cent(found.get(metric)) for metric in metrics]
+            yield f"| {setting} | {method} | {' | '.join(cells)} |"
+
+
+def _per_cent(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    half = "" if row["low"] is None else f" ± {50 * (row['high'] - row['low']):.1f}"
+    return f"{100 * row['mean']:.1f}{half}"
 
 
 def _benchmark_rerankers(content: dict[str, Any]) -> Iterator[str]:
