@@ -177,8 +177,8 @@ def _protocol(content: dict[str, Any]) -> Iterator[str]:
     yield f"## Offline reranking protocol on {content['data']}: {', '.join(settings)}"
     yield ""
     yield (
-        f"Per cent, mean and half the 95 % interval over {content['seeds']} training seeds; width {content['width']}, at "
-        f"most {content['max_epochs']} epochs. AUC for methods that score all candidates."
+        f"Per cent, mean and half the 95 % interval over {content['seeds']} training seeds; width {content['width']}, "
+        f"at most {content['max_epochs']} epochs. AUC for methods that score all candidates."
     )
     yield ""
     metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
