@@ -229,7 +229,7 @@ def run_rerankers(table: RerankersTable) -> dict[str, Any]:
             report["rows"] += [{**row, "setting": setting.name} for row in content["rows"] if row["baseline"] is None]
             report["checks"] += content["checks"]
     shown = {
-        f"{setting.name}, {world}": [r for r in report["rows"] if (r["setting"], r["world"]) == (setting.name, world)]
+        world: [row for row in report["rows"] if (row["setting"], row["world"]) == (setting.name, world)]
         for setting in table.settings[:1]
         for world in setting.world_names
         if world != "A"
@@ -357,9 +357,10 @@ def main(table: GoalRankTable | RerankersTable) -> None:
         if row["metric"] == shown:
             interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
             print(f"{row['setting']:28}{row['world']:10}{row['policy']:34}{row['mean']:8.1f} {interval}")
+    digits = ".4f" if isinstance(table, RerankersTable) else "+.1f"  # ratios, or seconds
     for check in report["checks"]:
-        interval = f"[{check['low']:+.1f}, {check['high']:+.1f}]"
-        print(f"{check['name']}: {check['value']:+.1f} {interval} {check['verdict']}")
+        value, low, high = (format(check[key], digits) for key in ("value", "low", "high"))
+        print(f"{check['name']}: {value} [{low}, {high}] {check['verdict']}")
     if table.json:
         write_json(table.json, to_plain(report))
 
