@@ -34,6 +34,8 @@ type: $(INSTALLED)
 bench: $(INSTALLED)  ## speed, as ratios measured in one run
 	$(BIN)/python -m experiments.benchmark env
 	$(BIN)/python -m experiments.benchmark rllib
+	test ! -d runs/compare/synthetic/worlds/A || \
+		$(BIN)/python -m experiments.benchmark rerankers --world runs/compare/synthetic/worlds/A
 
 KUAIRAND = $(RECSIM_DATA)/kuairand_pure
 KEPT = experiments/results
