@@ -66,7 +66,7 @@ def goalrank_one_softmax() -> TrainRun:
 
 
 def goalrank_warm() -> TrainRun:
-    """Half of each group from auxiliary heuristics during the first 15,000 requests."""
+    """Half of each group from auxiliary heuristics during the first 5,000 requests."""
     return TrainRun(goalrank=GoalRankConfig(auxiliary_share=0.5), run_dir=Path("runs/goalrank-warm"))
 
 

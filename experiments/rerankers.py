@@ -105,7 +105,7 @@ def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bo
             runs("GoalRank, noise 0.2", few, value_noise=0.2),
             runs("GoalRank, noise 0.5", few, value_noise=0.5),
             runs("GoalRank, 10k", few, size="10k"),
-            runs("GoalRank, warm start", 1, auxiliary_share=0.5),
+            runs("GoalRank, warm start", 1, auxiliary_share=0.5, auxiliary_requests=15_000),
             runs("GoalRank, GRPO form", 1, objective="grpo"),
             runs("GoalRank, one softmax", 1, decoder="one_softmax"),
             runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
