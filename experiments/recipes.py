@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from agents.goalrank import GoalRankConfig
+from agents.goalrank import GoalRankConfig, sized
 
 REQUEST_ENV = "recsim_env:recsim_env/Request-v0"
 
@@ -43,6 +43,11 @@ class TrainRun:
     """Checkpoints, TensorBoard events and the exported policy."""
     json: Path | None = None
     """Also write the outcome here."""
+
+    @property
+    def settings(self) -> GoalRankConfig:
+        """The method, at its size."""
+        return sized(self.goalrank, self.size) if self.size else self.goalrank
 
 
 def goalrank() -> TrainRun:

@@ -378,7 +378,11 @@ def in_sessions(world: World, name: str, goalrank: Sequence[Policy], seed: int) 
 
 
 def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRankPolicy]]:
-    """Trains what is missing and loads every policy."""
+    """Trains what is missing and loads every policy.
+
+    Raises:
+        ValueError: a run folder holds a policy of other settings.
+    """
     total = sum(len(some) for some in runs.values())
     policies: dict[str, list[GoalRankPolicy]] = {}
     with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
@@ -386,6 +390,12 @@ def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRank
             policies[name] = []
             for one in some:
                 folder = one.run_dir / "policy"
-                policies[name].append(GoalRankPolicy.load(folder if folder.exists() else train(one)))
+                policy = GoalRankPolicy.load(folder if folder.exists() else train(one))
+                if policy.config != one.settings:
+                    raise ValueError(
+                        f"{folder} holds a policy of {policy.config}, this table needs {one.settings}; "
+                        "move the folder away"
+                    )
+                policies[name].append(policy)
                 bar.update()
     return policies

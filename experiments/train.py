@@ -11,7 +11,6 @@ from pathlib import Path
 
 import tyro
 
-from agents.goalrank import sized
 from experiments.command import run_command
 from experiments.recipes import RECIPES, TrainRun
 from recsim_env.files import write_json
@@ -22,7 +21,7 @@ def run(config: TrainRun) -> Path:
     from agents.rllib.train import train_goalrank  # imports ray
 
     return train_goalrank(
-        sized(config.goalrank, config.size) if config.size else config.goalrank,
+        config.settings,
         {"world": config.world},
         env=config.env,
         iterations=config.iterations,

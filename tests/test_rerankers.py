@@ -287,3 +287,9 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
     assert [seed for seed, _ in asked] == [8, 9]
     assert asked[0][1].endswith("beside first")
     assert asked[1][1].endswith("beside first, learned 1")
+    with pytest.raises(ValueError, match="move the folder away"):
+        next(
+            search_generators(
+                PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=GoalRankConfig()
+            )
+        )

@@ -1,5 +1,6 @@
 """The rerankers table in miniature: what must hold whatever the numbers are."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.networks import RequestShape
 from experiments import reranker_plots, rerankers, results_page
+from experiments.recipes import TrainRun
 from recsim_env.known_worlds import short_video_world
 from recsim_env.results import Cell, EvaluationResult, as_json
 from recsim_env.types import ListValue, Request
@@ -111,6 +115,15 @@ def test_training_runs_are_distinct_and_share_their_budget() -> None:
         (60, 64, 8, "recsim_env:recsim_env/Request-v0")
     }
     assert {name for pair in rerankers.CHECKS for name in pair[:2] if name.startswith("GoalRank")} <= set(runs)
+
+
+def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
+    run = TrainRun(goalrank=GoalRankConfig(seed=1), size="10k", run_dir=tmp_path)
+    GoalRankPolicy(run.settings, shape).save(tmp_path / "policy")
+    assert rerankers.train_all({"a": [run]})["a"][0].config == run.settings
+    with pytest.raises(ValueError, match="move the folder away"):
+        rerankers.train_all({"a": [dataclasses.replace(run, size=None)]})
 
 
 def test_page_and_plot_show_every_method(cells: dict[str, Cell], bench: rerankers.Bench, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def search_generators(
         config: what makes a generator worth adding.
 
     Raises:
-        ValueError: no generator to add.
+        ValueError: no generator to add, or a run folder that holds a generator of other settings.
     """
     if num_generators < 1:
         raise ValueError(f"num_generators must be at least 1, got {num_generators}")
@@ -118,9 +118,11 @@ def search_generators(
     existing: dict[str, Policy] = {"first": first}
     for number in range(1, num_generators + 1):
         run_dir = folder / f"generator-{number}"
+        settings = dataclasses.replace(policy, seed=policy.seed + number)
         if not (run_dir / "policy").exists():
-            settings = dataclasses.replace(policy, seed=policy.seed + number)
             train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
         learned = GoalRankPolicy.load(run_dir / "policy")
+        if learned.config != settings:
+            raise ValueError(f"{run_dir} holds a generator of {learned.config}, need {settings}; move the folder away")
         existing[f"learned {number}"] = learned
         yield learned
