@@ -15,9 +15,10 @@ Implemented as the paper has it:
   paper keeps them for good; here they may end after ``auxiliary_requests``, a warm start, which is the default
   wherever they are used: kept for good they anchor the policy to themselves. Its light neural rankers are left out
   of them;
-- one dial for the size of the network, 10 thousand to 100 million parameters (``SIZES``);
+- one dial for the size of the network, a thousand to 100 million parameters (``SIZES``);
 - noise on the evaluator's values, the paper's robustness test (``value_noise``). The paper mixes in noise of
-  unit variance; here it is scaled by the group's own spread, since values are in seconds.
+  unit variance and does not give the values' own; here, where they are seconds, the noise varies as much as the
+  values of all lists of a step do, which is as if these were standardised first.
 
 Changed or left out, and why:
 
@@ -76,7 +77,8 @@ class GoalRankConfig:
     clip: float = 0.2
     """Probability ratio beyond which "grpo" stops pushing."""
     value_noise: float = 0.0
-    """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies."""
+    """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies. It varies as the
+    values do over all requests of a step, so it is several times what tells the lists of one request apart."""
     decoder: DecoderName = "autoregressive"
     """How lists are written."""
     mixing: Mixing = "attention"
@@ -136,6 +138,7 @@ class GoalRankConfig:
 
 
 SIZES: dict[str, dict[str, Any]] = {
+    "1k": {"width": 4, "layers": 1, "heads": 2, "item_embedding": 0},
     "10k": {"width": 18, "layers": 1, "heads": 2, "item_embedding": 4},
     "100k": {"width": 64, "layers": 1, "heads": 4, "item_embedding": 16},
     "1m": {"width": 192, "layers": 2, "heads": 4, "item_embedding": 32},

@@ -19,7 +19,7 @@ class TrainRun:
 
     goalrank: GoalRankConfig = field(default_factory=GoalRankConfig)
     """The method."""
-    size: Literal["10k", "100k", "1m", "10m", "100m"] | None = None
+    size: Literal["1k", "10k", "100k", "1m", "10m", "100m"] | None = None
     """Number of parameters: replaces the network's width, layers, heads and embedding, and adapts the learning rate."""
     env: str = "recsim_env:recsim_env/Session-v0"
     """Environment id, with the module that registers it."""

@@ -76,9 +76,9 @@ class Budget:
     iterations: int = 60
     """Training rounds of 512 requests."""
     seeds: int = 5
-    """Training seeds of GoalRank."""
-    few_seeds: int = 3
-    """Training seeds of the variants of which something is claimed; the others have one."""
+    """Training seeds of all of which something is claimed."""
+    size_seeds: int = 3
+    """Training seeds of each size of the network."""
 
 
 def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bool) -> dict[str, list[TrainRun]]:
@@ -97,15 +97,16 @@ def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bo
             for seed in range(seeds)
         ]
 
-    few = budget.few_seeds
-    found = [runs("GoalRank", budget.seeds)]
+    seeds, few = budget.seeds, budget.size_seeds
+    found = [runs("GoalRank", seeds)]
     if all_variants:
         found += [
-            runs("GoalRank, half auxiliary for good", few, auxiliary_share=0.5, auxiliary_requests=None),
-            runs("GoalRank, noise 0.2", few, value_noise=0.2),
-            runs("GoalRank, noise 0.5", few, value_noise=0.5),
+            runs("GoalRank, warm start", seeds, auxiliary_share=0.5),
+            runs("GoalRank, half auxiliary for good", seeds, auxiliary_share=0.5, auxiliary_requests=None),
+            runs("GoalRank, noise 0.2", seeds, value_noise=0.2),
+            runs("GoalRank, noise 0.5", seeds, value_noise=0.5),
+            runs("GoalRank, 1k", few, size="1k"),
             runs("GoalRank, 10k", few, size="10k"),
-            runs("GoalRank, warm start", 1, auxiliary_share=0.5, auxiliary_requests=15_000),
             runs("GoalRank, GRPO form", 1, objective="grpo"),
             runs("GoalRank, one softmax", 1, decoder="one_softmax"),
             runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
@@ -116,8 +117,8 @@ def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bo
     return dict(found)
 
 
-def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[Policy]]:
-    """The generators of each search, the pointwise sort first."""
+def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[list[Policy]]]:
+    """The generators of each search, the pointwise sort first, for each training seed."""
     from agents.rllib.train import train_goalrank  # imports ray
 
     def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
@@ -131,18 +132,20 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
         )
 
     evaluator = evaluator_of(World.load(world))
-    found: dict[str, list[Policy]] = {}
-    for name, config in GENERATORS.items():
-        first = PointwiseGreedy(SLATE)
+    first = PointwiseGreedy(SLATE)
+    found: dict[str, list[list[Policy]]] = {name: [] for name in GENERATORS}
+    searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
+    for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
         learned = search_generators(
             first,
             evaluator,
             train_one,
             num_generators=number,
-            folder=folder / f"clig-{name.replace(' ', '-')}",
-            config=config,
+            folder=folder / f"clig-{name.replace(' ', '-')}-{seed}",
+            policy=GoalRankConfig(seed=number * seed),
+            config=GENERATORS[name],
         )
-        found[name] = [first, *tqdm(learned, total=number, desc=f"CLIG, {name}", disable=None)]
+        found[name].append([first, *learned])
     return found
 
 
@@ -202,19 +205,31 @@ class Bench:
 
     def pick(self, value_BG: Tensor, true_BG: Tensor, sets: Sequence[Sequence[int]]) -> Cell:
         """The evaluator's choice from sets of generators, averaged over the sets."""
-        chosen = [value_BG[:, list(some)].argmax(dim=1, keepdim=True) for some in sets]
-        picked = [
-            torch.cat([value_BG[:, list(some)].gather(1, best), true_BG[:, list(some)].gather(1, best)], dim=1)
-            for some, best in zip(sets, chosen, strict=True)
-        ]
-        value_B, true_B = torch.stack(picked).mean(dim=0).unbind(dim=1)
+        picked = [chosen(value_BG[:, list(some)], true_BG[:, list(some)]) for some in sets]
+        value_B, true_B = torch.stack(picked).mean(dim=0)
         return self.cell(value_B.unsqueeze(0), true_B.unsqueeze(0))
+
+    def pick_learned(self, searches: Sequence[Sequence[Policy]], k: int) -> Cell:
+        """The evaluator's choice from the first k generators of each search; one search for each training seed."""
+        picked = []
+        for policies in searches:
+            lists = PolicyLists({str(index): policy for index, policy in enumerate(policies[:k])})
+            items_BGK = items_of(self.request, lists.propose(self.request, torch.Generator()))
+            picked.append(chosen(self.evaluated(items_BGK), self.true(items_BGK)))
+        value_SB, true_SB = torch.stack(picked, dim=1)
+        return self.cell(value_SB, true_SB)
+
+
+def chosen(value_BG: Tensor, true_BG: Tensor) -> Tensor:
+    """The evaluator's and the true value, (2, B), of the list that the evaluator likes best."""
+    best_B1 = value_BG.argmax(dim=1, keepdim=True)
+    return torch.cat([value_BG.gather(1, best_B1), true_BG.gather(1, best_B1)], dim=1).T
 
 
 def measure(
     bench: Bench,
     trained: Mapping[str, Sequence[Policy]],
-    searches: Mapping[str, Sequence[Policy]],
+    searches: Mapping[str, Sequence[Sequence[Policy]]],
     num_orders: int,
 ) -> dict[str, Cell]:
     """Every method on the same requests."""
@@ -244,12 +259,9 @@ def measure(
     for k in (2, 3):
         others = [[sort, *[index for index in order if index != sort][: k - 1]] for order in orders]
         cells[f"pointwise and random, {k}"] = bench.pick(value_BG, true_BG, others)
-    for name, policies in searches.items():
-        lists = PolicyLists({str(index): policy for index, policy in enumerate(policies)})
-        learned_BGK = items_of(bench.request, lists.propose(bench.request, torch.Generator()))
-        learned_value_BG, learned_true_BG = bench.evaluated(learned_BGK), bench.true(learned_BGK)
-        for k in range(2, len(policies) + 1):
-            cells[f"CLIG, {name}, {k}"] = bench.pick(learned_value_BG, learned_true_BG, [range(k)])
+    for name, seeds in searches.items():
+        for k in range(2, len(seeds[0]) + 1):
+            cells[f"CLIG, {name}, {k}"] = bench.pick_learned(seeds, k)
     return cells
 
 
@@ -317,6 +329,7 @@ CHECKS: tuple[tuple[str, str, float, Any], ...] = (
     ("GoalRank", "MG-E-100", 1.03, "above"),
     ("GoalRank, warm start", "MG-E-100", 1.03, "above"),
     ("GoalRank, half auxiliary for good", "MG-E-100", 1.03, "below"),
+    ("GoalRank, 10k", "GoalRank, 1k", 1.0, "above"),
     ("GoalRank", "GoalRank, 10k", 1.0, "above"),
     ("GoalRank, 1m", "GoalRank", 1.0, "above"),
     ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),

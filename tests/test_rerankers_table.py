@@ -43,7 +43,7 @@ def bench(world: World) -> rerankers.Bench:
 
 @pytest.fixture(scope="module")
 def cells(bench: rerankers.Bench) -> dict[str, Cell]:
-    searches = {name: [PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)] for name in rerankers.GENERATORS}
+    searches = {name: [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2 for name in rerankers.GENERATORS}
     trained = {"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]}
     return rerankers.measure(bench, trained, searches, num_orders=5)
 

@@ -135,7 +135,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
             return value_BG
         size = value_BG.shape
         noise_BG = torch.randn(size, generator=self._generator, device=self._device).to(value_BG.device)
-        return (1 - share) * value_BG + share * value_BG.std(dim=1, keepdim=True, correction=0) * noise_BG
+        return (1 - share) * value_BG + share * value_BG.std(correction=0) * noise_BG
 
     def _count(self, transition: Any) -> None:
         valid_B, feedback = transition.valid_B, transition.feedback
