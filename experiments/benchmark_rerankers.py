@@ -18,7 +18,8 @@ from agents.networks import RequestShape
 from agents.rerankers.multi_generator import GeneratorEvaluator, SampledLists
 from experiments.benchmark import microseconds
 from experiments.provenance import stamp
-from experiments.rerankers import SLATE, evaluator_of, heuristics_of
+from experiments.reranker_training import SLATE, evaluator_of
+from experiments.rerankers import heuristics_of
 from recsim_env.simulator import Simulator
 from recsim_env.types import Policy, Request
 from recsim_env.world import World

@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.baselines import LoggingClone
-from agents.goalrank import GoalRankConfig
+from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from experiments import reranker_plots, rerankers
 from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
@@ -31,7 +31,16 @@ from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.provenance import stamp
 from experiments.recipes import TrainRun
 from experiments.report import BASELINES, MAIN_METRICS
-from experiments.rerankers import Budget
+from experiments.reranker_training import (
+    Budget,
+    Contestants,
+    learned_generators,
+    operator_requests,
+    slate_generators,
+    train_all,
+    training_runs,
+    weaker_evaluators,
+)
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
@@ -131,8 +140,23 @@ class Setting:
         truth = short_video_world(
             num_users=table.num_users, num_items=table.num_items, seed=table.world_seed, list_effect=self.strength
         )
-        policy = LoggingPolicy(uniform_share=table.uniform_share)
-        return synthetic_log(truth, num_sessions=table.log_sessions, policy=policy, seed=table.world_seed), truth
+        return self._drawn(truth, keep_candidates=False), truth
+
+    @cached_property
+    def slates(self) -> LoggedDataset:
+        """The synthetic log with its candidate lists, which the worlds are not fitted to."""
+        truth = self.log[1]
+        assert truth is not None
+        return self._drawn(truth, keep_candidates=True)
+
+    def _drawn(self, truth: World, *, keep_candidates: bool) -> LoggedDataset:
+        return synthetic_log(
+            truth,
+            num_sessions=self.table.log_sessions,
+            policy=LoggingPolicy(uniform_share=self.table.uniform_share),
+            keep_candidates=keep_candidates,
+            seed=self.table.world_seed,
+        )
 
     @cached_property
     def worlds(self) -> dict[str, World]:
@@ -240,18 +264,16 @@ def run_rerankers(table: RerankersTable) -> dict[str, Any]:
 
 
 def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[str, Path]) -> None:
-    everything = setting.strength == 1.0
-    world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
-    setting.worlds  # noqa: B018  # builds them where they are missing
-    searches = rerankers.learned_generators(world_a, folder, table.budget, 2) if everything else {}
-    trained = rerankers.train_all(rerankers.training_runs(world_a, folder, table.budget, all_variants=everything))
+    contestants = _contestants(table, setting)
+    goalrank = {"GoalRank": contestants.trained["GoalRank"]}
+    if setting.strength in (0.0, 1.0):  # where the other table trains it in sessions
+        goalrank["GoalRank, trained in sessions"] = [GoalRankPolicy.load(train(run)) for run in setting.training]
     for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
         world = setting.worlds[name]
         bench = rerankers.Bench(world, table.num_requests, seed=5_000_000)
-        cells = rerankers.measure(bench, trained, searches, table.orders)
-        where = f"{setting.name}, {name}"
+        pool = rerankers.generator_pool(world, contestants.from_slates)
+        cells = rerankers.measure(bench, contestants, table.orders)
         result = EvaluationResult(cells={(method, name): cell for method, cell in cells.items()})
-        sessions = rerankers.in_sessions(world, name, trained["GoalRank"], seed=6_000_000)
         content = {
             "command": "python -m experiments.compare rerankers" + (" --data <folder>" if table.data else ""),
             "setting": setting.name,
@@ -259,14 +281,34 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
             "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
             "num_requests": table.num_requests,
             "orders": table.orders,
-            "generators": rerankers.generator_list(bench),
+            "generators": rerankers.generator_list(bench, pool),
             "budget": dataclasses.asdict(table.budget),
             "openings": _opened(setting.folder / "openings.json", f"rerankers in {name}"),
-            "rows": [as_json(row) for row in [*result.rows(), *sessions]],
-            "checks": rerankers.checks(cells, where, with_bars=table.data is None),
+            "rows": [
+                as_json(row) for row in [*result.rows(), *rerankers.in_sessions(world, name, pool, goalrank, 6_000_000)]
+            ],
+            "checks": rerankers.checks(cells, f"{setting.name}, {name}", with_bars=table.data is None),
             **stamp(),
         }
         write_json(path, to_plain(content))
+
+
+def _contestants(table: RerankersTable, setting: Setting) -> Contestants:
+    """Trains what is missing: everything at the list effect x1, the main methods elsewhere."""
+    everything = setting.strength == 1.0
+    world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
+    operator = setting.worlds["A"]
+    from_slates, weaker = {}, {}
+    if table.data is None:  # a real log here holds no slates
+        from_slates = slate_generators(operator_requests(setting.slates, operator), folder)
+    if everything:
+        weaker = weaker_evaluators(setting.log[0], operator)
+    return Contestants(
+        trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything)),
+        searches=learned_generators(world_a, folder, table.budget, 2) if everything else {},
+        from_slates=from_slates,
+        weaker=weaker,
+    )
 
 
 def run(table: GoalRankTable) -> dict[str, Any]:

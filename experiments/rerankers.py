@@ -16,31 +16,26 @@ above 99 % of 200 lists drawn around the pointwise sort), ``session_watch_time``
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
 from agents.baselines.pointwise_greedy import best_first
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
-from agents.rerankers.clig import CligConfig, search_generators
 from agents.rerankers.complementarity import list_distances
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
 from agents.rerankers.multi_generator import (
     GeneratorEvaluator,
+    GeneratorPool,
     Generators,
     PolicyLists,
     SampledLists,
     check_generators,
     items_of,
 )
-from experiments.recipes import REQUEST_ENV, TrainRun
-from experiments.train import run as train
+from experiments.reranker_training import SHARES_OF_LOG, SLATE, Contestants, evaluator_of
 from recsim_env.evaluation import evaluate, true_list_values
 from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
 from recsim_env.simulator import Simulator
@@ -49,115 +44,18 @@ from recsim_env.world import World
 from reward_models.company import kinds_of
 from reward_models.slate import SlateEvaluator
 
-SLATE = 6
-SESSIONS = 500
+SESSIONS = 2000
 """Sessions of each policy that is judged in whole sessions too."""
 USUAL_LISTS = 200
 """Lists of each request that a shown list is compared with for ``evaluator_top_share``."""
 SET_SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
 """Numbers of generators, k, of the MG-E curve."""
-GENERATORS = {
-    "reward and GC": CligConfig(reward_weight=1.0, gain_weight=0.3),
-    "reward only": CligConfig(reward_weight=1.0, gain_weight=0.0),
-    "GC only": CligConfig(reward_weight=0.0, gain_weight=1.0),
-}
-"""Searches for complementary generators."""
-
+LISTS_TRIED = (1, 10, 100, 1000)
+"""Numbers of lists that evaluators of less log choose from."""
 DISTANCE_REQUESTS = 100
 """Requests over which distances between generators (pair order) are averaged."""
 
 _REQUESTS_AT_ONCE = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What every trained ranker gets."""
-
-    iterations: int = 60
-    """Training rounds of 512 requests."""
-    seeds: int = 5
-    """Training seeds of all of which something is claimed."""
-    size_seeds: int = 3
-    """Training seeds of each size of the network."""
-
-
-def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bool) -> dict[str, list[TrainRun]]:
-    """Trained rankers by name, one run for each training seed; the most important ones first."""
-
-    def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
-        return name, [
-            TrainRun(
-                goalrank=GoalRankConfig(seed=seed, **settings),
-                size=size,
-                env=REQUEST_ENV,
-                world=str(world),
-                iterations=budget.iterations,
-                run_dir=folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}",
-            )
-            for seed in range(seeds)
-        ]
-
-    seeds, few = budget.seeds, budget.size_seeds
-    found = [runs("GoalRank", seeds)]
-    if all_variants:
-        found += [
-            runs("GoalRank, warm start", seeds, auxiliary_share=0.5),
-            runs("GoalRank, half auxiliary for good", seeds, auxiliary_share=0.5, auxiliary_requests=None),
-            runs("GoalRank, noise 0.2", seeds, value_noise=0.2),
-            runs("GoalRank, noise 0.5", seeds, value_noise=0.5),
-            runs("GoalRank, 1k", few, size="1k"),
-            runs("GoalRank, 10k", few, size="10k"),
-            runs("GoalRank, GRPO form", 1, objective="grpo"),
-            runs("GoalRank, one softmax", 1, decoder="one_softmax"),
-            runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
-            runs("GoalRank, SetRank network", 1, decoder="one_softmax", mixing="induced"),
-            runs("GoalRank, NAR4Rec network", 1, decoder="matching"),
-            runs("GoalRank, 1m", few, size="1m"),
-        ]
-    return dict(found)
-
-
-def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[list[Policy]]]:
-    """The generators of each search, the pointwise sort first, for each training seed."""
-    from agents.rllib.train import train_goalrank  # imports ray
-
-    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        return train_goalrank(
-            config,
-            {"world": str(world)},
-            env=REQUEST_ENV,
-            evaluator=evaluator,
-            iterations=budget.iterations,
-            run_dir=run_dir,
-        )
-
-    evaluator = evaluator_of(World.load(world))
-    first = PointwiseGreedy(SLATE)
-    found: dict[str, list[list[Policy]]] = {name: [] for name in GENERATORS}
-    searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
-    for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
-        learned = search_generators(
-            first,
-            evaluator,
-            train_one,
-            num_generators=number,
-            folder=folder / f"clig-{name.replace(' ', '-')}-{seed}",
-            policy=GoalRankConfig(seed=number * seed),
-            config=GENERATORS[name],
-        )
-        found[name].append([first, *learned])
-    return found
-
-
-def evaluator_of(world: World) -> ListEvaluator:
-    """The world's list evaluator.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if world.evaluator is None:
-        raise ValueError(f"world {world.name!r} has no list evaluator; build it from a log that holds slates")
-    return world.evaluator
 
 
 class Bench:
@@ -172,11 +70,12 @@ class Bench:
         usual_BG = self.evaluated(usual.propose(self.request, torch.Generator().manual_seed(seed)))
         self.high_B = usual_BG.quantile(0.99, dim=1)
 
-    def evaluated(self, items_BGK: Tensor) -> Tensor:
-        """The evaluator's values (B, G)."""
+    def evaluated(self, items_BGK: Tensor, evaluator: ListEvaluator | None = None) -> Tensor:
+        """The evaluator's values (B, G); by default the world's own."""
+        evaluator = evaluator or self.evaluator
         rows = torch.split(torch.arange(len(items_BGK)), _REQUESTS_AT_ONCE)
         parts = [(Request(*(tensor[row_R] for tensor in self.request)), items_BGK[row_R]) for row_R in rows]
-        return torch.cat([self.evaluator.score(request, part).value_BG for request, part in parts])
+        return torch.cat([evaluator.score(request, part).value_BG for request, part in parts])
 
     def true(self, items_BGK: Tensor) -> Tensor:
         """True values (B, G)."""
@@ -197,11 +96,17 @@ class Bench:
             totals={},
         )
 
-    def show(self, choose: Sequence[Policy]) -> Cell:
-        """Plays one policy for each training seed."""
+    def show(self, choose: Sequence[Policy], evaluator: ListEvaluator | None = None) -> Cell:
+        """Plays one policy for each training seed; ``evaluator_value`` is by the world's evaluator, or another."""
         generator = torch.Generator().manual_seed(0)
-        items_BSK = torch.stack([policy(self.request, generator).items_BK for policy in choose], dim=1)
-        return self.cell(self.evaluated(items_BSK).T, self.true(items_BSK).T)
+        items_BSK = torch.stack([self._answers(policy, generator) for policy in choose], dim=1)
+        return self.cell(self.evaluated(items_BSK, evaluator).T, self.true(items_BSK).T)
+
+    def _answers(self, policy: Policy, generator: torch.Generator) -> Tensor:
+        """A policy's slates (B, K), some requests at a time: evaluators that try many lists need the room."""
+        rows = torch.split(torch.arange(len(self.request.user_B)), 1000)
+        parts = [Request(*(tensor[row_R] for tensor in self.request)) for row_R in rows]
+        return torch.cat([policy(part, generator).items_BK for part in parts])
 
     def pick(self, value_BG: Tensor, true_BG: Tensor, sets: Sequence[Sequence[int]]) -> Cell:
         """The evaluator's choice from sets of generators, averaged over the sets."""
@@ -226,14 +131,9 @@ def chosen(value_BG: Tensor, true_BG: Tensor) -> Tensor:
     return torch.cat([value_BG.gather(1, best_B1), true_BG.gather(1, best_B1)], dim=1).T
 
 
-def measure(
-    bench: Bench,
-    trained: Mapping[str, Sequence[Policy]],
-    searches: Mapping[str, Sequence[Sequence[Policy]]],
-    num_orders: int,
-) -> dict[str, Cell]:
+def measure(bench: Bench, contestants: Contestants, num_orders: int) -> dict[str, Cell]:
     """Every method on the same requests."""
-    world, evaluator = bench.simulator.world, bench.evaluator
+    evaluator = bench.evaluator
     cells = {
         "random": bench.show([RandomSlate(SLATE)]),
         "pointwise greedy": bench.show([PointwiseGreedy(SLATE)]),
@@ -241,7 +141,7 @@ def measure(
         "best of 100": bench.show([BestOfLists(evaluator, SLATE, num_lists=100)]),
         "evaluator search": bench.show([EvaluatorSearch(evaluator, SLATE)]),
     }
-    pool = heuristics_of(world)
+    pool = generator_pool(bench.simulator.world, contestants.from_slates)
     check_generators(pool, bench.request, SLATE)
     items_BGK = items_of(bench.request, pool.propose(bench.request, torch.Generator()))
     value_BG, true_BG = bench.evaluated(items_BGK), bench.true(items_BGK)
@@ -250,16 +150,20 @@ def measure(
         cells[f"MG-E-{k}"] = bench.pick(value_BG, true_BG, [order[:k] for order in orders])
     if isinstance(evaluator, SlateEvaluator) and evaluator.listwise:
         cells |= _additive_control(bench, evaluator.additive(), pool.some(orders[0][:100]))
-    for name, policies in trained.items():
+    for name, weaker in contestants.weaker.items():
+        cells |= _search_pressure(bench, name, weaker)
+    for name, generator in contestants.from_slates.items():
+        cells[name] = bench.show([generator])
+    for name, policies in contestants.trained.items():
         cells[name] = bench.show(policies)
-    if "GoalRank" in trained:
-        first = SampledLists(trained["GoalRank"][0], 20)  # type: ignore[arg-type]
+    if "GoalRank" in contestants.trained:
+        first = SampledLists(contestants.trained["GoalRank"][0], 20)  # type: ignore[arg-type]
         cells["GoalRank, best of 20 draws"] = bench.show([GeneratorEvaluator(first, evaluator)])
     sort = 0  # the first heuristic is the pointwise sort, where every search begins
     for k in (2, 3):
         others = [[sort, *[index for index in order if index != sort][: k - 1]] for order in orders]
         cells[f"pointwise and random, {k}"] = bench.pick(value_BG, true_BG, others)
-    for name, seeds in searches.items():
+    for name, seeds in contestants.searches.items():
         for k in range(2, len(seeds[0]) + 1):
             cells[f"CLIG, {name}, {k}"] = bench.pick_learned(seeds, k)
     return cells
@@ -280,15 +184,27 @@ def _additive_control(bench: Bench, evaluator: ListEvaluator, generators: Genera
     }
 
 
+def _search_pressure(bench: Bench, name: str, evaluator: ListEvaluator) -> dict[str, Cell]:
+    """An evaluator of less log, asked to choose from more and more lists, and climbed."""
+    tried = {f"best of {k}": BestOfLists(evaluator, SLATE, num_lists=k) for k in LISTS_TRIED}
+    policies: dict[str, Policy] = {**tried, "search": EvaluatorSearch(evaluator, SLATE)}
+    return {f"evaluator of {name}, {how}": bench.show([policy], evaluator) for how, policy in policies.items()}
+
+
+def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> GeneratorPool:
+    """The generators of MG-E: the heuristics and what is fitted to logged slates."""
+    learned = [PolicyLists(from_slates)] if from_slates else []
+    return GeneratorPool([heuristics_of(world), *learned])
+
+
 def heuristics_of(world: World) -> HeuristicGenerators:
     """The standard heuristics for a world."""
     tag_T = kinds_of(world.catalogue.features_ND)
     return HeuristicGenerators(standard_heuristics(world.signals), world.signals, SLATE, tag_T)
 
 
-def generator_list(bench: Bench) -> list[dict[str, Any]]:
+def generator_list(bench: Bench, pool: Generators) -> list[dict[str, Any]]:
     """The generators with the values of their lists, their mean distance to the others and the nearest of these."""
-    pool = heuristics_of(bench.simulator.world)
     lists_BGK = pool.propose(bench.request, torch.Generator())
     items_BGK = items_of(bench.request, lists_BGK)
     values = {"evaluator_value": bench.evaluated(items_BGK), "true_list_value": bench.true(items_BGK)}
@@ -335,6 +251,10 @@ CHECKS: tuple[tuple[str, str, float, Any], ...] = (
     ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),
     ("GoalRank, noise 0.2", "GoalRank, noise 0.5", 1.0, "above"),
     ("evaluator search", "best of 100", 1.0, "below"),
+    *(
+        (f"evaluator of {share:.0%} of users, search", f"evaluator of {share:.0%} of users, best of 100", 1.0, "below")
+        for share in SHARES_OF_LOG
+    ),
     ("additive evaluator, search", "additive evaluator, sort", 1.01, "below"),
     ("additive evaluator, MG-E-100", "additive evaluator, sort", 1.01, "below"),
     ("evaluator search", "additive evaluator, sort", 1.01, "above"),
@@ -377,38 +297,16 @@ def _has_seeds(row: Row) -> bool:
     return row.seeds > 1 or not row.policy.startswith(("GoalRank", "CLIG"))
 
 
-def in_sessions(world: World, name: str, goalrank: Sequence[Policy], seed: int) -> list[Row]:
-    """Seconds watched in whole sessions by the main methods, and by how much GoalRank leads."""
-    evaluator, pool = evaluator_of(world), heuristics_of(world)
+def in_sessions(
+    world: World, name: str, pool: GeneratorPool, goalrank: Mapping[str, Sequence[Policy]], seed: int
+) -> list[Row]:
+    """Seconds watched in whole sessions by the main methods, and by how much each GoalRank leads."""
+    evaluator = evaluator_of(world)
     references: dict[str, Policy] = {
         "pointwise greedy": PointwiseGreedy(SLATE),
         "best of 100": BestOfLists(evaluator, SLATE, num_lists=100),
         "MG-E-100": GeneratorEvaluator(pool.some(generator_orders(len(pool.names), 1)[0][:100]), evaluator),
     }
-    result = evaluate({**references, "GoalRank": goalrank}, {name: world}, num_sessions=SESSIONS, seed=seed)
+    result = evaluate({**references, **goalrank}, {name: world}, num_sessions=SESSIONS, seed=seed)
     rows = [result.row(policy, name, "session_watch_time") for policy in result.policies]
-    return [*rows, *(result.difference("GoalRank", other, name) for other in references)]
-
-
-def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRankPolicy]]:
-    """Trains what is missing and loads every policy.
-
-    Raises:
-        ValueError: a run folder holds a policy of other settings.
-    """
-    total = sum(len(some) for some in runs.values())
-    policies: dict[str, list[GoalRankPolicy]] = {}
-    with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
-        for name, some in runs.items():
-            policies[name] = []
-            for one in some:
-                folder = one.run_dir / "policy"
-                policy = GoalRankPolicy.load(folder if folder.exists() else train(one))
-                if policy.config != one.settings:
-                    raise ValueError(
-                        f"{folder} holds a policy of {policy.config}, this table needs {one.settings}; "
-                        "move the folder away"
-                    )
-                policies[name].append(policy)
-                bar.update()
-    return policies
+    return [*rows, *(result.difference(own, other, name) for own in goalrank for other in references)]

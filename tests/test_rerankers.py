@@ -293,3 +293,13 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
                 PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=GoalRankConfig()
             )
         )
+
+
+def test_some_generators_of_a_pool_are_the_same_ones() -> None:
+    request = make_request(7, seeded())
+    pool = GeneratorPool([bank(), PolicyLists({"sort": PointwiseGreedy(K), "random": RandomSlate(K)})])
+    total = len(pool.names)
+    some = pool.some([total - 2, 3, 0])
+    assert some.names == (pool.names[3], pool.names[0], "sort")
+    all_lists = pool.propose(request, seeded())
+    torch.testing.assert_close(some.propose(request, seeded()), all_lists[:, [3, 0, total - 2]])

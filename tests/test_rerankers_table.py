@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.baselines import PointwiseGreedy, RandomSlate
+from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
-from experiments import reranker_plots, rerankers, results_page
+from experiments import reranker_plots, reranker_training, rerankers, results_page
 from experiments.recipes import TrainRun
 from recsim_env.known_worlds import short_video_world
 from recsim_env.results import Cell, EvaluationResult, as_json
@@ -31,6 +31,14 @@ class PredictedSeconds:
         return ListValue(value, seconds, torch.zeros_like(value))
 
 
+class Backwards:
+    """Likes what users do not watch."""
+
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        value = PredictedSeconds().score(request, items_BGK)
+        return value._replace(value_BG=-value.value_BG)
+
+
 @pytest.fixture(scope="module")
 def world() -> World:
     return short_video_world(num_users=60, num_items=120, seed=3).replace(evaluator=PredictedSeconds())
@@ -43,9 +51,15 @@ def bench(world: World) -> rerankers.Bench:
 
 @pytest.fixture(scope="module")
 def cells(bench: rerankers.Bench) -> dict[str, Cell]:
-    searches = {name: [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2 for name in rerankers.GENERATORS}
-    trained = {"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]}
-    return rerankers.measure(bench, trained, searches, num_orders=5)
+    contestants = reranker_training.Contestants(
+        trained={"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]},
+        searches={
+            name: [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2 for name in reranker_training.GENERATORS
+        },
+        from_slates={"PRM, logged slates": RetrieverOrder(6)},
+        weaker={"2% of users": Backwards()},
+    )
+    return rerankers.measure(bench, contestants, num_orders=5)
 
 
 def mean(cell: Cell, metric: str) -> float:
@@ -57,6 +71,15 @@ def test_the_evaluator_never_prefers_fewer_generators(cells: dict[str, Cell]) ->
     assert values == sorted(values)
     assert values[-1] > values[0]
     assert mean(cells["evaluator search"], "evaluator_value") >= mean(cells["pointwise greedy"], "evaluator_value")
+
+
+def test_the_harder_a_wrong_evaluator_is_searched_the_worse_the_lists(cells: dict[str, Cell]) -> None:
+    tried = [cells[f"evaluator of 2% of users, best of {k}"] for k in rerankers.LISTS_TRIED]
+    tried.append(cells["evaluator of 2% of users, search"])
+    own, true = ([mean(cell, metric) for cell in tried] for metric in ("evaluator_value", "true_list_value"))
+    assert own == sorted(own)
+    assert true[0] > true[2] > true[-1]
+    np.testing.assert_allclose(true[0], mean(cells["pointwise greedy"], "true_list_value"))
 
 
 def test_values_are_those_of_the_shown_lists(bench: rerankers.Bench, cells: dict[str, Cell]) -> None:
@@ -95,8 +118,10 @@ def test_one_training_run_carries_no_claim(cells: dict[str, Cell]) -> None:
 
 
 def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench) -> None:
-    listed = rerankers.generator_list(bench)
+    pool = rerankers.generator_pool(bench.simulator.world, {"PRM": RetrieverOrder(6)})
+    listed = rerankers.generator_list(bench, pool)
     assert len(listed) >= 100
+    assert listed[-1]["name"] == "PRM"
     assert all(0 <= row["nearest_distance"] <= row["mean_distance"] <= 1 for row in listed)
     assert all(row["nearest"] != row["name"] for row in listed)
 
@@ -108,7 +133,7 @@ def test_orders_are_fixed_before_any_world_is_seen() -> None:
 
 
 def test_training_runs_are_distinct_and_share_their_budget() -> None:
-    runs = rerankers.training_runs(Path("w"), Path("f"), rerankers.Budget(), all_variants=True)
+    runs = reranker_training.training_runs(Path("w"), Path("f"), reranker_training.Budget(), all_variants=True)
     flat = [run for some in runs.values() for run in some]
     assert len({run.run_dir for run in flat}) == len(flat)
     assert {(run.iterations, run.num_envs, run.steps_per_iteration, run.env) for run in flat} == {
@@ -121,17 +146,18 @@ def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path:
     shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
     run = TrainRun(goalrank=GoalRankConfig(seed=1), size="10k", run_dir=tmp_path)
     GoalRankPolicy(run.settings, shape).save(tmp_path / "policy")
-    assert rerankers.train_all({"a": [run]})["a"][0].config == run.settings
-    with pytest.raises(ValueError, match="move the folder away"):
-        rerankers.train_all({"a": [dataclasses.replace(run, size=None)]})
+    assert reranker_training.train_all({"a": [run]})["a"][0].config == run.settings
+    with pytest.raises(ValueError, match="move it away"):
+        reranker_training.train_all({"a": [dataclasses.replace(run, size=None)]})
 
 
 def test_page_and_plot_show_every_method(cells: dict[str, Cell], bench: rerankers.Bench, tmp_path: Path) -> None:
     result = EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})
     rows = [as_json(row) for row in result.rows()]
+    pool = rerankers.generator_pool(bench.simulator.world, {})
     content = {
         "rows": rows, "checks": rerankers.checks(cells, "truth", with_bars=True), "world": "truth", "orders": 5,
-        "num_requests": 30, "generators": rerankers.generator_list(bench), "budget": {"iterations": 60},
+        "num_requests": 30, "generators": rerankers.generator_list(bench, pool), "budget": {"iterations": 60},
         "list_effect": {"declared": 0.0, "true": 1.0},
     }  # fmt: skip
     page = "\n".join(results_page._rerankers("small", [content]))

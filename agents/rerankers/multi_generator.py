@@ -32,6 +32,14 @@ class Generators(Protocol):
         ...
 
 
+class SomeGenerators(Generators, Protocol):
+    """Generators of which a few can be taken."""
+
+    def some(self, indices: Sequence[int]) -> "SomeGenerators":
+        """The generators at these places of the set, in this order."""
+        ...
+
+
 class SamplingPolicy(Protocol):
     """A policy that can draw many lists for one request at the price of one encoding."""
 
@@ -53,6 +61,10 @@ class PolicyLists:
         self.names = tuple(policies)
         self._policies = tuple(policies.values())
 
+    def some(self, indices: Sequence[int]) -> "PolicyLists":
+        """The generators at these places of the set, in this order."""
+        return PolicyLists({self.names[index]: self._policies[index] for index in indices})
+
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, G, K) of positions."""
         lists = [positions_of(p(request, generator).items_BK, request.candidates_BC) for p in self._policies]
@@ -73,6 +85,10 @@ class SampledLists:
         self.names = tuple(f"draw {index + 1}" for index in range(num_lists))
         self._policy, self._num_lists = policy, num_lists
 
+    def some(self, indices: Sequence[int]) -> "SampledLists":
+        """As many draws as are asked for; draws are alike."""
+        return SampledLists(self._policy, len(indices))
+
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, k, K) of positions."""
         return self._policy.sample_group(request, self._num_lists, generator)[0]
@@ -88,12 +104,26 @@ class GeneratorPool:
         ValueError: none, or two generators of one name.
     """
 
-    def __init__(self, parts: Sequence[Generators]):
+    def __init__(self, parts: Sequence[SomeGenerators]):
         self.names = tuple(name for part in parts for name in part.names)
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if not parts or twice:
             raise ValueError(f"need generators with names of their own, got {len(parts)} sets and twice {twice}")
         self._parts = tuple(parts)
+
+    def some(self, indices: Sequence[int]) -> "GeneratorPool":
+        """The generators at these places, each part's own in the order given.
+
+        Raises:
+            ValueError: none is left.
+        """
+        chosen, begin = [], 0
+        for part in self._parts:
+            own = [index - begin for index in indices if begin <= index < begin + len(part.names)]
+            begin += len(part.names)
+            if own:
+                chosen.append(part.some(own))
+        return GeneratorPool(chosen)
 
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, G, K) of positions."""
