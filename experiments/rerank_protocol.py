@@ -3,8 +3,8 @@
     python -m experiments.rerank_protocol --data ml_latest_small --protocol papers --json rerank.json
     python -m experiments.rerank_protocol --data ml_latest_small --protocol honest --sigmas 0.2 0.5
 
-``--data`` is a folder or file that ``load_interactions`` reads, or the name of one in ``$RECSIM_DATA``. What the two
-protocols are is said in ``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn
+``--data`` is a folder or file that ``load_interactions`` reads, the name of one in ``$RECSIM_DATA``, or "short_video":
+the log of the known world that ``experiments.compare`` draws. What the two protocols are is said in ``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn
 nothing, among them the retriever's order upside down, which shows how far forced positives give themselves away,
 and PRM fitted to shuffled labels, which must score what chance scores. That row is judged by AUC: under ``papers``
 one order finds most positives and its reverse hardly any, so orders that know nothing have a mean NDCG above chance.
@@ -42,6 +42,7 @@ from agents.rerankers.pier import PierConfig, fit_pier
 from agents.rerankers.scorers import Network, RerankScorer, ScorerConfig, fit_scorer
 from agents.rerankers.training import FitConfig, request_quality
 from experiments.command import run_command
+from experiments.compare import GoalRankTable
 from experiments.provenance import stamp
 from recsim_env.data import LoggedDataset
 from recsim_env.data.ratings import load_interactions
@@ -58,6 +59,8 @@ POSITIVE_SIGNALS = ("long_view", "like")
 PAPERS_CORE = 5
 """Interactions that each user and item has at least, under ``papers``. GoalRank asks for 20 of much larger logs."""
 
+KNOWN_WORLD = "short_video"
+
 MIN_SPREAD = 0.005
 """GoalRank leaves out groups of lists whose values spread by no more, in discounted positives."""
 
@@ -67,7 +70,7 @@ class RerankTable:
     """What is run."""
 
     data: str = "ml_latest_small"
-    """A folder or file, or the name of one in ``$RECSIM_DATA``."""
+    """A folder or file, the name of one in ``$RECSIM_DATA``, or "short_video"."""
     protocol: Literal["papers", "honest"] = "honest"
     """As the papers do it, or what a ranker would meet in use."""
     seeds: int = 5
@@ -103,6 +106,8 @@ class RerankTable:
     @cached_property
     def log(self) -> LoggedDataset:
         """The log."""
+        if self.data == KNOWN_WORLD:
+            return GoalRankTable().settings[0].log[0]
         return load_interactions(self.path)
 
     @cached_property
