@@ -34,12 +34,12 @@ from experiments.report import BASELINES, MAIN_METRICS
 from experiments.reranker_training import (
     Budget,
     Contestants,
+    evaluators_by_log,
     learned_generators,
     operator_requests,
     slate_generators,
     train_all,
     training_runs,
-    weaker_evaluators,
 )
 from experiments.train import requests_of
 from experiments.train import run as train
@@ -268,11 +268,11 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
     goalrank = {"GoalRank": contestants.trained["GoalRank"]}
     if setting.strength in (0.0, 1.0):  # where the other table trains it in sessions
         goalrank["GoalRank, trained in sessions"] = [GoalRankPolicy.load(train(run)) for run in setting.training]
+    pool = rerankers.generator_pool(setting.worlds["A"], contestants.from_slates)
     for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
         world = setting.worlds[name]
         bench = rerankers.Bench(world, table.num_requests, seed=5_000_000)
-        pool = rerankers.generator_pool(world, contestants.from_slates)
-        cells = rerankers.measure(bench, contestants, table.orders)
+        cells = rerankers.measure(bench, pool, contestants, table.orders)
         result = EvaluationResult(cells={(method, name): cell for method, cell in cells.items()})
         content = {
             "command": "python -m experiments.compare rerankers" + (" --data <folder>" if table.data else ""),
@@ -298,16 +298,16 @@ def _contestants(table: RerankersTable, setting: Setting) -> Contestants:
     everything = setting.strength == 1.0
     world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
     operator = setting.worlds["A"]
-    from_slates, weaker = {}, {}
+    from_slates, evaluators = {}, {}
     if table.data is None:  # a real log here holds no slates
         from_slates = slate_generators(operator_requests(setting.slates, operator), folder)
     if everything:
-        weaker = weaker_evaluators(setting.log[0], operator)
+        evaluators = evaluators_by_log(setting.log[0], operator)
     return Contestants(
         trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything)),
         searches=learned_generators(world_a, folder, table.budget, 2) if everything else {},
         from_slates=from_slates,
-        weaker=weaker,
+        evaluators=evaluators,
     )
 
 

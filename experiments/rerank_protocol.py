@@ -4,10 +4,11 @@
     python -m experiments.rerank_protocol --data ml_latest_small --protocol honest --sigmas 0.2 0.5
 
 ``--data`` is a folder or file that ``load_interactions`` reads, the name of one in ``$RECSIM_DATA``, or "short_video":
-the log of the known world that ``experiments.compare`` draws. What the two protocols are is said in ``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn
-nothing, among them the retriever's order upside down, which shows how far forced positives give themselves away,
-and PRM fitted to shuffled labels, which must score what chance scores. That row is judged by AUC: under ``papers``
-one order finds most positives and its reverse hardly any, so orders that know nothing have a mean NDCG above chance.
+the log of the known world that ``experiments.compare`` draws. What the two protocols are is said in
+``recsim_env.data.rerank_protocol``. Beside the rerankers stand four sorts that learn nothing, among them the
+retriever's order upside down, which shows how far forced positives give themselves away, and PRM fitted to shuffled
+labels, which must score what chance scores. That row is judged by AUC: under ``papers`` one order finds most positives
+and its reverse hardly any, so orders that know nothing have a mean NDCG above chance.
 Each of ``--sigmas`` adds a setting in which the retriever's scores carry noise of that deviation, with the methods
 that differ in how they use the score.
 

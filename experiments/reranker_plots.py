@@ -1,4 +1,4 @@
-"""Curves of the rerankers table: the evaluator's choice among k generators, the size of the network, reward noise."""
+"""Curves of the rerankers table: the choice among k generators, search pressure, the network's size, reward noise."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from experiments.plots import INK, LINES, clean
 
 MG_E = "MG-E-"
+EVALUATOR = "evaluator of "
 REFERENCES = ("pointwise greedy", "best of 100", "evaluator search", "GoalRank")
-SIZES = {"10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m"}
+SIZES = {"1k": "GoalRank, 1k", "10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m"}
 NOISES = {"0": "GoalRank", "0.2": "GoalRank, noise 0.2", "0.5": "GoalRank, noise 0.5"}
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -18,16 +19,18 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def curves(rows_by_world: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Three panels for each world: best of k, parameters, reward noise; expected seconds of a slate in that world.
+    """Four panels for each world, in expected seconds of a slate there.
 
-    Bands and bars are 95 % intervals over training seeds; the luck of the requests is the same for all.
+    Best of k generators, best of k draws by evaluators of more or less log, parameters, reward noise. Bands and bars
+    are 95 % intervals over training seeds; the luck of the requests is the same for all.
     """
-    figure = Figure(figsize=(11, 2.6 * len(rows_by_world) + 0.4), layout="constrained")
-    panels = figure.subplots(len(rows_by_world), 3, squeeze=False, sharey="row")
-    for (world, rows), (best_of_k, sizes, noises) in zip(rows_by_world.items(), panels, strict=True):
+    figure = Figure(figsize=(13, 2.6 * len(rows_by_world) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows_by_world), 4, squeeze=False, sharey="row")
+    for (world, rows), (best_of_k, pressure, sizes, noises) in zip(rows_by_world.items(), panels, strict=True):
         found = {row["policy"]: row for row in rows if row["metric"] == "true_list_value" and not row["baseline"]}
         _best_of_k(best_of_k, found)
         best_of_k.set_ylabel(f"{world}: seconds")
+        _pressure(pressure, found)
         _points(sizes, found, SIZES, "GoalRank: parameters")
         _points(noises, found, NOISES, "GoalRank: share of noise in the values")
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -48,6 +51,23 @@ def _best_of_k(axes: Axes, rows: Rows) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("generators, k")
+    clean(axes, "y")
+
+
+def _pressure(axes: Axes, rows: Rows) -> None:
+    """One line for each evaluator: what it shows when it chooses from more and more lists, and when it is climbed."""
+    lines: dict[str, list[tuple[str, float]]] = {}
+    for name, row in rows.items():
+        if name.startswith(EVALUATOR):
+            users, how = name.removeprefix(EVALUATOR).split(" of users, ")
+            lines.setdefault(users, []).append((how.removeprefix("best of "), row["mean"]))
+    for colour, (users, points) in zip(LINES, lines.items(), strict=False):
+        axes.plot(range(len(points)), [value for _, value in points], "o-", ms=4, color=colour)
+        axes.annotate(users, (len(points) - 1, points[-1][1]), (4, 0), textcoords="offset points", color=colour)
+    ticks = next(iter(lines.values()), [])
+    axes.set_xticks(range(len(ticks)), [tick for tick, _ in ticks])
+    axes.set_xlim(-0.5, len(ticks) + 0.2)
+    axes.set_xlabel("lists drawn; evaluators by share of users")
     clean(axes, "y")
 
 

@@ -22,7 +22,7 @@ from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.types import ListEvaluator, Policy
 from recsim_env.world import World
-from reward_models.slate import SlateEvaluator, fit_evaluator
+from reward_models.slate import fit_evaluator
 
 SLATE = 6
 
@@ -46,7 +46,7 @@ CONTRAST = 0.1
 """Penalty of likeness in NAR4Rec's contrastive decoding."""
 
 SHARES_OF_LOG = (0.02, 0.1)
-"""Shares of the users that the weaker evaluators are fitted to."""
+"""Shares of the users that weaker evaluators are fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Contestants:
     """CLIG's generators, the first one first, for each training seed."""
     from_slates: Mapping[str, Policy] = field(default_factory=dict)
     """Generators fitted to logged slates."""
-    weaker: Mapping[str, ListEvaluator] = field(default_factory=dict)
-    """List evaluators of less log."""
+    evaluators: Mapping[str, ListEvaluator] = field(default_factory=dict)
+    """List evaluators of less log, and the usual one last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +196,16 @@ def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy
     return found
 
 
-def weaker_evaluators(log: LoggedDataset, world: World) -> dict[str, SlateEvaluator]:
-    """The world's list evaluator, as it would be had the operator less log."""
+def evaluators_by_log(log: LoggedDataset, world: World) -> dict[str, ListEvaluator]:
+    """The world's list evaluator, as it would be had the operator less log, and as it is."""
     shares = tqdm(SHARES_OF_LOG, desc="evaluators of less log", disable=None)
-    return {f"{share:.0%} of users": fit_evaluator(operator_requests(log, world, share)) for share in shares}
+    weaker = {share_name(share): fit_evaluator(operator_requests(log, world, share)) for share in shares}
+    return {**weaker, share_name(1): evaluator_of(world)}
+
+
+def share_name(share: float) -> str:
+    """What the table calls the evaluator of a share of users."""
+    return f"evaluator of {share:.0%} of users"
 
 
 def evaluator_of(world: World) -> ListEvaluator:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
 from agents.baselines.pointwise_greedy import best_first
-from agents.rerankers.complementarity import list_distances
+from agents.rerankers.complementarity import distinct, list_distances
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
 from agents.rerankers.multi_generator import (
     GeneratorEvaluator,
@@ -35,7 +35,7 @@ from agents.rerankers.multi_generator import (
     check_generators,
     items_of,
 )
-from experiments.reranker_training import SHARES_OF_LOG, SLATE, Contestants, evaluator_of
+from experiments.reranker_training import SHARES_OF_LOG, SLATE, Contestants, evaluator_of, share_name
 from recsim_env.evaluation import evaluate, true_list_values
 from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
 from recsim_env.simulator import Simulator
@@ -51,9 +51,11 @@ USUAL_LISTS = 200
 SET_SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
 """Numbers of generators, k, of the MG-E curve."""
 LISTS_TRIED = (1, 10, 100, 1000)
-"""Numbers of lists that evaluators of less log choose from."""
+"""Numbers of lists that evaluators of more or less log choose from."""
 DISTANCE_REQUESTS = 100
 """Requests over which distances between generators (pair order) are averaged."""
+LEAST_DISTANCE = 0.005
+"""Generators that lie closer together count as one."""
 
 _REQUESTS_AT_ONCE = 100
 
@@ -103,8 +105,8 @@ class Bench:
         return self.cell(self.evaluated(items_BSK, evaluator).T, self.true(items_BSK).T)
 
     def _answers(self, policy: Policy, generator: torch.Generator) -> Tensor:
-        """A policy's slates (B, K), some requests at a time: evaluators that try many lists need the room."""
-        rows = torch.split(torch.arange(len(self.request.user_B)), 1000)
+        """A policy's slates (B, K)."""
+        rows = torch.split(torch.arange(len(self.request.user_B)), _REQUESTS_AT_ONCE)
         parts = [Request(*(tensor[row_R] for tensor in self.request)) for row_R in rows]
         return torch.cat([policy(part, generator).items_BK for part in parts])
 
@@ -131,8 +133,14 @@ def chosen(value_BG: Tensor, true_BG: Tensor) -> Tensor:
     return torch.cat([value_BG.gather(1, best_B1), true_BG.gather(1, best_B1)], dim=1).T
 
 
-def measure(bench: Bench, contestants: Contestants, num_orders: int) -> dict[str, Cell]:
-    """Every method on the same requests."""
+def measure(bench: Bench, pool: GeneratorPool, contestants: Contestants, num_orders: int) -> dict[str, Cell]:
+    """Every method on the same requests.
+
+    Raises:
+        ValueError: the pool has fewer generators than the largest set.
+    """
+    if len(pool.names) < max(SET_SIZES):
+        raise ValueError(f"need {max(SET_SIZES)} generators that differ, got {len(pool.names)}")
     evaluator = bench.evaluator
     cells = {
         "random": bench.show([RandomSlate(SLATE)]),
@@ -141,7 +149,6 @@ def measure(bench: Bench, contestants: Contestants, num_orders: int) -> dict[str
         "best of 100": bench.show([BestOfLists(evaluator, SLATE, num_lists=100)]),
         "evaluator search": bench.show([EvaluatorSearch(evaluator, SLATE)]),
     }
-    pool = generator_pool(bench.simulator.world, contestants.from_slates)
     check_generators(pool, bench.request, SLATE)
     items_BGK = items_of(bench.request, pool.propose(bench.request, torch.Generator()))
     value_BG, true_BG = bench.evaluated(items_BGK), bench.true(items_BGK)
@@ -150,8 +157,8 @@ def measure(bench: Bench, contestants: Contestants, num_orders: int) -> dict[str
         cells[f"MG-E-{k}"] = bench.pick(value_BG, true_BG, [order[:k] for order in orders])
     if isinstance(evaluator, SlateEvaluator) and evaluator.listwise:
         cells |= _additive_control(bench, evaluator.additive(), pool.some(orders[0][:100]))
-    for name, weaker in contestants.weaker.items():
-        cells |= _search_pressure(bench, name, weaker)
+    for name, fitted in contestants.evaluators.items():
+        cells |= _search_pressure(bench, name, fitted)
     for name, generator in contestants.from_slates.items():
         cells[name] = bench.show([generator])
     for name, policies in contestants.trained.items():
@@ -185,16 +192,22 @@ def _additive_control(bench: Bench, evaluator: ListEvaluator, generators: Genera
 
 
 def _search_pressure(bench: Bench, name: str, evaluator: ListEvaluator) -> dict[str, Cell]:
-    """An evaluator of less log, asked to choose from more and more lists, and climbed."""
+    """An evaluator that chooses from more and more lists, and is climbed at last."""
     tried = {f"best of {k}": BestOfLists(evaluator, SLATE, num_lists=k) for k in LISTS_TRIED}
     policies: dict[str, Policy] = {**tried, "search": EvaluatorSearch(evaluator, SLATE)}
-    return {f"evaluator of {name}, {how}": bench.show([policy], evaluator) for how, policy in policies.items()}
+    return {f"{name}, {how}": bench.show([policy], evaluator) for how, policy in policies.items()}
 
 
 def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> GeneratorPool:
-    """The generators of MG-E: the heuristics and what is fitted to logged slates."""
-    learned = [PolicyLists(from_slates)] if from_slates else []
-    return GeneratorPool([heuristics_of(world), *learned])
+    """The generators of MG-E: the heuristics and what is fitted to logged slates.
+
+    Less those whose lists are an earlier one's, for first requests of the world: with one tag a video, say, every DPP
+    on tags never shows a tag twice and cares for nothing else.
+    """
+    pool = GeneratorPool([heuristics_of(world), *([PolicyLists(from_slates)] if from_slates else [])])
+    request = Simulator(world, slate_size=SLATE).start(DISTANCE_REQUESTS, seed=0).request
+    lists_BGK = pool.propose(request, torch.Generator())
+    return pool.some(distinct(list_distances(request, lists_BGK, lists_BGK, "pair_order").mean(dim=0), LEAST_DISTANCE))
 
 
 def heuristics_of(world: World) -> HeuristicGenerators:
@@ -251,10 +264,7 @@ CHECKS: tuple[tuple[str, str, float, Any], ...] = (
     ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),
     ("GoalRank, noise 0.2", "GoalRank, noise 0.5", 1.0, "above"),
     ("evaluator search", "best of 100", 1.0, "below"),
-    *(
-        (f"evaluator of {share:.0%} of users, search", f"evaluator of {share:.0%} of users, best of 100", 1.0, "below")
-        for share in SHARES_OF_LOG
-    ),
+    *((f"{share_name(share)}, search", f"{share_name(share)}, best of 100", 1.0, "below") for share in SHARES_OF_LOG),
     ("additive evaluator, search", "additive evaluator, sort", 1.01, "below"),
     ("additive evaluator, MG-E-100", "additive evaluator, sort", 1.01, "below"),
     ("evaluator search", "additive evaluator, sort", 1.01, "above"),

@@ -13,6 +13,7 @@ from agents.networks import RequestShape
 from agents.rerankers.clig import CligConfig, ComplementaryEvaluator, search_generators
 from agents.rerankers.complementarity import (
     comprehensiveness_gain,
+    distinct,
     list_comprehensiveness,
     list_distances,
 )
@@ -303,3 +304,11 @@ def test_some_generators_of_a_pool_are_the_same_ones() -> None:
     assert some.names == (pool.names[3], pool.names[0], "sort")
     all_lists = pool.propose(request, seeded())
     torch.testing.assert_close(some.propose(request, seeded()), all_lists[:, [3, 0, total - 2]])
+
+
+def test_a_generator_close_to_one_that_stays_is_dropped() -> None:
+    """The second repeats the first; the third lies close to the second alone, so it stays."""
+    distance = torch.tensor([[0.0, 0.1, 0.5], [0.1, 0.0, 0.1], [0.5, 0.1, 0.0]])
+    assert distinct(distance, 0.2) == [0, 2]
+    assert distinct(distance, 0.05) == [0, 1, 2]
+    assert distinct(torch.zeros(3, 3), 0.01) == [0]

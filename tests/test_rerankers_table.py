@@ -11,11 +11,12 @@ from torch import Tensor
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
+from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
 from experiments import reranker_plots, reranker_training, rerankers, results_page
 from experiments.recipes import TrainRun
 from recsim_env.known_worlds import short_video_world
 from recsim_env.results import Cell, EvaluationResult, as_json
-from recsim_env.types import ListValue, Request
+from recsim_env.types import Decision, ListValue, Request
 from recsim_env.world import World
 
 SET_SIZES = rerankers.SET_SIZES
@@ -31,12 +32,20 @@ class PredictedSeconds:
         return ListValue(value, seconds, torch.zeros_like(value))
 
 
-class Backwards:
+class Mistaken:
     """Likes what users do not watch."""
 
     def score(self, request: Request, items_BGK: Tensor) -> ListValue:
         value = PredictedSeconds().score(request, items_BGK)
         return value._replace(value_BG=-value.value_BG)
+
+
+class Backward:
+    """The sort upside down."""
+
+    def __call__(self, request: Request, generator: torch.Generator) -> Decision:
+        order = request.predicted_BCF[..., 0].argsort(dim=1)[:, :6]
+        return Decision(request.candidates_BC.gather(1, order))
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +59,22 @@ def bench(world: World) -> rerankers.Bench:
 
 
 @pytest.fixture(scope="module")
-def cells(bench: rerankers.Bench) -> dict[str, Cell]:
+def pool(world: World) -> GeneratorPool:
+    """All generators, those that repeat others' lists in this small world too."""
+    return GeneratorPool([rerankers.heuristics_of(world), PolicyLists({"PRM, logged slates": RetrieverOrder(6)})])
+
+
+@pytest.fixture(scope="module")
+def cells(bench: rerankers.Bench, pool: GeneratorPool) -> dict[str, Cell]:
     contestants = reranker_training.Contestants(
         trained={"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]},
         searches={
             name: [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2 for name in reranker_training.GENERATORS
         },
         from_slates={"PRM, logged slates": RetrieverOrder(6)},
-        weaker={"2% of users": Backwards()},
+        evaluators={reranker_training.share_name(0.02): Mistaken()},
     )
-    return rerankers.measure(bench, contestants, num_orders=5)
+    return rerankers.measure(bench, pool, contestants, num_orders=5)
 
 
 def mean(cell: Cell, metric: str) -> float:
@@ -117,11 +132,10 @@ def test_one_training_run_carries_no_claim(cells: dict[str, Cell]) -> None:
     assert found["here: MG-E-100 / MG-E-20, true list value"]["verdict"] == "holds"  # equal: 1 is below 1.01
 
 
-def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench) -> None:
-    pool = rerankers.generator_pool(bench.simulator.world, {"PRM": RetrieverOrder(6)})
+def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench, pool: GeneratorPool) -> None:
     listed = rerankers.generator_list(bench, pool)
     assert len(listed) >= 100
-    assert listed[-1]["name"] == "PRM"
+    assert listed[-1]["name"] == "PRM, logged slates"
     assert all(0 <= row["nearest_distance"] <= row["mean_distance"] <= 1 for row in listed)
     assert all(row["nearest"] != row["name"] for row in listed)
 
@@ -151,10 +165,11 @@ def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path:
         reranker_training.train_all({"a": [dataclasses.replace(run, size=None)]})
 
 
-def test_page_and_plot_show_every_method(cells: dict[str, Cell], bench: rerankers.Bench, tmp_path: Path) -> None:
+def test_page_and_plot_show_every_method(
+    cells: dict[str, Cell], bench: rerankers.Bench, pool: GeneratorPool, tmp_path: Path
+) -> None:
     result = EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})
     rows = [as_json(row) for row in result.rows()]
-    pool = rerankers.generator_pool(bench.simulator.world, {})
     content = {
         "rows": rows, "checks": rerankers.checks(cells, "truth", with_bars=True), "world": "truth", "orders": 5,
         "num_requests": 30, "generators": rerankers.generator_list(bench, pool), "budget": {"iterations": 60},
@@ -164,10 +179,25 @@ def test_page_and_plot_show_every_method(cells: dict[str, Cell], bench: reranker
     assert all(f"| {name} |" in page for name in cells)
     figure = reranker_plots.curves({"truth": rows})
     figure.savefig(tmp_path / "curves.png")
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == 4
+    assert len(figure.axes[1].lines[0].get_xdata()) == len(rerankers.LISTS_TRIED) + 1
     assert len(figure.axes[0].lines[0].get_xdata()) == len(SET_SIZES)
 
 
 def test_a_world_without_evaluator_is_refused() -> None:
     with pytest.raises(ValueError, match="has no list evaluator"):
         rerankers.Bench(short_video_world(num_users=10, num_items=60), 4, seed=0)
+
+
+def test_generators_that_repeat_others_are_left_out(world: World, pool: GeneratorPool) -> None:
+    twins = {"reversed": Backward(), "twin": Backward()}
+    kept = rerankers.generator_pool(world, twins).names
+    assert "reversed" in kept
+    assert "twin" not in kept
+    assert 10 < len(kept) < len(pool.names)
+    assert kept[0] == "sort +1 watch_time"  # where every search begins
+
+
+def test_too_few_generators_are_refused(bench: rerankers.Bench, pool: GeneratorPool) -> None:
+    with pytest.raises(ValueError, match="need 100 generators that differ, got 3"):
+        rerankers.measure(bench, pool.some([0, 1, 2]), reranker_training.Contestants(trained={}), num_orders=1)

@@ -76,3 +76,17 @@ def _before(lists_BGK: Tensor, num_candidates: int) -> Tensor:
     order_BGK = torch.arange(places, device=lists_BGK.device).expand_as(lists_BGK)
     place_BGC = place_BGC.scatter(2, lists_BGK, order_BGK)
     return (place_BGC.unsqueeze(3) < place_BGC.unsqueeze(2)).to(torch.float32).flatten(2)
+
+
+def distinct(distance_GG: Tensor, least: float) -> list[int]:
+    """Generators that are not too close to an earlier one that stays; the first always stays.
+
+    Args:
+        distance_GG: mean distances between the lists of G generators.
+        least: a smaller distance counts as the same generator.
+    """
+    kept: list[int] = []
+    for index, row_G in enumerate(distance_GG):
+        if not kept or float(row_G[kept].min()) >= least:
+            kept.append(index)
+    return kept
