@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.baselines import LoggingClone
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
 from experiments import reranker_plots, rerankers
 from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
@@ -267,7 +267,7 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
     contestants = _contestants(table, setting)
     goalrank = {"GoalRank": contestants.trained["GoalRank"]}
     if setting.strength in (0.0, 1.0):  # where the other table trains it in sessions
-        goalrank["GoalRank, trained in sessions"] = [GoalRankPolicy.load(train(run)) for run in setting.training]
+        goalrank |= train_all({"GoalRank, trained in sessions": setting.training})
     pool = rerankers.generator_pool(setting.worlds["A"], contestants.from_slates)
     for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
         world = setting.worlds[name]
