@@ -165,8 +165,8 @@ class MatchingDecoder(ListDecoder):
     """NAR4Rec's non-autoregressive matching (arXiv 2402.06871): every candidate against every place, all at once.
 
     A place's scores are the products of its own vector with the candidates' encodings; they do not look at the
-    other places, but a candidate that is already taken is masked, so that lists have a probability. Left out: the
-    paper's contrastive decoding, a penalty on likeness to earlier places that an evaluator's value already holds.
+    other places, but a candidate that is already taken is masked, so that lists have a probability. The paper's
+    unlikelihood training and contrastive decoding are in ``agents.rerankers.logged_slates``.
     """
 
     def __init__(self, width: int, num_places: int) -> None:

@@ -139,8 +139,9 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"Expected seconds of the shown slate on {worlds[0]['num_requests']:,} requests; every trained ranker had "
         f"{budget['iterations'] * 512:,} requests in world A. MG-E-k: {worlds[0]['orders']} random orders of "
-        f"{len(worlds[0]['generators'])} generators. Intervals as above; the evaluator's own opinion and the share of "
-        "requests whose list it puts above 99 % of 200 lists drawn around the pointwise sort stand beside it."
+        f"{len(worlds[0]['generators'])} generators. Intervals as above; the opinion of the evaluator that a method asks and "
+        "the share of requests whose list the world's own puts above 99 % of 200 lists drawn around the pointwise "
+        "sort stand beside it."
     )
     yield ""
     if worlds[0]["list_effect"]["declared"]:
@@ -156,6 +157,7 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
         value, top = (own[metric, names[-1]]["mean"] for metric in ("evaluator_value", "evaluator_top_share"))
         yield f"| {policy} | {' | '.join(cells)} | {value:.0f} | {top:.2f} |"
     yield ""
+    yield from _families(worlds[0])
     yield "| ratio of true list values | value | over seeds | over requests | bar | verdict |"
     yield "|---|---|---|---|---|---|"
     for check in (check for world in worlds for check in world["checks"]):
@@ -170,6 +172,23 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
     for policy in dict.fromkeys(row["policy"] for row in played):
         by_world = {row["world"]: row for row in played if row["policy"] == policy}
         yield f"| {policy} | {' | '.join(_cell(by_world.get(name)) for name in names)} |"
+
+
+def _families(world: dict[str, Any]) -> Iterator[str]:
+    """The generators by family, each with the one that the evaluator likes best."""
+    families: dict[str, list[dict[str, Any]]] = {}
+    for generator in world["generators"]:
+        words = generator["name"].split()
+        known = words[0] in ("sort", "mmr", "dpp")
+        family = " ".join(words[: 1 if words[0] == "sort" else 2]) if known else generator["name"]
+        families.setdefault(family, []).append(generator)
+    yield f"| generators | number | best by the evaluator | its value | value in {world['world']} | nearest other |"
+    yield "|---|---|---|---|---|---|"
+    for family, some in families.items():
+        best = max(some, key=lambda generator: generator["evaluator_value"])
+        values = f"{best['evaluator_value']:.0f} | {best['true_list_value']:.0f} | {best['nearest_distance']:.3f}"
+        yield f"| {family} | {len(some)} | {best['name']} | {values} |"
+    yield ""
 
 
 def _protocol(content: dict[str, Any]) -> Iterator[str]:
