@@ -139,9 +139,9 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"Expected seconds of the shown slate on {worlds[0]['num_requests']:,} requests; every trained ranker had "
         f"{budget['iterations'] * 512:,} requests in world A. MG-E-k: {worlds[0]['orders']} random orders of "
-        f"{len(worlds[0]['generators'])} generators. Intervals as above. Beside it stand the opinion of the evaluator that a "
-        "method asks and the share of requests whose list the world's own evaluator puts above 99 % of 200 lists drawn "
-        "around the pointwise sort."
+        f"{len(worlds[0]['generators'])} generators. Intervals as above. Beside it stand the opinion of the evaluator "
+        "that a method asks and the share of requests whose list the world's own evaluator puts above 99 % of 200 "
+        "lists drawn around the pointwise sort."
     )
     yield ""
     if worlds[0]["list_effect"]["declared"]:
