@@ -147,8 +147,10 @@ def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRank
     """Trains what is missing and loads every policy.
 
     Raises:
-        ValueError: a run folder holds a policy of other settings.
+        ValueError: a run folder holds a policy of other settings or rounds.
     """
+    from agents.rllib.train import latest_checkpoint  # imports ray
+
     total = sum(len(some) for some in runs.values())
     policies: dict[str, list[GoalRankPolicy]] = {}
     with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
@@ -156,6 +158,12 @@ def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRank
             policies[name] = []
             for one in some:
                 folder = one.run_dir / "policy"
+                kept = latest_checkpoint(one.run_dir)
+                if folder.exists() and kept is not None and int(kept.name) != one.iterations:
+                    raise ValueError(
+                        f"{folder} holds a policy of {int(kept.name)} rounds, this table needs {one.iterations}; move "
+                        f"{one.run_dir} away"
+                    )
                 policies[name].append(_as_asked(folder if folder.exists() else train(one), one.settings))
                 bar.update()
     return policies

@@ -163,6 +163,9 @@ def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path:
     assert reranker_training.train_all({"a": [run]})["a"][0].config == run.settings
     with pytest.raises(ValueError, match="move it away"):
         reranker_training.train_all({"a": [dataclasses.replace(run, size=None)]})
+    (tmp_path / "checkpoints" / "00000040").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a policy of 40 rounds, this table needs 120"):
+        reranker_training.train_all({"a": [run]})
 
 
 def test_page_and_plot_show_every_method(
