@@ -83,11 +83,17 @@ class Bench:
         """True values (B, G)."""
         return true_list_values(self.simulator, self.state, items_BGK, _REQUESTS_AT_ONCE)
 
-    def cell(self, value_SB: Tensor, true_SB: Tensor) -> Cell:
-        """All metrics of a method that shows one list for each training seed and request."""
+    def cell(self, value_SB: Tensor, true_SB: Tensor, own_SB: Tensor | None = None) -> Cell:
+        """All metrics of lists shown to each request.
+
+        Args:
+            value_SB: the values that the method's evaluator gives them.
+            true_SB: the true ones.
+            own_SB: the values of the world's own evaluator, where the method asked another.
+        """
         ones = np.ones(true_SB.shape)
         value, true = value_SB.double().numpy(), true_SB.double().numpy()
-        top = (value_SB > self.high_B).double().numpy()
+        top = ((value_SB if own_SB is None else own_SB) > self.high_B).double().numpy()
         return Cell(
             ratios={
                 "true_list_value": (true, ones),
@@ -99,10 +105,13 @@ class Bench:
         )
 
     def show(self, choose: Sequence[Policy], evaluator: ListEvaluator | None = None) -> Cell:
-        """Plays one policy for each training seed; ``evaluator_value`` is by the world's evaluator, or another."""
+        """Plays one policy for each training seed; they asked this evaluator, by default the world's own."""
         generator = torch.Generator().manual_seed(0)
         items_BSK = torch.stack([self._answers(policy, generator) for policy in choose], dim=1)
-        return self.cell(self.evaluated(items_BSK, evaluator).T, self.true(items_BSK).T)
+        own_SB = self.evaluated(items_BSK).T
+        return self.cell(
+            self.evaluated(items_BSK, evaluator).T if evaluator else own_SB, self.true(items_BSK).T, own_SB
+        )
 
     def _answers(self, policy: Policy, generator: torch.Generator) -> Tensor:
         """A policy's slates (B, K)."""
@@ -113,8 +122,10 @@ class Bench:
     def pick(self, value_BG: Tensor, true_BG: Tensor, sets: Sequence[Sequence[int]]) -> Cell:
         """The evaluator's choice from sets of generators, averaged over the sets."""
         picked = [chosen(value_BG[:, list(some)], true_BG[:, list(some)]) for some in sets]
-        value_B, true_B = torch.stack(picked).mean(dim=0)
-        return self.cell(value_B.unsqueeze(0), true_B.unsqueeze(0))
+        value_SB, true_SB = torch.stack(picked, dim=1)
+        of_sets = self.cell(value_SB, true_SB)
+        means = {name: (over.mean(axis=0, keepdims=True), under[:1]) for name, (over, under) in of_sets.ratios.items()}
+        return Cell(ratios=means, totals={})
 
     def pick_learned(self, searches: Sequence[Sequence[Policy]], k: int) -> Cell:
         """The evaluator's choice from the first k generators of each search; one search for each training seed."""

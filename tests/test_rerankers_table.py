@@ -112,6 +112,17 @@ def test_picking_among_sets_is_a_plain_argmax(bench: rerankers.Bench) -> None:
     np.testing.assert_allclose(picked.ratios["true_list_value"][0][0], torch.stack(expected), rtol=1e-6)
 
 
+def test_the_top_share_counts_shown_lists_by_the_worlds_own_evaluator(bench: rerankers.Bench) -> None:
+    high = bench.high_B.unsqueeze(1)
+    value = torch.cat([high + 1, high - 3], dim=1)  # one list above the bar, one below: half are above, not none
+    picked = bench.pick(value, value, [[0], [1]])
+    assert mean(picked, "evaluator_top_share") == 0.5
+    sort = [PointwiseGreedy(6)]
+    other = bench.show(sort, Mistaken())
+    assert mean(other, "evaluator_top_share") == mean(bench.show(sort), "evaluator_top_share")
+    assert mean(other, "evaluator_value") == pytest.approx(-mean(bench.show(sort), "evaluator_value"))
+
+
 def test_ratios_are_paired_by_request_and_seed(cells: dict[str, Cell]) -> None:
     own = rerankers.ratio(cells, "pointwise greedy", "pointwise greedy")
     row = EvaluationResult(cells={("a", "w"): own}).row("a", "w", "ratio")
