@@ -36,6 +36,7 @@ Shape legend: B requests, C candidates, K places, G lists in a group.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,14 +112,16 @@ class GoalRankConfig:
         if self.group_size < 2:
             raise ValueError(f"a group needs at least 2 lists to compare, got group_size={self.group_size}")
         for name in ("temperature", "clip", "lr", "grad_clip"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("width", "heads", "minibatch_size", "num_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("layers", "item_embedding", "initial_ranks", "min_spread"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.auxiliary_requests is not None and self.auxiliary_requests < 0:
+            raise ValueError(f"auxiliary_requests must be None or at least 0, got {self.auxiliary_requests}")
         if not 0 <= self.auxiliary_share < 1:
             raise ValueError(f"auxiliary_share is a share from 0 to below 1, got {self.auxiliary_share}")
         if self.num_auxiliary >= self.group_size:
@@ -223,8 +226,18 @@ class GoalRankPolicy(nn.Module):
         return self.decoder.log_prob(self.encoder(request), positions_BGK).squeeze(1)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes ``policy.json`` and ``policy.safetensors``; the folder appears whole or not at all."""
+        """Writes ``policy.json`` and ``policy.safetensors``; the folder appears whole or not at all.
+
+        Raises:
+            ValueError: a weight is NaN or infinite.
+        """
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        if broken:
+            raise ValueError(
+                f"training diverged: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, {broken[0]} first; "
+                "train anew with a lower lr or grad_clip"
+            )
         card = {
             "format": FORMAT,
             "kind": "goalrank",
@@ -260,6 +273,8 @@ class GoalRankPolicy(nn.Module):
         try:
             policy = cls(GoalRankConfig(**card["config"]), RequestShape(**card["shape"]), greedy=greedy)
             policy.load_state_dict(load_file(folder / "policy.safetensors"))
+            if not all(bool(tensor.isfinite().all()) for tensor in policy.state_dict().values()):
+                raise RuntimeError("a weight is NaN or infinite")
         except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise ValueError(
                 f"the policy in {folder} is damaged or of another version ({error}); export it again"

@@ -49,6 +49,7 @@ from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
 from recsim_env.results import EvaluationResult, as_json, judge, to_plain
+from recsim_env.types import Policy
 from recsim_env.world import World
 
 SEARCH_SESSIONS = 200
@@ -230,8 +231,11 @@ class RerankersTable:
     """Also write the table here."""
 
     def __post_init__(self) -> None:
-        if self.num_requests < 2 or self.orders < 1:
-            raise ValueError(f"need num_requests >= 2 and orders >= 1, got {self.num_requests} and {self.orders}")
+        if self.num_requests < 2 or self.orders < 1 or not self.strengths:
+            raise ValueError(
+                "need num_requests >= 2, orders >= 1 and a strength, got "
+                f"{self.num_requests}, {self.orders} and {self.strengths}"
+            )
 
     @property
     def settings(self) -> list["Setting"]:
@@ -250,6 +254,7 @@ def run_rerankers(table: RerankersTable) -> dict[str, Any]:
             _measure_rerankers(table, setting, {name: path for name, path in paths.items() if not path.exists()})
         for path in paths.values():
             content = read_json(path)
+            _same_table(path, content, table)
             report["rows"] += [{**row, "setting": setting.name} for row in content["rows"] if row["baseline"] is None]
             report["checks"] += content["checks"]
     shown = {
@@ -263,12 +268,23 @@ def run_rerankers(table: RerankersTable) -> dict[str, Any]:
     return report
 
 
+def _same_table(path: Path, content: dict[str, Any], table: RerankersTable) -> None:
+    was = {name: content[name] for name in ("num_requests", "orders", "budget")}
+    now = {"num_requests": table.num_requests, "orders": table.orders, "budget": dataclasses.asdict(table.budget)}
+    if was != now:
+        raise ValueError(f"{path} holds a table of {was}, asked for {now}; choose another --results or delete it")
+
+
 def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[str, Path]) -> None:
-    contestants = _contestants(table, setting)
+    from_slates = {}
+    if table.data is None:  # a real log here holds no slates
+        requests = operator_requests(setting.slates, setting.worlds["A"])
+        from_slates = slate_generators(requests, setting.folder / "rerankers")
+    pool = rerankers.generator_pool(setting.worlds["A"], from_slates)
+    contestants = _contestants(table, setting, from_slates)
     goalrank = {"GoalRank": contestants.trained["GoalRank"]}
     if setting.strength in (0.0, 1.0):  # where the other table trains it in sessions
         goalrank |= train_all({"GoalRank, trained in sessions": setting.training})
-    pool = rerankers.generator_pool(setting.worlds["A"], contestants.from_slates)
     for name, path in tqdm(missing.items(), desc=f"worlds of {setting.name}", disable=None):
         world = setting.worlds[name]
         bench = rerankers.Bench(world, table.num_requests, seed=5_000_000)
@@ -293,21 +309,15 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
         write_json(path, to_plain(content))
 
 
-def _contestants(table: RerankersTable, setting: Setting) -> Contestants:
+def _contestants(table: RerankersTable, setting: Setting, from_slates: dict[str, Policy]) -> Contestants:
     """Trains what is missing: everything at the list effect x1, the main methods elsewhere."""
     everything = setting.strength == 1.0
     world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
-    operator = setting.worlds["A"]
-    from_slates, evaluators = {}, {}
-    if table.data is None:  # a real log here holds no slates
-        from_slates = slate_generators(operator_requests(setting.slates, operator), folder)
-    if everything:
-        evaluators = evaluators_by_log(setting.log[0], operator)
     return Contestants(
         trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything)),
         searches=learned_generators(world_a, folder, table.budget, 2) if everything else {},
         from_slates=from_slates,
-        evaluators=evaluators,
+        evaluators=evaluators_by_log(setting.log[0], setting.worlds["A"]) if everything else {},
     )
 
 

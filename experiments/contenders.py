@@ -1,6 +1,6 @@
 """The policies that every table compares, and how a policy is named on a command line."""
 
-from collections.abc import Callable
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def oracle(search: Oracle) -> Contender:
 def policy_of(name: str, world: World, slate_size: int) -> Policy:
     """A policy from what a user wrote: a reference's name, a policy folder, or "module:object".
 
-    A class behind a dotted path is built with the slate size; anything else is the policy itself.
+    A class behind a dotted path is built, with the slate size if it takes an argument; anything else is the policy
+    itself.
 
     Raises:
         ValueError: none of the three.
@@ -96,6 +97,8 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
         return GoalRankPolicy.load(name)
     if ":" in name:
         found: Any = load_object(name)
-        factory: Callable[[int], Policy] | None = found if isinstance(found, type) else None
-        return factory(slate_size) if factory else found
+        if not isinstance(found, type):
+            return found  # type: ignore[no-any-return]
+        policy: Policy = found(slate_size) if inspect.signature(found).parameters else found()
+        return policy
     raise ValueError(f"no policy {name!r}: give one of {sorted(known)}, a folder with a policy.json, or module:object")

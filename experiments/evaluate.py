@@ -66,6 +66,8 @@ def run(arguments: Arguments) -> EvaluationResult:
         name, separator, what = given.partition("=")
         if not separator:
             raise ValueError(f"policies are given as name=what, got {given!r}")
+        if name in contenders:
+            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(contenders)}")
         contenders[name] = policy_of(what, first, slate_size)
     result = evaluate(
         contenders,

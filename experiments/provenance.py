@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ def machine() -> dict[str, Any]:
 def stamp() -> dict[str, Any]:
     """What stands beside every figure: the command as it was given, the day, the commit and the machine."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None) or "python"
-    words = [f"<{Path(word).name}>" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [f"<{Path(word).name}>" if Path(word).is_absolute() else shlex.quote(word) for word in sys.argv[1:]]
     return {
         "command": " ".join(["python -m", module, *words]),
         "date": time.strftime("%Y-%m-%d"),

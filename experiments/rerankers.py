@@ -145,13 +145,7 @@ def chosen(value_BG: Tensor, true_BG: Tensor) -> Tensor:
 
 
 def measure(bench: Bench, pool: GeneratorPool, contestants: Contestants, num_orders: int) -> dict[str, Cell]:
-    """Every method on the same requests.
-
-    Raises:
-        ValueError: the pool has fewer generators than the largest set.
-    """
-    if len(pool.names) < max(SET_SIZES):
-        raise ValueError(f"need {max(SET_SIZES)} generators that differ, got {len(pool.names)}")
+    """Every method on the same requests."""
     evaluator = bench.evaluator
     cells = {
         "random": bench.show([RandomSlate(SLATE)]),
@@ -214,11 +208,18 @@ def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> Generator
 
     Less those whose lists are an earlier one's, for first requests of the world: with one tag a video, say, every DPP
     on tags never shows a tag twice and cares for nothing else.
+
+    Raises:
+        ValueError: fewer are left than the largest set has.
     """
     pool = GeneratorPool([heuristics_of(world), *([PolicyLists(from_slates)] if from_slates else [])])
     request = Simulator(world, slate_size=SLATE).start(DISTANCE_REQUESTS, seed=0).request
     lists_BGK = pool.propose(request, torch.Generator())
-    return pool.some(distinct(list_distances(request, lists_BGK, lists_BGK, "pair_order").mean(dim=0), LEAST_DISTANCE))
+    distance_GG = list_distances(request, lists_BGK, lists_BGK, "pair_order").mean(dim=0)
+    pool = pool.some(distinct(distance_GG, LEAST_DISTANCE))
+    if len(pool.names) < max(SET_SIZES):
+        raise ValueError(f"need {max(SET_SIZES)} generators that differ in {world.name!r}, got {len(pool.names)}")
+    return pool
 
 
 def heuristics_of(world: World) -> HeuristicGenerators:

@@ -6,6 +6,7 @@ from the last finished epoch and ends with the same weights, since every epoch d
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ class TrainConfig:
             raise ValueError(f"need max_epochs and patience of at least 1, got {self.max_epochs}, {self.patience}")
         if not 0.0 <= self.averaging < 1.0:
             raise ValueError(f"averaging must be in [0, 1), got {self.averaging}; 0 keeps the last step alone")
-        if self.learning_rate <= 0 or not 0 < self.learning_rate_decay <= 1 or self.gradient_clip <= 0:
+        if not (self.learning_rate > 0 and 0 < self.learning_rate_decay <= 1 and self.gradient_clip > 0):
             raise ValueError(
                 "need learning_rate and gradient_clip above 0 and learning_rate_decay in (0, 1], got "
                 f"{self.learning_rate}, {self.gradient_clip} and {self.learning_rate_decay}"
@@ -106,7 +107,7 @@ def train(
         The best epoch and the validation losses.
 
     Raises:
-        ValueError: ``run_dir`` holds a run with other settings.
+        ValueError: ``run_dir`` holds a run with other settings, or the validation loss is not finite.
     """
     optimiser = _optimiser(model, undecayed, config)
     average, best = _copy(model.state_dict()), _copy(model.state_dict())
@@ -121,6 +122,11 @@ def train(
         progress.epoch += 1
         if validate is not None:
             progress.losses += (_validated(model, average, validate),)
+            if not math.isfinite(progress.losses[-1]):
+                raise ValueError(
+                    f"{label}: the validation loss is {progress.losses[-1]} after epoch {progress.epoch}; look for NaN "
+                    "in the data, or lower the learning rate"
+                )
         if validate is None or progress.losses[-1] < min(progress.losses[:-1], default=float("inf")):
             progress.best_epoch = progress.epoch
             best = _copy(average)

@@ -38,6 +38,13 @@ SMALL = BuildConfig(
 )
 
 
+class WithoutSize:
+    """A policy class that is built without arguments, as the README's own is."""
+
+    def __call__(self, request: Request, generator: torch.Generator) -> Decision:
+        return Decision(request.candidates_BC[:, :4])
+
+
 class Constant:
     """A plugged-in policy: the last candidates."""
 
@@ -164,6 +171,7 @@ def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
 def test_policies_are_named_in_three_ways(folder: Path, tmp_path: Path) -> None:
     world = World.load(folder / "A")
     assert isinstance(policy_of("tests.test_experiments:Constant", world, 4), Constant)
+    assert isinstance(policy_of("tests.test_experiments:WithoutSize", world, 4), WithoutSize)
     assert policy_of("random", world, 4) is not None
     with pytest.raises(ValueError, match="no policy 'nothing': give one of"):
         policy_of("nothing", world, 4)

@@ -33,6 +33,9 @@ def seeded(seed: int = 0) -> torch.Generator:
         ("minibatch_size", 0, "minibatch_size must be at least 1"),
         ("min_spread", -0.1, "min_spread must not be negative"),
         ("value_noise", 1.5, "share from 0 to 1, got 1.5"),
+        ("lr", float("nan"), "lr must be positive, got nan"),
+        ("min_spread", float("nan"), "min_spread must not be negative, got nan"),
+        ("auxiliary_requests", -5, "None or at least 0, got -5"),
         ("auxiliary_share", 1.0, "share from 0 to below 1, got 1.0"),
         ("auxiliary_share", 0.99, "leaves no list of the policy's own"),
         ("heads", 7, "heads must divide width, got 7 and 64"),
@@ -188,3 +191,12 @@ def test_runs_without_ray(tmp_path: Path) -> None:
     generator = seeded()
     expected = GoalRankPolicy.load(folder)(make_request(3, generator), generator).items_BK.tolist()
     assert json.loads(done.stdout) == expected
+
+
+def test_weights_that_diverged_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    policy = GoalRankPolicy(SMALL, SHAPE)
+    with torch.no_grad():
+        next(policy.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="training diverged: 1 of"):
+        policy.save(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()

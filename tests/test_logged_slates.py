@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from agents.rerankers.logged_slates import (
     ContrastiveDecoding,
     Method,
     Slates,
+    _usable,
     fit_to_slates,
     pointer_loss,
     shares_loss,
@@ -128,6 +130,8 @@ class GameLog:
         self.user_L = torch.arange(num_requests)
         self.uniform_L = torch.zeros(num_requests, dtype=torch.bool)
         self.item_features_ND = torch.zeros((N, 1))
+        self.slate_size_L = torch.full((num_requests,), K)
+        self.slate_event_P = torch.arange(num_requests * K)
         self.candidate_item_Q = self.predictor = ()
 
     def batch(self, index: Tensor) -> LoggedBatch:
@@ -137,6 +141,12 @@ class GameLog:
         request = Request(*(tensor[index] for tensor in self.request))
         known = torch.ones_like(signals, dtype=torch.bool)
         return LoggedBatch(request, self.items[index], feedback, known, torch.ones_like(seconds), nothing)
+
+    def annotated(self, predictor: None) -> "GameLog":
+        return self
+
+    def batch_indices(self, size: int, generator: None, among: Tensor) -> list[Tensor]:
+        return list(torch.split(among, size))
 
     def batches(self, size: int, generator: torch.Generator | None, among: Tensor) -> Iterator[LoggedBatch]:
         order = among if generator is None else among[torch.randperm(len(among), generator=generator)]
@@ -193,7 +203,7 @@ def test_contrastive_decoding_without_penalty_is_the_greedy_list() -> None:
     torch.testing.assert_close(
         ContrastiveDecoding(policy, penalty=0.0)(request, seeded()).items_BK, policy(request, seeded()).items_BK
     )
-    with pytest.raises(ValueError, match="'matching' decoder, got 'one_softmax'"):
+    with pytest.raises(ValueError, match="'matching' decoder and two places or more, got 'one_softmax' and 3"):
         ContrastiveDecoding(make_policy("one_softmax")[0], 0.1)
     for penalty, among in ((1.5, 8), (-0.1, 8), (0.1, 0)):
         with pytest.raises(ValueError, match="penalty from 0 to 1 and among of at least 1"):
@@ -230,5 +240,38 @@ def test_what_cannot_be_fitted_is_refused_in_words(small_log: LoggedRequests) ->
     without = dataclasses.replace(small_log, candidate_item_Q=None)
     with pytest.raises(ValueError, match="holds no candidate lists"):
         fit_to_slates(without.annotated(NoOpinion()), "prm", 3)
+    ready = small_log.annotated(NoOpinion())
     with pytest.raises(ValueError, match="got 0 and 0"):
-        fit_to_slates(small_log.annotated(NoOpinion()), "prm", 3, among=torch.tensor([], dtype=torch.int64))
+        fit_to_slates(ready, "prm", 3, among=torch.tensor([], dtype=torch.int64))
+    with pytest.raises(ValueError, match="hold the log's slates of 3, got 2"):
+        fit_to_slates(ready, "prm", 2)
+    with pytest.raises(ValueError, match="can be replaced, got"):
+        fit_to_slates(ready, "nar4rec", 3, network={"decoder": "autoregressive"})
+    unknown = dataclasses.replace(ready, event_known_EF=torch.zeros_like(small_log.event_known_EF))
+    with pytest.raises(ValueError, match=r"recorded watch time.*got 0 and 0"):
+        fit_to_slates(unknown, "prm", 3)
+
+
+def test_slates_from_outside_their_candidates_are_left_out(small_log: LoggedRequests) -> None:
+    """Half of the candidate lists are replaced by videos that were not shown."""
+    candidates = small_log.candidate_item_Q
+    assert candidates is not None
+    start = small_log.candidate_start_L1
+    strange = candidates.clone()
+    for request in range(0, len(small_log), 2):
+        shown = set(small_log.batch(torch.tensor([request])).items_BK[0].tolist())
+        others = [item for item in range(100) if item not in shown]
+        strange[start[request] : start[request + 1]] = torch.tensor(others)[: start[request + 1] - start[request]]
+    changed = dataclasses.replace(small_log, candidate_item_Q=strange)
+    kept = _usable(changed, torch.arange(len(small_log)))
+    assert kept.tolist() == list(range(1, len(small_log), 2))
+
+
+def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_path: Path) -> None:
+    ready, config = small_log.annotated(NoOpinion()), FitConfig(max_epochs=1)
+    first = fit_to_slates(ready, "prm", 3, network=SMALL, config=config, run_dir=tmp_path)
+    again = fit_to_slates(ready, "prm", 3, network=SMALL, config=config, run_dir=tmp_path)
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match="other settings"):
+        fit_to_slates(ready, "seq2slate", 3, network=SMALL, config=config, run_dir=tmp_path)

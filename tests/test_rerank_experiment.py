@@ -67,5 +67,5 @@ def test_bad_settings_are_named() -> None:
         RerankTable(seeds=0)
     with pytest.raises(ValueError, match=r"methods must be among .* got \['MLP'\]"):
         RerankTable(methods=("DNN", "MLP"))
-    with pytest.raises(ValueError, match="nowhere found: give a KuaiRand"):
+    with pytest.raises(ValueError, match=r"there is no .*nowhere: give a MovieLens"):
         _ = RerankTable(data="nowhere").log

@@ -247,8 +247,12 @@ def test_rating_tables_are_read(tmp_path: Path) -> None:
     amazon = tmp_path / "books.csv"
     amazon.write_text("A1,B7,5.0,1405382400\nA2,B7,1.0,1405382401\n")
     assert load_interactions(amazon).rows["like"].tolist() == [1, 0]
+    amazon.write_text(
+        "userId,movieId,rating,timestamp\n7,5,5.0,1405382400\n8,5,1.0,1405382401\n"
+    )  # as MovieLens has it
+    assert load_interactions(amazon).rows["like"].tolist() == [1, 0]
     amazon.write_text("user,item,rating,timestamp\nA1,B7,5.0,1405382400\n")
-    with pytest.raises(ValueError, match="no header line"):
+    with pytest.raises(ValueError, match="without a header line"):
         load_interactions(amazon)
     (tmp_path / "movies.dat").unlink()
     with pytest.raises(ValueError, match="no movies"):

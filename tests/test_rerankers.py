@@ -294,6 +294,13 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
                 PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=GoalRankConfig()
             )
         )
+    other = CligConfig(gain_weight=0.9)
+    with pytest.raises(ValueError, match=r"gain_weight=0\.3.* need one for .*gain_weight=0\.9"):
+        next(
+            search_generators(
+                PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=small, config=other
+            )
+        )
 
 
 def test_some_generators_of_a_pool_are_the_same_ones() -> None:
@@ -312,3 +319,22 @@ def test_a_generator_close_to_one_that_stays_is_dropped() -> None:
     assert distinct(distance, 0.2) == [0, 2]
     assert distinct(distance, 0.05) == [0, 1, 2]
     assert distinct(torch.zeros(3, 3), 0.01) == [0]
+
+
+class Undecided(TrueValue):
+    """Has no value for one list of the first request."""
+
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        value = super().score(request, items_BGK)
+        value.value_BG[0, -1] = torch.nan
+        return value
+
+
+def test_a_list_without_value_is_never_chosen() -> None:
+    with pytest.raises(ValueError, match="Undecided values some lists at NaN"):
+        GeneratorEvaluator(bank(), Undecided())(make_request(5, seeded()), seeded())
+
+
+def test_generators_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"generators 0 to 1, asked for \[-1, 2\]"):
+        GeneratorPool([PolicyLists({"sort": PointwiseGreedy(K), "random": RandomSlate(K)})]).some([0, -1, 2])

@@ -268,6 +268,12 @@ def test_a_run_without_its_gpu_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not ray.is_initialized()
 
 
+def test_what_cannot_begin_does_not_keep_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a list evaluator"):
+        train_goalrank(SMALL, {"evaluator": False}, iterations=1, run_dir=tmp_path, env=ENV)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_unknown_request_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="request_shape"):
         GoalRankAlgorithmConfig().get_default_rl_module_spec()

@@ -30,6 +30,7 @@ from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.objectives import group_z_score
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
+from recsim_env.files import read_json, write_json
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
 from reward_models.slate import positions
 
@@ -48,7 +49,7 @@ class CligConfig:
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {DISTANCES}, got {self.distance!r}")
-        if min(self.reward_weight, self.gain_weight) < 0 or self.reward_weight + self.gain_weight == 0:
+        if not (min(self.reward_weight, self.gain_weight) >= 0 and self.reward_weight + self.gain_weight > 0):
             raise ValueError(
                 f"weights must not be negative, nor both zero, got reward_weight={self.reward_weight} and "
                 f"gain_weight={self.gain_weight}"
@@ -103,14 +104,15 @@ def search_generators(
     Args:
         first: the generator to begin with.
         evaluator: values whole lists.
-        train: trains a policy, usually ``agents.rllib.train.train_goalrank`` with a world.
+        train: trains a policy on an evaluator; usually a few lines around ``agents.rllib.train.train_goalrank`` that
+            name the world, as ``experiments.reranker_training`` has them.
         num_generators: how many to add.
         folder: where each keeps its run; finished ones are read, not trained again.
         policy: settings of the policies; each has a seed of its own.
         config: what makes a generator worth adding.
 
     Raises:
-        ValueError: no generator to add, or a run folder that holds a generator of other settings.
+        ValueError: no generator to add, or a run folder that holds a generator of other settings or weights.
     """
     if num_generators < 1:
         raise ValueError(f"num_generators must be at least 1, got {num_generators}")
@@ -119,8 +121,14 @@ def search_generators(
     for number in range(1, num_generators + 1):
         run_dir = folder / f"generator-{number}"
         settings = dataclasses.replace(policy, seed=policy.seed + number)
+        goal = ComplementaryEvaluator(evaluator, PolicyLists(existing), config)
         if not (run_dir / "policy").exists():
-            train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
+            train(settings, goal, run_dir)
+            write_json(run_dir / "goal.json", {"goal": str(goal)})
+        elif (run_dir / "goal.json").exists():
+            was = read_json(run_dir / "goal.json")["goal"]
+            if was != str(goal):
+                raise ValueError(f"{run_dir} holds a generator for {was}, need one for {goal}; move the folder away")
         learned = GoalRankPolicy.load(run_dir / "policy")
         if learned.config != settings:
             raise ValueError(f"{run_dir} holds a generator of {learned.config}, need {settings}; move the folder away")

@@ -61,11 +61,11 @@ class DnrConfig:
             raise ValueError(f"noise must be one of {NOISES}, got {self.noise!r}")
         if not 0 <= self.noise_share <= 1:
             raise ValueError(f"noise_share is a share from 0 to 1, got {self.noise_share}")
-        if self.weight < 0 or self.heuristic_epochs < 0:
+        if not self.weight >= 0 or self.heuristic_epochs < 0:
             raise ValueError(
                 f"weight and heuristic_epochs must not be negative, got {self.weight} and {self.heuristic_epochs}"
             )
-        if self.generator_width < 1 or self.generator_learning_rate <= 0:
+        if self.generator_width < 1 or not self.generator_learning_rate > 0:
             raise ValueError(
                 "generator_width must be at least 1 and generator_learning_rate positive, got "
                 f"{self.generator_width} and {self.generator_learning_rate}"

@@ -56,7 +56,7 @@ class Heuristic:
             raise ValueError(f"kernel must be one of {KERNELS}, got {self.kernel!r}")
         if not self.weights:
             raise ValueError("a heuristic needs at least one weight, such as {'watch_time': 1.0}")
-        if self.strength < 0:
+        if not self.strength >= 0:
             raise ValueError(f"strength must not be negative, got {self.strength}")
 
     @property

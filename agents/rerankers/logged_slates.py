@@ -18,6 +18,7 @@ logged candidate lists too. As everywhere, seconds watched stand in for clicks.
 Shape legend: B requests, C candidates, K places of a logged slate, W width.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -88,6 +89,8 @@ def unlikelihood_loss(policy: GoalRankPolicy, encoding: Encoding, slates: Slates
     return torch.where(good_B1, -log_p_BK, unlikely_BK).mean()
 
 
+_SIZES = ("width", "layers", "heads", "item_embedding")
+
 # No item embeddings: with them held-out slates are likelier, but lists made of another retriever's candidates are worth
 # less to the evaluator (a tenth, for PRM), for they learn what the log's own retrieval offered.
 _NETWORKS: dict[Method, tuple[dict[str, Any], Loss]] = {
@@ -100,7 +103,16 @@ _NETWORKS: dict[Method, tuple[dict[str, Any], Loss]] = {
 
 
 def settings_of(method: Method, **network: Any) -> GoalRankConfig:
-    """Settings of a method's list policy; those of the network can be replaced."""
+    """Settings of a method's list policy; sizes of the network can be replaced.
+
+    Raises:
+        ValueError: an unknown method, or a setting that makes it another one.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    foreign = sorted(set(network) - set(_SIZES))
+    if foreign:
+        raise ValueError(f"only {_SIZES} can be replaced, got {foreign}")
     return GoalRankConfig(**{**_NETWORKS[method][0], **network})
 
 
@@ -117,42 +129,46 @@ def fit_to_slates(
     """Fits one method and returns its policy, ready to rank.
 
     Every tenth user is held out to stop early. Slates with videos from outside the candidates, as uniform exposure has
-    them, are not used.
+    them, and slates whose watch time was not recorded are not used.
 
     Args:
         requests: logged requests with candidate lists, annotated with the predictor and retriever that the policy will
             meet.
         method: one of ``METHODS``.
-        slate_size: K of the lists it will write.
+        slate_size: K of the lists it will write, at least 2 and no less than the log's.
         among: int64 indices of the requests to use; by default all but those of uniform exposure.
-        network: settings of ``GoalRankConfig`` that replace the method's own.
+        network: sizes of the network: "width", "layers", "heads", "item_embedding".
         config: how long and how fast.
-        run_dir: checkpoints and TensorBoard events.
+        run_dir: checkpoints and TensorBoard events; a fit that was stopped goes on from there.
 
     Raises:
-        ValueError: an unknown method, a log without candidate lists or without predictor, or no slate to fit to.
+        ValueError: an unknown method, a log without candidate lists or predictor, slates longer than ``slate_size``, or
+            no slate to fit to.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    config = config or FitConfig(max_epochs=8, patience=1, learning_rate=2e-3, learning_rate_decay=0.75)
+    settings = dataclasses.replace(settings_of(method, **(network or {})), seed=config.seed)
+    loss = _NETWORKS[method][1]
     if requests.candidate_item_Q is None or requests.predictor is None:
         raise ValueError(
             "needs logged candidate lists and a predictor's opinion of them; this log holds "
             f"{'no' if requests.candidate_item_Q is None else 'its'} candidate lists and the requests have "
             f"{'no' if requests.predictor is None else 'a'} predictor"
         )
-    config = config or FitConfig(max_epochs=8, patience=1, learning_rate=2e-3, learning_rate_decay=0.75)
-    loss = _NETWORKS[method][1]
-    among = (~requests.uniform_L).nonzero().squeeze(1) if among is None else among
-    held_out = requests.user_L[among] % 10 == 0
-    fitted, validation = among[~held_out], among[held_out]
+    usable = _usable(requests, (~requests.uniform_L).nonzero().squeeze(1) if among is None else among)
+    held_out = requests.user_L[usable] % 10 == 0
+    fitted, validation = usable[~held_out], usable[held_out]
     if not len(fitted) or not len(validation):
-        raise ValueError(f"need slates of users to fit to and to hold out, got {len(fitted)} and {len(validation)}")
-    example = requests.batch(fitted[:1]).request
-    shape = RequestShape.of(example, len(requests.item_features_ND), slate_size)
-    policy = GoalRankPolicy(settings_of(method, seed=config.seed, **(network or {})), shape, greedy=True)
+        raise ValueError(
+            "need slates made of their candidates and with recorded watch time, of users to fit to and of users to "
+            f"hold out; got {len(fitted)} and {len(validation)}"
+        )
+    longest = int(requests.slate_size_L[usable].max())
+    if slate_size < max(longest, 2):
+        raise ValueError(f"slate_size must be at least 2 and hold the log's slates of {longest}, got {slate_size}")
+    shape = RequestShape.of(requests.batch(fitted[:1]).request, len(requests.item_features_ND), slate_size)
+    policy = GoalRankPolicy(settings, shape, greedy=True)
 
     def batch_loss(batch: LoggedBatch, generator: torch.Generator) -> Tensor:
-        batch = _own(batch)
         positions_BK = positions_of(batch.items_BK, batch.request.candidates_BC)
         expected_BK = batch.request.predicted_BCF[..., 0].gather(1, positions_BK)
         slates = Slates(positions_BK, batch.feedback.signals_BKF[..., 0], expected_BK)
@@ -165,7 +181,7 @@ def fit_to_slates(
     def validate() -> float:
         generator = torch.Generator().manual_seed(config.seed)
         losses = [(len(b.items_BK), float(batch_loss(b, generator))) for b in requests.batches(1024, None, validation)]
-        return sum(size * value for size, value in losses) / sum(size for size, _ in losses)
+        return sum(size * value for size, value in losses) / len(validation)
 
     train(
         policy,
@@ -176,6 +192,12 @@ def fit_to_slates(
         seed=config.seed,
         run_dir=run_dir,
         label=method,
+        identity={
+            "method": method,
+            "settings": dataclasses.asdict(settings),
+            "shape": dataclasses.asdict(shape),
+            "slates": [len(fitted), len(validation), int(requests.slate_event_P.sum())],
+        },
     )
     return policy.eval()
 
@@ -197,7 +219,10 @@ class ContrastiveDecoding:
 
     def __init__(self, policy: GoalRankPolicy, penalty: float, among: int = 8):
         if not isinstance(policy.decoder, MatchingDecoder):
-            raise ValueError(f"contrastive decoding needs the 'matching' decoder, got {policy.config.decoder!r}")
+            raise ValueError(
+                f"contrastive decoding needs the 'matching' decoder and two places or more, got "
+                f"{policy.config.decoder!r} and {policy.shape.slate_size}"
+            )
         if not 0 <= penalty <= 1 or among < 1:
             raise ValueError(f"need a penalty from 0 to 1 and among of at least 1, got {penalty} and {among}")
         self.policy, self.penalty, self.among = policy, penalty, among
@@ -210,8 +235,8 @@ class ContrastiveDecoding:
         matching_BKC, _ = self.policy.decoder.begin(encoding)
         unit_BCW = functional.normalize(encoding.candidates_BCW, dim=2)
         likeness_BCC = unit_BCW @ unit_BCW.transpose(1, 2)
-        nearest_BC = torch.zeros(request.candidates_BC.shape)
-        taken_BC = torch.zeros(request.candidates_BC.shape, dtype=torch.bool)
+        nearest_BC = torch.zeros_like(matching_BKC[:, 0])
+        taken_BC = torch.zeros_like(nearest_BC, dtype=torch.bool)
         chosen = []
         for place in range(self.policy.shape.slate_size):
             p_BC = matching_BKC[:, place].softmax(dim=1).masked_fill(taken_BC, -1.0)
@@ -230,14 +255,12 @@ def _shares(seconds_BK: Tensor) -> Tensor:
     return seconds_BK / seconds_BK.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-def _own(batch: LoggedBatch) -> LoggedBatch:
-    """The requests whose slate was chosen from their candidates."""
-    own_B = (batch.items_BK.unsqueeze(2) == batch.request.candidates_BC.unsqueeze(1)).any(dim=2).all(dim=1)
-    if bool(own_B.all()):
-        return batch
-    return LoggedBatch(
-        Request(*(tensor[own_B] for tensor in batch.request)),
-        batch.items_BK[own_B],
-        batch.feedback._replace(**{name: tensor[own_B] for name, tensor in batch.feedback._asdict().items()}),
-        *(tensor[own_B] for tensor in batch[3:]),
-    )
+def _usable(requests: LoggedRequests, among: Tensor) -> Tensor:
+    """The requests whose slate was chosen from their candidates and watched for a recorded time."""
+    bare = requests.annotated(None)
+    found = [among[:0]]
+    for index_B in bare.batch_indices(1024, None, among):
+        batch = bare.batch(index_B)
+        own_BK = (batch.items_BK.unsqueeze(2) == batch.request.candidates_BC.unsqueeze(1)).any(dim=2)
+        found.append(index_B[(own_BK & batch.known_BKF[..., 0]).all(dim=1)])
+    return torch.cat(found).sort().values

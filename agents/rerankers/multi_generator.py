@@ -115,8 +115,11 @@ class GeneratorPool:
         """The generators at these places, each part's own in the order given.
 
         Raises:
-            ValueError: none is left.
+            ValueError: none is left, or a place that the set does not have.
         """
+        outside = [index for index in indices if not 0 <= index < len(self.names)]
+        if outside:
+            raise ValueError(f"this set has generators 0 to {len(self.names) - 1}, asked for {outside}")
         chosen, begin = [], 0
         for part in self._parts:
             own = [index - begin for index in indices if begin <= index < begin + len(part.names)]
@@ -142,9 +145,16 @@ class GeneratorEvaluator:
         self.generators, self.evaluator = generators, evaluator
 
     def __call__(self, request: Request, generator: torch.Generator) -> Decision:
-        """One slate for each request; without a probability in closed form."""
+        """One slate for each request; without a probability in closed form.
+
+        Raises:
+            ValueError: the evaluator answers NaN.
+        """
         lists_BGK = items_of(request, self.generators.propose(request, generator))
-        best_B11 = self.evaluator.score(request, lists_BGK).value_BG.argmax(dim=1)[:, None, None]
+        value_BG = self.evaluator.score(request, lists_BGK).value_BG
+        if bool(value_BG.isnan().any()):
+            raise ValueError(f"{type(self.evaluator).__name__} values some lists at NaN, so none of them can be chosen")
+        best_B11 = value_BG.argmax(dim=1)[:, None, None]
         return Decision(lists_BGK.gather(1, best_B11.expand(-1, 1, lists_BGK.shape[2]))[:, 0])
 
 

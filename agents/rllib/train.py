@@ -109,11 +109,17 @@ def train_goalrank(
         .training(goalrank=config, request_shape=shape, evaluator=evaluator)
     )
     check_gpus(algorithm_config)  # before Ray starts, and before anything is written
+    new = not (run_dir / "run.json").exists()
     _claim(run_dir, _card(config, shape, env, env_config, evaluator), resume)
     if isinstance(world, World):
         world.save(run_dir / "world")
     with _running_ray(1 + num_env_runners + num_learners):
-        algorithm = algorithm_config.build_algo()
+        try:
+            algorithm = algorithm_config.build_algo()
+        except ValueError:
+            if new:  # what cannot begin must not keep the folder from what can
+                (run_dir / "run.json").unlink()
+            raise
         try:
             _train(algorithm, run_dir, iterations, checkpoint_every)
             return policy_of(algorithm).save(run_dir / "policy")

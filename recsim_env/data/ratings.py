@@ -34,6 +34,11 @@ def load_interactions(path: str | Path) -> LoggedDataset:
     path = Path(path)
     if path.is_file():
         return load_amazon_ratings(path)
+    if not path.exists():
+        raise ValueError(
+            f"there is no {path}: give a MovieLens, KuaiRand or KuaiRec folder or a file of ratings, or the name of "
+            "one in the folder that the environment variable RECSIM_DATA names"
+        )
     if any(path.glob("ratings.*")):
         return load_movielens(path)
     return load_log(path)
@@ -55,17 +60,20 @@ def load_movielens(folder: str | Path) -> LoggedDataset:
 
 
 def load_amazon_ratings(path: str | Path) -> LoggedDataset:
-    """Reads one ratings-only file of the Amazon reviews: user, item, rating, seconds since 1970; no header.
+    """Reads one table of ratings: user, item, rating, seconds since 1970.
+
+    The Amazon reviews' ratings-only files have no header line; one as MovieLens has it is understood too.
 
     Raises:
         ValueError: the file has other columns.
     """
     path = Path(path)
-    ratings = pd.read_csv(path, names=_COLUMNS)
+    has_header = list(pd.read_csv(path, nrows=0).columns) == _COLUMNS
+    ratings = pd.read_csv(path) if has_header else pd.read_csv(path, names=_COLUMNS)
     if not all(pd.api.types.is_numeric_dtype(ratings[name]) for name in ("rating", "timestamp")):
         raise ValueError(
-            f"{path.name} must have the columns user, item, rating, timestamp (s) and no header line; for another "
-            "table read it with load_table and a column map"
+            f"{path.name} must have the columns user, item, rating, timestamp (s), without a header line or with "
+            f"{','.join(_COLUMNS)}; for another table read it with load_table and a column map"
         )
     return _log(ratings, path.name.split(".")[0], None)
 
