@@ -15,11 +15,11 @@ from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy
 from agents.decoders import DECODERS
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
+from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator, SampledLists
 from experiments.benchmark import microseconds
 from experiments.provenance import stamp
 from experiments.reranker_training import SLATE, evaluator_of
-from experiments.rerankers import heuristics_of
 from recsim_env.simulator import Simulator
 from recsim_env.types import Policy, Request
 from recsim_env.world import World
@@ -50,7 +50,7 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
         "pointwise greedy": PointwiseGreedy(SLATE),
         "best of 20": BestOfLists(evaluator, SLATE, num_lists=20),
         "best of 100": BestOfLists(evaluator, SLATE, num_lists=100),
-        "MG-E-100": GeneratorEvaluator(heuristics_of(world).some(range(100)), evaluator),
+        "MG-E-100": GeneratorEvaluator(HeuristicGenerators.standard(world, SLATE).some(range(100)), evaluator),
         "G-E-20, autoregressive": GeneratorEvaluator(SampledLists(rankers["autoregressive"], 20), evaluator),
         "evaluator search": EvaluatorSearch(evaluator, SLATE),
         "GoalRank": rankers["autoregressive"],

@@ -25,7 +25,7 @@ from torch import Tensor
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
 from agents.baselines.pointwise_greedy import best_first
 from agents.rerankers.complementarity import distinct, list_distances
-from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
+from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import (
     GeneratorEvaluator,
     GeneratorPool,
@@ -41,7 +41,6 @@ from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
 from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 from recsim_env.world import World
-from reward_models.company import kinds_of
 from reward_models.slate import SlateEvaluator
 
 SESSIONS = 2000
@@ -212,7 +211,9 @@ def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> Generator
     Raises:
         ValueError: fewer are left than the largest set has.
     """
-    pool = GeneratorPool([heuristics_of(world), *([PolicyLists(from_slates)] if from_slates else [])])
+    pool = GeneratorPool(
+        [HeuristicGenerators.standard(world, SLATE), *([PolicyLists(from_slates)] if from_slates else [])]
+    )
     request = Simulator(world, slate_size=SLATE).start(DISTANCE_REQUESTS, seed=0).request
     lists_BGK = pool.propose(request, torch.Generator())
     distance_GG = list_distances(request, lists_BGK, lists_BGK, "pair_order").mean(dim=0)
@@ -220,12 +221,6 @@ def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> Generator
     if len(pool.names) < max(SET_SIZES):
         raise ValueError(f"need {max(SET_SIZES)} generators that differ in {world.name!r}, got {len(pool.names)}")
     return pool
-
-
-def heuristics_of(world: World) -> HeuristicGenerators:
-    """The standard heuristics for a world."""
-    tag_T = kinds_of(world.catalogue.features_ND)
-    return HeuristicGenerators(standard_heuristics(world.signals), world.signals, SLATE, tag_T)
 
 
 def generator_list(bench: Bench, pool: Generators) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import RequestShape
+from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
 from experiments import reranker_plots, reranker_training, rerankers, results_page
 from experiments.recipes import TrainRun
@@ -61,7 +62,9 @@ def bench(world: World) -> rerankers.Bench:
 @pytest.fixture(scope="module")
 def pool(world: World) -> GeneratorPool:
     """All generators, those that repeat others' lists in this small world too."""
-    return GeneratorPool([rerankers.heuristics_of(world), PolicyLists({"PRM, logged slates": RetrieverOrder(6)})])
+    return GeneratorPool(
+        [HeuristicGenerators.standard(world, 6), PolicyLists({"PRM, logged slates": RetrieverOrder(6)})]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from agents.baselines.plackett_luce import check_room
 from recsim_env.types import Request
+from recsim_env.world import World
+from reward_models.company import kinds_of
 
 Family = Literal["sort", "mmr", "dpp"]
 Kernel = Literal["cosine", "tags"]
@@ -98,6 +100,12 @@ class HeuristicGenerators:
             for kernel in KERNELS
         }
         self._strength_G = torch.tensor([0.0 if h.family == "sort" else h.strength for h in heuristics])
+
+    @classmethod
+    def standard(cls, world: World, slate_size: int) -> "HeuristicGenerators":
+        """The ``standard_heuristics`` of a world's signals and tags."""
+        tag_T = kinds_of(world.catalogue.features_ND)
+        return cls(standard_heuristics(world.signals), world.signals, slate_size, tag_T)
 
     def some(self, indices: Sequence[int]) -> "HeuristicGenerators":
         """The generators at these places of the set, in this order."""

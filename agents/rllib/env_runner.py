@@ -16,11 +16,10 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import EPISODE_LEN_MEAN, EPISODE_RETURN_MEAN, SAMPLE_TIMER
 from torch import Tensor
 
-from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
+from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE
 from recsim_env.plugins import load_object
 from recsim_env.types import ListEvaluator, Request
-from reward_models.company import kinds_of
 
 
 class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is untyped
@@ -46,7 +45,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         self._tensor_env = env
         self._evaluator = _find_evaluator(self.config.evaluator, env)
         wanted = self.config.goalrank.num_auxiliary
-        self._auxiliary = _heuristics_of(env) if wanted else None
+        self._auxiliary = HeuristicGenerators.standard(env.world, env.config.slate_size) if wanted else None
         if self._auxiliary is not None and wanted > len(self._auxiliary.names):
             raise ValueError(
                 f"auxiliary_share asks for {wanted} auxiliary lists a group, there are {len(self._auxiliary.names)}; "
@@ -183,9 +182,3 @@ def _find_evaluator(given: Any, env: Any) -> ListEvaluator:
             "with score(request, items_BGK), or its path 'module:Name', as evaluator="
         )
     return found  # type: ignore[no-any-return]
-
-
-def _heuristics_of(env: Any) -> HeuristicGenerators:
-    world = env.world
-    tag_T = kinds_of(world.catalogue.features_ND)
-    return HeuristicGenerators(standard_heuristics(world.signals), world.signals, env.config.slate_size, tag_T)
