@@ -3,10 +3,10 @@
 Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
 watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
 what the earlier places of the list change, again in log seconds and log-odds, kind by kind: fatigue from what is
-alike, and what leads well to what (``reward_models.company``). Users play a slate in order, so later places change
-nothing, and lists cut short by a leaving user need no special care. The value of a list is the sum of its places'
-expected seconds, given that they are reached. ``listwise=False`` drops the company: the value is then a sum over
-items whatever their order, the control that shows what lists add.
+alike, and what leads well to what (``reward_models.company``), believed no further than the log's own slates went.
+Users play a slate in order, so later places change nothing, and lists cut short by a leaving user need no special care.
+The value of a list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops
+the company: the value is then a sum over items whatever their order, the control that shows what lists add.
 
 The two parts are fitted one after the other, the second beside controls for what the log's ranker knew (see
 ``reward_models.ranker_controls``).
@@ -131,7 +131,9 @@ class SlateEvaluator:
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
         model = ListModel(EvaluatorConfig(**config["config"]), Sizes(**config["sizes"]), seed=0)
         model = model.to(next(iter(own.values())).device)
-        model.load_state_dict(own)
+        bounds = ("effects.low_M1F", "effects.high_M1F")  # older evaluators have none
+        unbounded = {name: tensor for name, tensor in model.state_dict().items() if name in bounds}
+        model.load_state_dict({**unbounded, **own})
         if "list_effect" not in config:
             return cls(model)
         declared = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -314,6 +316,7 @@ def _train(
                 fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
                 fit(parts, lambda n: final[n] + company(n) + controls(examples[n].control_PX), "evaluator_company")
             model.effects.company.settle(model.alone.mean_I[model.effects.kind_Z])
+            model.effects.bound(torch.cat([company(number) for number in range(len(examples))], dim=1))
             final = [logit_MPF + company(number) for number, logit_MPF in enumerate(final)]
         target_PF = torch.cat([example.target_PF for example in examples])
         known_PF = torch.cat([example.known_PF for example in examples])

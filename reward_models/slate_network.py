@@ -7,6 +7,7 @@ J inputs of a request, Z kinds, W width, Y = B * C candidates, P = B * G * K pla
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from recsim_env.types import Request
 from reward_models.company import Company
 from reward_models.predictor import NUM_TABS
 from reward_models.ranker_controls import MAX_PLACES
+
+_TAIL = 0.001
+"""Share of the log's slates, at either end, whose effects are not believed to be larger than the others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +171,10 @@ class _ListEffects(torch.nn.Module):
 
     kind_Z: Tensor
     """int64 columns of the item features that are kinds."""
+    low_M1F: Tensor
+    """The least change that is believed; see ``bound``."""
+    high_M1F: Tensor
+    """The largest one."""
 
     def __init__(self, config: EvaluatorConfig, sizes: Sizes):
         super().__init__()
@@ -174,6 +182,8 @@ class _ListEffects(torch.nn.Module):
         self.company.pair.weight_decay = config.pair_decay  # type: ignore[attr-defined]
         self.slope = torch.nn.Parameter(torch.ones(config.num_members, 1, sizes.signals))
         self.register_buffer("kind_Z", torch.zeros(sizes.kinds, dtype=torch.int64))
+        for name, limit in (("low_M1F", -torch.inf), ("high_M1F", torch.inf)):
+            self.register_buffer(name, torch.full((config.num_members, 1, sizes.signals), limit))
 
     def forward(self, candidate_BCI: Tensor, position_BGK: Tensor, num_signals: int) -> Tensor:
         """Changes of log seconds and log-odds (M, P, F)."""
@@ -186,7 +196,18 @@ class _ListEffects(torch.nn.Module):
         index_MBY = both_BGKK.view(1, batch, -1).expand(len(effect_MBX), -1, -1)
         effect_MBGKK = effect_MBX.gather(2, index_MBY).view(-1, batch, lists, places, places)
         strength_MP1 = self.company.strength(effect_MBGKK).view(-1, batch * lists * places, 1)
-        return strength_MP1 * self.slope[..., :num_signals]
+        change_MPF = strength_MP1 * self.slope[..., :num_signals]
+        return change_MPF.clamp(self.low_M1F[..., :num_signals], self.high_M1F[..., :num_signals])
+
+    def bound(self, change_MPF: Tensor) -> None:
+        """Believes no larger change, either way, than all but a thousandth of these, which the log's slates showed.
+
+        Effects of five earlier places add up, so lists can be made that promise several times what any slate of the
+        log did; rankers find them.
+        """
+        limits = np.quantile(change_MPF.numpy(), (_TAIL, 1 - _TAIL), axis=1, keepdims=True)
+        for bound_M1F, limit in zip((self.low_M1F, self.high_M1F), limits, strict=True):
+            bound_M1F.copy_(torch.from_numpy(limit))
 
 
 def _weight(

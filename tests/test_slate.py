@@ -14,7 +14,7 @@ from recsim_env.data.synthetic import plackett_luce
 from recsim_env.declared import TagRepeatEffect
 from recsim_env.types import Request
 from reward_models.slate import SlateEvaluator, fit_evaluator
-from reward_models.slate_network import EvaluatorConfig
+from reward_models.slate_network import EvaluatorConfig, ListModel, Sizes
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS, PLACES = 200, 60, 6, 4
 FATIGUE = 0.2
@@ -180,6 +180,31 @@ def test_what_leads_well_to_what_is_learned_in_its_order():
     later_G = evaluator.score(request_of(torch.arange(12).unsqueeze(0)), pairs).per_place_BGK[0, :, 1]
     assert later_G[0] / later_G[2] == pytest.approx(3.0, rel=0.3)
     assert later_G[1] / later_G[3] * SECONDS_N[2] / SECONDS_N[0] == pytest.approx(1.0, rel=0.2)
+
+
+def test_no_effect_is_believed_beyond_what_the_log_showed():
+    config, sizes = EvaluatorConfig(num_members=2), Sizes(candidate=3, request=1, signals=1, kinds=3)
+    model = ListModel(config, sizes, seed=0)
+    effects = model.effects
+    effects.kind_Z.copy_(torch.arange(3))
+    with torch.no_grad():
+        effects.company.pair[:, 0, 1] = 4.0  # the second kind is wanted much more after the first,
+        effects.company.pair[:, 0, 2] = -4.0  # the third much less,
+        effects.company.pair[:, 1, 2] = 0.1  # and a little more after the second
+    seen = torch.linspace(-1.0, 2.0, 100_001).view(1, -1, 1).repeat(2, 1, 1)
+    effects.bound(seen)
+    lists = torch.tensor([[[0, 1], [0, 2], [1, 2]]])
+    change = effects(torch.eye(3).unsqueeze(0), lists, 1)[..., 0].view(2, 3, 2)
+    expected = torch.tensor([[0.0, 1.997], [0.0, -0.997], [0.0, 0.1]]).expand(2, -1, -1)
+    torch.testing.assert_close(change, expected)
+
+
+def test_fitted_effects_are_bounded_and_older_evaluators_restored_as_they_were(listwise):
+    tensors = listwise.tensors()
+    bounds = ("effects.low_M1F", "effects.high_M1F")
+    assert all(tensors[name].isfinite().all() for name in bounds)
+    older = SlateEvaluator.restore(listwise.config(), {n: t for n, t in tensors.items() if n not in bounds})
+    assert older.tensors()["effects.high_M1F"].isposinf().all()
 
 
 def poisson_deviance(expected: torch.Tensor, seen: torch.Tensor) -> float:
