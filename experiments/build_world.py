@@ -16,7 +16,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import numpy as np
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from agents.baselines.retriever_order import RetrieverOrder
 from experiments.command import end_with_parent, run_command
 from experiments.provenance import commit, machine
-from recsim_env.data import LoggedDataset, load_log, parse_map
+from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
@@ -369,9 +369,11 @@ class Arguments:
     """Builds worlds from a log."""
 
     log: tyro.conf.Positional[Path]
-    """A KuaiRand or KuaiRec folder, or one CSV or Parquet table with ``--map``."""
+    """A KuaiRand or KuaiRec folder, or one CSV or Parquet table with ``--preset`` or ``--map``."""
+    preset: Literal["kuairand", "kuairec", "ratings", "open_bandit"] | None = None
+    """Column map of a published table."""
     map: str | None = None
-    """Columns of a table, as in ``experiments.inspect``: ``user=uid,item=vid,...``."""
+    """Columns of a table or changes to the preset, as in ``experiments.inspect``: ``user=uid,item=vid,...``."""
     out: Path = Path("runs/worlds")
     """Where the worlds go."""
     json: Path | None = None
@@ -382,7 +384,8 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Builds and prints a line for each world."""
-    columns = parse_map(arguments.map) if arguments.map else None
+    base = PRESETS[arguments.preset] if arguments.preset else None
+    columns = parse_map(arguments.map, base) if arguments.map else base
     folders = build_worlds(load_log(arguments.log, columns), arguments.out, arguments.build)
     cards = {name: World.load(folder).fidelity for name, folder in folders.items()}
     for name, card in cards.items():

@@ -17,8 +17,9 @@ from experiments.command import run_command
 from experiments.contenders import policy_of, references
 from experiments.report import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.results import EvaluationResult
-from recsim_env.world import World
+from recsim_env.world import World, resolve_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Arguments:
     """What to evaluate."""
 
     worlds: Path
-    """A world folder, or a folder of them."""
+    """A world folder, a folder of them, or the name of a known world."""
     policies: tuple[str, ...] = ()
     """``name=what`` for each policy beside the references."""
     num_sessions: int = 2000
@@ -42,13 +43,13 @@ class Arguments:
 
 
 def worlds_in(folder: Path) -> dict[str, World]:
-    """Every world of a folder by name, A first; or the one world that the folder is.
+    """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
 
     Raises:
         ValueError: there is none.
     """
-    if (folder / "world.json").exists():
-        world = World.load(folder)
+    if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
+        world = resolve_world(str(folder))
         return {world.name: world}
     found = sorted(path.parent for path in folder.glob("*/world.json"))
     if not found:

@@ -177,6 +177,7 @@ def test_policies_are_named_in_three_ways(folder: Path, tmp_path: Path) -> None:
         policy_of("nothing", world, 4)
     with pytest.raises(ValueError, match="holds no world"):
         worlds_in(tmp_path)
+    assert list(worlds_in(Path("tiny"))) == ["tiny"]
 
 
 def test_a_claim_clears_seeds_and_sessions(folder: Path) -> None:
