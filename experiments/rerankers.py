@@ -253,10 +253,10 @@ def generator_orders(number: int, num_orders: int) -> list[list[int]]:
 def ratio(cells: Mapping[str, Cell], name: str, other: str) -> Cell:
     """True list value of one method over another's, paired by request and, where both have several, by seed."""
     first_SB, second_SB = (cells[method].ratios["true_list_value"][0] for method in (name, other))
-    if len(second_SB) > 1:
-        pairs = min(len(first_SB), len(second_SB))
-        first_SB, second_SB = first_SB[:pairs], second_SB[:pairs]
-    return Cell(ratios={"ratio": (first_SB, np.broadcast_to(second_SB, first_SB.shape))}, totals={})
+    seeds = [len(part) for part in (first_SB, second_SB) if len(part) > 1]
+    shape = (min(seeds, default=1), first_SB.shape[1])
+    paired = tuple(np.broadcast_to(part[: shape[0]], shape) for part in (first_SB, second_SB))
+    return Cell(ratios={"ratio": paired}, totals={})
 
 
 CHECKS: tuple[tuple[str, str, float, Any], ...] = (

@@ -131,7 +131,8 @@ def test_ratios_are_paired_by_request_and_seed(cells: dict[str, Cell]) -> None:
     row = EvaluationResult(cells={("a", "w"): own}).row("a", "w", "ratio")
     assert (row.mean, row.session_low, row.session_high) == (1.0, 1.0, 1.0)
     two = rerankers.ratio(cells, "GoalRank, noise 0.2", "pointwise greedy").value("ratio")
-    assert len(two) == 2
+    other_way = rerankers.ratio(cells, "pointwise greedy", "GoalRank, noise 0.2").value("ratio")
+    assert len(two) == len(other_way) == 2
     assert two[0] < two[1] == 1.0
 
 
