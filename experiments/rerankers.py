@@ -255,8 +255,8 @@ def ratio(cells: Mapping[str, Cell], name: str, other: str) -> Cell:
     first_SB, second_SB = (cells[method].ratios["true_list_value"][0] for method in (name, other))
     seeds = [len(part) for part in (first_SB, second_SB) if len(part) > 1]
     shape = (min(seeds, default=1), first_SB.shape[1])
-    paired = tuple(np.broadcast_to(part[: shape[0]], shape) for part in (first_SB, second_SB))
-    return Cell(ratios={"ratio": paired}, totals={})
+    first_SB, second_SB = (np.broadcast_to(part[: shape[0]], shape) for part in (first_SB, second_SB))
+    return Cell(ratios={"ratio": (first_SB, second_SB)}, totals={})
 
 
 CHECKS: tuple[tuple[str, str, float, Any], ...] = (
@@ -301,7 +301,7 @@ def checks(cells: Mapping[str, Cell], where: str, *, with_bars: bool) -> list[di
             value=row.mean,
             low=low,
             high=high,
-            bar=bar if with_bars and _has_seeds(row) else None,
+            bar=bar if with_bars and _have_seeds(cells, name, other) else None,
             side=side,
         )
         intervals = {"over_seeds": [row.low, row.high], "over_requests": [row.session_low, row.session_high]}
@@ -309,9 +309,10 @@ def checks(cells: Mapping[str, Cell], where: str, *, with_bars: bool) -> list[di
     return found
 
 
-def _has_seeds(row: Row) -> bool:
-    """Whether a method is trained with several seeds, or is not trained: one run cannot carry a claim."""
-    return row.seeds > 1 or not row.policy.startswith(("GoalRank", "CLIG"))
+def _have_seeds(cells: Mapping[str, Cell], *names: str) -> bool:
+    """Whether every method that is trained was trained with several seeds: one run cannot carry a claim."""
+    trained = [name for name in names if name.startswith(("GoalRank", "CLIG"))]
+    return all(len(cells[name].ratios["true_list_value"][0]) > 1 for name in trained)
 
 
 def in_sessions(
