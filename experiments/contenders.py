@@ -17,6 +17,8 @@ from agents.baselines import (
     fit_logging_clone,
 )
 from agents.goalrank import GoalRankPolicy
+from agents.rerankers.heuristics import HeuristicGenerators
+from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
@@ -27,7 +29,8 @@ from recsim_env.world import World
 CLONE_REQUESTS = 10_000
 """Logged requests that the logging clone is fitted to, at most."""
 
-REFERENCES = ("random", "popularity", "retriever order", "pointwise greedy", "best of 20", "evaluator search")
+MULTI_GENERATOR = "MG-E"
+"""The evaluator's choice among the standard heuristic generators' lists."""
 
 
 def references(world: World, slate_size: int, clone: LoggingClone | None = None) -> dict[str, Policy]:
@@ -82,17 +85,21 @@ def oracle(search: Oracle) -> Contender:
 
 
 def policy_of(name: str, world: World, slate_size: int) -> Policy:
-    """A policy from what a user wrote: a reference's name, a policy folder, or "module:object".
+    """A policy from what a user wrote: a reference's name, "MG-E", a policy folder, or "module:object".
 
     A class behind a dotted path is built, with the slate size if it takes an argument; anything else is the policy
     itself.
 
     Raises:
-        ValueError: none of the three.
+        ValueError: none of the four, or MG-E in a world without an evaluator.
     """
     known = references(world, slate_size)
     if name in known:
         return known[name]
+    if name == MULTI_GENERATOR:
+        if world.evaluator is None:
+            raise ValueError(f"{name} needs a list evaluator to choose by, and world {world.name!r} has none")
+        return GeneratorEvaluator(HeuristicGenerators.standard(world, slate_size), world.evaluator)
     if (Path(name) / "policy.json").exists():
         return GoalRankPolicy.load(name)
     if ":" in name:
@@ -101,4 +108,7 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
             return found  # type: ignore[no-any-return]
         policy: Policy = found(slate_size) if inspect.signature(found).parameters else found()
         return policy
-    raise ValueError(f"no policy {name!r}: give one of {sorted(known)}, a folder with a policy.json, or module:object")
+    raise ValueError(
+        f"no policy {name!r}: give one of {[*sorted(known), MULTI_GENERATOR]}, a folder with a policy.json, or "
+        "module:object"
+    )

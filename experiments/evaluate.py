@@ -2,12 +2,14 @@
 
     python -m experiments.evaluate --worlds runs/demo/worlds --policies goalrank=runs/demo/goalrank/policy
 
-``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, a
-reference's name, or ``module:object`` of your own; the references are always there. Writes ``report.json`` (key
-``rows``: policy, world, metric, mean, low, high, seeds, feedback class), ``report.csv``, ``report.html`` and
-TensorBoard scalars into ``--out``; ``--json`` writes the same JSON elsewhere too.
+``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, "MG-E" (the
+evaluator's choice among the standard generators), a reference's name, or ``module:object`` of your own; the references
+are always there. Writes ``report.json`` (keys ``rows``: policy, world, metric, mean, low, high, seeds, feedback class;
+``differences``, paired, with ``baseline``; ``gaps``), ``report.csv``, ``report.html`` and TensorBoard scalars into
+``--out``; ``--json`` writes the same JSON elsewhere too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import tyro
 
 from experiments.command import run_command
 from experiments.contenders import policy_of, references
-from experiments.report import write_report
+from experiments.report import BASELINES, write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.results import EvaluationResult
 from recsim_env.world import World, resolve_world
@@ -98,14 +101,30 @@ def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
     return "\n".join(lines)
 
 
+def leads(result: EvaluationResult, policies: Sequence[str]) -> str:
+    """What these policies lead the baselines by, paired by session, as plain text."""
+    lines = []
+    for policy in policies:
+        for baseline in BASELINES:
+            for world in result.world_names:
+                if policy != baseline and result.paired(policy, baseline, world):
+                    row = result.difference(policy, baseline, world)
+                    low, high = row.widest
+                    lines.append(f"{policy} - {baseline}, {world}: {row.mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return "\n".join(lines)
+
+
 def main(arguments: Arguments) -> None:
     """Evaluates, prints the table and says where the report is."""
     result = run(arguments)
     print("session watch time (s), mean and 95 % interval over sessions")
     print(table(result))
+    given = [name.partition("=")[0] for name in arguments.policies]
+    if lines := leads(result, given):
+        print(f"\npaired differences on the same sessions (s)\n{lines}\n")
     print(f"report: {arguments.out / 'report.html'}")
     if arguments.json:
-        result.write_json(arguments.json)
+        write_json(arguments.json, read_json(arguments.out / "report.json"))
 
 
 if __name__ == "__main__":

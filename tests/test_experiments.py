@@ -14,6 +14,7 @@ from experiments.build_world import BuildConfig, build_worlds, days_of, with_rec
 from experiments.compare import GoalRankTable, checks
 from experiments.contenders import policy_of, references
 from experiments.evaluate import Arguments, run, table, worlds_in
+from experiments.evaluate import main as print_evaluation
 from recsim_env.data import LoggedDataset
 from recsim_env.data.synthetic import synthetic_log
 from recsim_env.evaluation import Contender, EvaluationSettings, evaluate
@@ -168,11 +169,34 @@ def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
     assert "mine" in table(result)
 
 
-def test_policies_are_named_in_three_ways(folder: Path, tmp_path: Path) -> None:
+def test_evaluate_says_by_how_much_a_policy_leads(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pointwise sort under another name plays the same sessions, so nothing is left between the two."""
+    arguments = Arguments(
+        worlds=folder / "A",
+        policies=("twin=pointwise greedy", "many=MG-E"),
+        num_sessions=20,
+        out=tmp_path,
+        json=tmp_path / "copy.json",
+        settings=EvaluationSettings(num_candidates=20, slate_size=4, max_requests=1),
+    )
+    print_evaluation(arguments)
+    assert "twin - pointwise greedy, A: +0.0 [+0.0, +0.0]\n" in capsys.readouterr().out
+    report = json.loads((tmp_path / "copy.json").read_text())
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    rows = [row for row in report["rows"] if row["metric"] == "evaluator_value"]
+    value = {row["policy"]: row["mean"] for row in rows}
+    assert value["many"] > value["pointwise greedy"], "the sort is among the generators"
+
+
+def test_policies_are_named_in_several_ways(folder: Path, tmp_path: Path) -> None:
     world = World.load(folder / "A")
     assert isinstance(policy_of("tests.test_experiments:Constant", world, 4), Constant)
     assert isinstance(policy_of("tests.test_experiments:WithoutSize", world, 4), WithoutSize)
     assert policy_of("random", world, 4) is not None
+    with pytest.raises(ValueError, match="MG-E needs a list evaluator to choose by, and world 'tiny' has none"):
+        policy_of("MG-E", worlds_in(Path("tiny"))["tiny"], 4)
     with pytest.raises(ValueError, match="no policy 'nothing': give one of"):
         policy_of("nothing", world, 4)
     with pytest.raises(ValueError, match="holds no world"):
