@@ -313,8 +313,9 @@ def _contestants(table: RerankersTable, setting: Setting, from_slates: dict[str,
     """Trains what is missing: everything at the list effect x1, the main methods elsewhere."""
     everything = setting.strength == 1.0
     world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
+    largest = everything and table.data is None  # one such run is enough
     return Contestants(
-        trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything)),
+        trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything, largest=largest)),
         searches=learned_generators(world_a, folder, table.budget, 2) if everything else {},
         from_slates=from_slates,
         evaluators=evaluators_by_log(setting.log[0], setting.worlds["A"]) if everything else {},

@@ -11,7 +11,13 @@ from experiments.plots import INK, LINES, clean
 MG_E = "MG-E-"
 EVALUATOR = "evaluator of "
 REFERENCES = ("pointwise greedy", "best of 100", "evaluator search", "GoalRank")
-SIZES = {"1k": "GoalRank, 1k", "10k": "GoalRank, 10k", "100k": "GoalRank", "1m": "GoalRank, 1m"}
+SIZES = {
+    "1k": "GoalRank, 1k",
+    "10k": "GoalRank, 10k",
+    "100k": "GoalRank",
+    "1m": "GoalRank, 1m",
+    "10m": "GoalRank, 10m",
+}
 NOISES = {"0": "GoalRank", "0.2": "GoalRank, noise 0.2", "0.5": "GoalRank, noise 0.5"}
 
 Rows = Mapping[str, Mapping[str, Any]]

@@ -75,8 +75,18 @@ class Budget:
     """Training seeds of each size of the network."""
 
 
-def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bool) -> dict[str, list[TrainRun]]:
-    """Trained rankers by name, one run for each training seed; the most important ones first."""
+def training_runs(
+    world: Path, folder: Path, budget: Budget, *, all_variants: bool, largest: bool = False
+) -> dict[str, list[TrainRun]]:
+    """Trained rankers by name, one run for each training seed; the most important ones first.
+
+    Args:
+        world: world A's folder.
+        folder: where the runs are kept.
+        budget: what each of them gets.
+        all_variants: every form and size of GoalRank, not the plain one alone.
+        largest: also the network of ten million parameters, which takes over an hour of one core.
+    """
 
     def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
         return name, [
@@ -108,6 +118,8 @@ def training_runs(world: Path, folder: Path, budget: Budget, *, all_variants: bo
             runs("GoalRank, NAR4Rec network", 1, decoder="matching"),
             runs("GoalRank, 1m", few, size="1m"),
         ]
+    if largest:
+        found.append(runs("GoalRank, 10m", 1, size="10m"))
     return dict(found)
 
 

@@ -268,6 +268,7 @@ CHECKS: tuple[tuple[str, str, float, Any], ...] = (
     ("GoalRank, 10k", "GoalRank, 1k", 1.0, "above"),
     ("GoalRank", "GoalRank, 10k", 1.0, "above"),
     ("GoalRank, 1m", "GoalRank", 1.0, "above"),
+    ("GoalRank, 10m", "GoalRank, 1m", 1.0, "above"),
     ("GoalRank", "GoalRank, noise 0.2", 1.0, "above"),
     ("GoalRank, noise 0.2", "GoalRank, noise 0.5", 1.0, "above"),
     ("evaluator search", "best of 100", 1.0, "below"),
