@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from agents.baselines.retriever_order import RetrieverOrder
 from experiments.command import end_with_parent, run_command
-from experiments.provenance import commit, machine
+from experiments.provenance import COMMIT, machine
 from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.histories import user_histories
@@ -275,7 +275,7 @@ class _Builder:
                 "days": dataclasses.asdict(self.days),
                 "family": dataclasses.asdict(fit.response),
                 "seed": config.seed + number,
-                "commit": commit(),
+                "commit": COMMIT,
                 "built": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
             },

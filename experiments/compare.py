@@ -34,6 +34,7 @@ from experiments.report import BASELINES, MAIN_METRICS
 from experiments.reranker_training import (
     Budget,
     Contestants,
+    Variants,
     evaluators_by_log,
     learned_generators,
     operator_requests,
@@ -291,13 +292,13 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
         cells = rerankers.measure(bench, pool, contestants, table.orders)
         result = EvaluationResult(cells={(method, name): cell for method, cell in cells.items()})
         content = {
-            "command": "python -m experiments.compare rerankers" + (" --data <folder>" if table.data else ""),
             "setting": setting.name,
             "world": name,
             "list_effect": {"declared": setting.declared_effect, "true": setting.strength},
             "num_requests": table.num_requests,
             "orders": table.orders,
             "generators": rerankers.generator_list(bench, pool),
+            "comprehensiveness": rerankers.comprehensiveness(bench, pool, contestants.searches, table.orders),
             "budget": dataclasses.asdict(table.budget),
             "openings": _opened(setting.folder / "openings.json", f"rerankers in {name}"),
             "rows": [
@@ -310,12 +311,12 @@ def _measure_rerankers(table: RerankersTable, setting: Setting, missing: dict[st
 
 
 def _contestants(table: RerankersTable, setting: Setting, from_slates: dict[str, Policy]) -> Contestants:
-    """Trains what is missing: everything at the list effect x1, the main methods elsewhere."""
+    """Trains what is missing: all at x1, what is claimed under a declared effect, else GoalRank alone."""
     everything = setting.strength == 1.0
+    variants: Variants = "all" if everything else "claimed" if setting.declared_effect else "plain"
     world_a, folder = setting.folder / "worlds" / "A", setting.folder / "rerankers"
-    largest = everything and table.data is None  # one such run is enough
     return Contestants(
-        trained=train_all(training_runs(world_a, folder, table.budget, all_variants=everything, largest=largest)),
+        trained=train_all(training_runs(world_a, folder, table.budget, variants)),
         searches=learned_generators(world_a, folder, table.budget, 2) if everything else {},
         from_slates=from_slates,
         evaluators=evaluators_by_log(setting.log[0], setting.worlds["A"]) if everything else {},
@@ -356,7 +357,6 @@ def play(setting: Setting, name: str) -> dict[str, Any]:
         few = min(SEARCH_SESSIONS, num_sessions)
         rows = [*rows, *evaluate(searchers, {name: world}, num_sessions=few, seed=1_000_000).rows()]
     return {
-        "command": "python -m experiments.compare goalrank" + (" --data <folder>" if table.data else ""),
         "setting": setting.name,
         "world": name,
         "world_seed": table.world_seed,

@@ -32,12 +32,12 @@ def stamp() -> dict[str, Any]:
     return {
         "command": " ".join(["python -m", module, *words]),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": COMMIT,
         "machine": machine(),
     }
 
 
-def commit() -> str:
+def _commit() -> str:
     """The short hash of the checkout, with a plus where files have changed; empty outside a checkout."""
     try:
         found = subprocess.run(
@@ -50,6 +50,10 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip()
+
+
+COMMIT = _commit()
+"""Read when the code is: a run of hours may end in a checkout that has moved on."""
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ is kept in a folder and read where it is there, if its settings are those asked 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -45,13 +45,13 @@ FROM_SLATES: dict[Method, str] = {
 CONTRAST = 0.1
 """Penalty of likeness in NAR4Rec's contrastive decoding."""
 
-SHARES_OF_LOG = (0.02, 0.1)
-"""Shares of the users that weaker evaluators are fitted to."""
+SHARES_OF_LOG = (0.02, 0.1, 1.0)
+"""Shares of the users that list evaluators are fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestants:
-    """Everything that was trained."""
+    """Everything that was trained or fitted."""
 
     trained: Mapping[str, Sequence[Policy]]
     """GoalRank and its variants, one policy for each training seed."""
@@ -60,7 +60,7 @@ class Contestants:
     from_slates: Mapping[str, Policy] = field(default_factory=dict)
     """Generators fitted to logged slates."""
     evaluators: Mapping[str, ListEvaluator] = field(default_factory=dict)
-    """List evaluators of less log, and the usual one last."""
+    """List evaluators of less and more log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +75,14 @@ class Budget:
     """Training seeds of each size of the network."""
 
 
-def training_runs(
-    world: Path, folder: Path, budget: Budget, *, all_variants: bool, largest: bool = False
-) -> dict[str, list[TrainRun]]:
+Variants = Literal["plain", "claimed", "all"]
+"""GoalRank as it is; with the variants of which something is claimed; with every form and size, too."""
+
+
+def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants) -> dict[str, list[TrainRun]]:
     """Trained rankers by name, one run for each training seed; the most important ones first.
 
-    Args:
-        world: world A's folder.
-        folder: where the runs are kept.
-        budget: what each of them gets.
-        all_variants: every form and size of GoalRank, not the plain one alone.
-        largest: also the network of ten million parameters, which takes over an hour of one core.
+    The largest network, the last of all, takes the better part of an hour on one core, the others one to six minutes.
     """
 
     def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
@@ -103,7 +100,7 @@ def training_runs(
 
     seeds, few = budget.seeds, budget.size_seeds
     found = [runs("GoalRank", seeds)]
-    if all_variants:
+    if variants != "plain":
         found += [
             runs("GoalRank, warm start", seeds, auxiliary_share=0.5),
             runs("GoalRank, half auxiliary for good", seeds, auxiliary_share=0.5, auxiliary_requests=None),
@@ -111,15 +108,17 @@ def training_runs(
             runs("GoalRank, noise 0.5", seeds, value_noise=0.5),
             runs("GoalRank, 1k", few, size="1k"),
             runs("GoalRank, 10k", few, size="10k"),
+        ]
+    if variants == "all":
+        found += [
             runs("GoalRank, GRPO form", 1, objective="grpo"),
             runs("GoalRank, one softmax", 1, decoder="one_softmax"),
             runs("GoalRank, PRM network", 1, decoder="one_softmax", initial_ranks=50),
             runs("GoalRank, SetRank network", 1, decoder="one_softmax", mixing="induced"),
             runs("GoalRank, NAR4Rec network", 1, decoder="matching"),
             runs("GoalRank, 1m", few, size="1m"),
+            runs("GoalRank, 10m", 1, size="10m"),
         ]
-    if largest:
-        found.append(runs("GoalRank, 10m", 1, size="10m"))
     return dict(found)
 
 
@@ -217,10 +216,9 @@ def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy
 
 
 def evaluators_by_log(log: LoggedDataset, world: World) -> dict[str, ListEvaluator]:
-    """The world's list evaluator, as it would be had the operator less log, and as it is."""
+    """List evaluators fitted to the slates of some users; predictor and retriever are those of all in each case."""
     shares = tqdm(SHARES_OF_LOG, desc="evaluators of less log", disable=None)
-    weaker = {share_name(share): fit_evaluator(operator_requests(log, world, share)) for share in shares}
-    return {**weaker, share_name(1): evaluator_of(world)}
+    return {share_name(share): fit_evaluator(operator_requests(log, world, share)) for share in shares}
 
 
 def share_name(share: float) -> str:

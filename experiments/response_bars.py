@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from experiments.boosted_trees import boosted, tree_inputs
 from experiments.command import run_command
-from experiments.provenance import commit, machine
+from experiments.provenance import COMMIT, machine
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.files import write_json
@@ -359,7 +359,7 @@ def main(settings: Settings) -> None:
                 "note": NOTE,
                 "command": "python -m experiments.response_bars",
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "commit": commit(),
+                "commit": COMMIT,
                 "machine": machine(),
             },
         )

@@ -20,10 +20,10 @@ from agents.rerankers.complementarity import (
 from agents.rerankers.heuristics import (
     Heuristic,
     HeuristicGenerators,
-    common_tags,
     cosine,
     greedy_dpp,
     mmr,
+    same_tag,
     standard_heuristics,
 )
 from agents.rerankers.multi_generator import (
@@ -35,12 +35,12 @@ from agents.rerankers.multi_generator import (
     items_of,
 )
 from recsim_env.checkers import check_policy
-from recsim_env.known_worlds import tiny_world
+from recsim_env.known_worlds import short_video_world, tiny_world
+from recsim_env.simulator import Simulator
 from recsim_env.types import ListEvaluator, ListValue, Request
-from tests.list_game import C, K, N, TrueValue, make_request
+from tests.list_game import TAG, C, K, N, TrueValue, make_request
 
 SIGNALS = ("watch_time", "like")
-TAGS = torch.arange(3)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -48,7 +48,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def bank(heuristics: list[Heuristic] | None = None) -> HeuristicGenerators:
-    return HeuristicGenerators(heuristics or standard_heuristics(SIGNALS), SIGNALS, K, TAGS)
+    return HeuristicGenerators(heuristics or standard_heuristics(SIGNALS), SIGNALS, K, TAG)
 
 
 def test_mmr_is_what_a_plain_loop_finds() -> None:
@@ -95,10 +95,9 @@ def test_a_sort_by_predicted_watch_time_is_pointwise_greedy() -> None:
     assert torch.equal(items_of(request, lists)[:, 0], PointwiseGreedy(K)(request, seeded()).items_BK)
 
 
-def test_common_tags_by_hand() -> None:
-    tags = torch.tensor([[[1.0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]])
-    expected = torch.tensor([[1, 0.5, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    assert torch.equal(common_tags(tags)[0], expected)
+def test_same_tag_by_hand() -> None:
+    expected = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    assert torch.equal(same_tag(torch.tensor([[4, 2, 4, -1, -1]]))[0], expected)  # without a tag: like itself alone
 
 
 def test_standard_set_holds_a_hundred_different_generators() -> None:
@@ -106,12 +105,32 @@ def test_standard_set_holds_a_hundred_different_generators() -> None:
     assert len({h.name for h in heuristics}) == len(heuristics) >= 100
 
 
+def test_tag_generators_show_a_tag_twice_only_where_they_must() -> None:
+    """By main tags, whatever item features a world has: short_video has no yes/no feature at all."""
+    world = short_video_world(num_users=40, num_items=300, seed=2)
+    request = Simulator(world, slate_size=6).start(30, seed=0).request
+    generators = HeuristicGenerators.standard(world, 6)
+    shown_BGK = world.catalogue.tag_N[items_of(request, generators.propose(request, seeded()))]
+    repeats_G = torch.tensor(
+        [[6 - len(set(tags)) for tags in lists] for lists in shown_BGK.tolist()], dtype=torch.float32
+    ).mean(dim=0)
+    repeats = dict(zip(generators.names, repeats_G.tolist(), strict=True))
+    assert repeats["sort +1 watch_time"] > 0.5
+    assert repeats["dpp tags 2 +1 watch_time"] == repeats["dpp tags 0.5 +1 watch_time"] == 0
+    assert 0 <= repeats["mmr tags 3 +1 watch_time"] < repeats["mmr tags 0.3 +1 watch_time"]
+
+
+def test_a_dpp_with_more_places_than_tags_goes_on_by_relevance() -> None:
+    relevance = torch.tensor([[[0.1, 2.0, 1.5, -1.0, 0.7, -0.2]]])
+    similarity = same_tag(torch.tensor([[0, 0, 0, 1, 1, 0]]))
+    assert greedy_dpp(relevance, similarity, torch.ones(1), 5).tolist() == [[[1, 4, 2, 0, 5]]]
+
+
 def test_heuristics_follow_the_candidates_when_these_change_places() -> None:
     request, order = make_request(20, seeded()), torch.randperm(C, generator=seeded(3))
     fields = ("candidates_BC", "candidate_features_BCD", "retriever_score_BC", "predicted_BCF", "predicted_std_BCF")
     shuffled = request._replace(**{name: getattr(request, name)[:, order] for name in fields})
-    some = [h for h in standard_heuristics(SIGNALS) if h.family != "dpp"]  # its ties are broken by rounding
-    before, after = (items_of(r, bank(some).propose(r, seeded())) for r in (request, shuffled))
+    before, after = (items_of(r, bank().propose(r, seeded())) for r in (request, shuffled))
     assert torch.equal(before, after)
 
 
@@ -121,7 +140,9 @@ def test_heuristics_follow_the_candidates_when_these_change_places() -> None:
         ({"family": "beam"}, "family must be one of"),
         ({"kernel": "text"}, "kernel must be one of"),
         ({"weights": {}}, "at least one weight"),
-        ({"strength": -1.0}, "must not be negative"),
+        ({"strength": -1.0}, "must be finite and not negative"),
+        ({"strength": float("inf")}, "must be finite and not negative"),
+        ({"weights": {"watch_time": float("nan")}}, "weights must be finite"),
     ],
 )
 def test_bad_heuristics_are_refused(settings: dict[str, object], message: str) -> None:
@@ -135,7 +156,11 @@ def test_unknown_inputs_and_twins_are_refused() -> None:
     with pytest.raises(ValueError, match="differ from each other"):
         bank([Heuristic(), Heuristic()])
     with pytest.raises(ValueError, match="need num_candidates >= slate_size"):
-        HeuristicGenerators([Heuristic()], SIGNALS, C + 1, TAGS).propose(make_request(2, seeded()), seeded())
+        HeuristicGenerators([Heuristic()], SIGNALS, C + 1, TAG).propose(make_request(2, seeded()), seeded())
+    with pytest.raises(ValueError, match="slate_size must be at least 1"):
+        HeuristicGenerators([Heuristic()], SIGNALS, 0, TAG)
+    with pytest.raises(ValueError, match=r"weigh 1 signals .* the request predicts 2"):
+        HeuristicGenerators([Heuristic()], SIGNALS[:1], K, TAG).propose(make_request(2, seeded()), seeded())
 
 
 class PairEvaluator:
@@ -160,8 +185,7 @@ def test_the_best_proposal_is_shown() -> None:
 
 def test_it_is_a_policy_of_a_real_world() -> None:
     world = tiny_world()
-    signals, places = world.signals, world.defaults["slate_size"]
-    generators = HeuristicGenerators(standard_heuristics(signals), signals, places, TAGS[:0])
+    generators = HeuristicGenerators.standard(world, world.defaults["slate_size"])
     check_policy(GeneratorEvaluator(generators, TrueValue()), world)
 
 

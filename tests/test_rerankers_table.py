@@ -162,9 +162,7 @@ def test_orders_are_fixed_before_any_world_is_seen() -> None:
 
 
 def test_training_runs_are_distinct_and_share_their_budget() -> None:
-    runs = reranker_training.training_runs(
-        Path("w"), Path("f"), reranker_training.Budget(), all_variants=True, largest=True
-    )
+    runs = reranker_training.training_runs(Path("w"), Path("f"), reranker_training.Budget(), "all")
     flat = [run for some in runs.values() for run in some]
     assert len({run.run_dir for run in flat}) == len(flat)
     assert {(run.iterations, run.num_envs, run.steps_per_iteration, run.env) for run in flat} == {

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from recsim_env.types import Request
 
-DISTANCES = ("embedding", "pair_order")
 Distance = Literal["embedding", "pair_order"]
+DISTANCES: tuple[Distance, ...] = ("embedding", "pair_order")
 
 
 def list_distances(request: Request, a_BGK: Tensor, b_BLK: Tensor, kind: Distance) -> Tensor:

@@ -8,13 +8,15 @@
   (arXiv 1709.05135, algorithm 1), kernel ``exp(sharpness * (relevance_i + relevance_j)) * similarity_ij``.
 
 Relevance is a weighted sum of z-scores over the request's candidates, so that one set of weights suits every
-request. Similarity is the cosine of item features, or the Jaccard index of tags.
+request. Similarity is the cosine of item features, or whether the main tag is the same. Where no candidate is left
+that adds to a DPP's determinant (every tag is shown already), the most relevant one follows.
 
 Left out: the stopping rule of the DPP (a slate always has K places); windows, as slates are short.
 
 Shape legend: B requests, C candidates, G generators, K places, R relevance inputs, D item features.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,7 +27,6 @@ from torch import Tensor
 from agents.baselines.plackett_luce import check_room
 from recsim_env.types import Request
 from recsim_env.world import World
-from reward_models.company import kinds_of
 
 Family = Literal["sort", "mmr", "dpp"]
 Kernel = Literal["cosine", "tags"]
@@ -34,7 +35,8 @@ KERNELS: tuple[Kernel, ...] = ("cosine", "tags")
 RETRIEVER, SPREAD = "retriever", "spread"
 """Relevance inputs beside the signals: the retriever's score, and the standard deviation of the watch time."""
 
-_SMALLEST = 1e-10
+_SPENT = 1e-4
+"""A candidate with a smaller share of its own determinant adds nothing; the rest is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,11 @@ class Heuristic:
             raise ValueError(f"kernel must be one of {KERNELS}, got {self.kernel!r}")
         if not self.weights:
             raise ValueError("a heuristic needs at least one weight, such as {'watch_time': 1.0}")
-        if not self.strength >= 0:
-            raise ValueError(f"strength must not be negative, got {self.strength}")
+        if not 0 <= self.strength < math.inf:
+            raise ValueError(f"strength must be finite and not negative, got {self.strength}")
+        odd = {name: weight for name, weight in self.weights.items() if not math.isfinite(weight)}
+        if odd:
+            raise ValueError(f"weights must be finite, got {odd}")
 
     @property
     def name(self) -> str:
@@ -75,13 +80,13 @@ class HeuristicGenerators:
         heuristics: the settings of each.
         signals: the world's signals, ``watch_time`` first.
         slate_size: K.
-        tag_T: int64 columns of the item features that are tags, see ``reward_models.company.kinds_of``.
+        tag_N: int64 main tag of each item, -1 where it has none (``Catalogue.tag_N``).
 
     Raises:
-        ValueError: no heuristics, two alike, or a weight of something that requests do not have.
+        ValueError: no heuristics, two alike, a weight of something that requests do not have, or no places.
     """
 
-    def __init__(self, heuristics: Sequence[Heuristic], signals: Sequence[str], slate_size: int, tag_T: Tensor):
+    def __init__(self, heuristics: Sequence[Heuristic], signals: Sequence[str], slate_size: int, tag_N: Tensor):
         inputs = (*signals, RETRIEVER, SPREAD)
         unknown = sorted({name for h in heuristics for name in h.weights} - set(inputs))
         if unknown:
@@ -90,8 +95,10 @@ class HeuristicGenerators:
         self.names = tuple(h.name for h in heuristics)
         if not heuristics or len(set(self.names)) < len(heuristics):
             raise ValueError(f"need heuristics that differ from each other, got {list(self.names)}")
+        if slate_size < 1:
+            raise ValueError(f"slate_size must be at least 1, got {slate_size}")
         self.slate_size = slate_size
-        self._tag_T = tag_T
+        self._tag_N = tag_N
         self._weight_GR = torch.tensor([[h.weights.get(name, 0.0) for name in inputs] for h in heuristics])
         # Families and kernels are built apart and put back in the order in which they were given.
         self._parts = {
@@ -104,26 +111,35 @@ class HeuristicGenerators:
     @classmethod
     def standard(cls, world: World, slate_size: int) -> "HeuristicGenerators":
         """The ``standard_heuristics`` of a world's signals and tags."""
-        tag_T = kinds_of(world.catalogue.features_ND)
-        return cls(standard_heuristics(world.signals), world.signals, slate_size, tag_T)
+        return cls(standard_heuristics(world.signals), world.signals, slate_size, world.catalogue.tag_N)
 
     def some(self, indices: Sequence[int]) -> "HeuristicGenerators":
         """The generators at these places of the set, in this order."""
         chosen = [self._heuristics[index] for index in indices]
-        return HeuristicGenerators(chosen, self._signals, self.slate_size, self._tag_T)
+        return HeuristicGenerators(chosen, self._signals, self.slate_size, self._tag_N)
 
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
-        """Lists (B, G, K) as positions in the candidate set."""
+        """Lists (B, G, K) as positions in the candidate set.
+
+        Raises:
+            ValueError: fewer candidates than places, or a request of other signals.
+        """
         check_room(request.candidates_BC, self.slate_size)
+        if request.predicted_BCF.shape[2] != len(self._signals):
+            raise ValueError(
+                f"these generators weigh {len(self._signals)} signals {self._signals}, the request predicts "
+                f"{request.predicted_BCF.shape[2]}"
+            )
         device = request.candidates_BC.device
         relevance_BGC = self._weight_GR.to(device) @ _relevance_inputs(request)
         lists_BGK = torch.empty((*relevance_BGC.shape[:2], self.slate_size), dtype=torch.int64, device=device)
         for (is_dpp, kernel), rows in self._parts.items():
             if not rows:
                 continue
-            features_BCD = request.candidate_features_BCD
-            tags_BCT = features_BCD[..., self._tag_T.to(device)]
-            similarity_BCC = cosine(features_BCD) if kernel == "cosine" else common_tags(tags_BCT)
+            if kernel == "cosine":
+                similarity_BCC = cosine(request.candidate_features_BCD)
+            else:
+                similarity_BCC = same_tag(self._tag_N.to(device)[request.candidates_BC])
             build = greedy_dpp if is_dpp else mmr
             part_BGC, strength_G = relevance_BGC[:, rows], self._strength_G[rows].to(device)
             lists_BGK[:, rows] = build(part_BGC, similarity_BCC, strength_G, self.slate_size)
@@ -153,6 +169,8 @@ def mmr(relevance_BGC: Tensor, similarity_BCC: Tensor, penalty_G: Tensor, slate_
 def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tensor, slate_size: int) -> Tensor:
     """Positions (B, G, K) that greedily maximise the determinant of the chosen rows of the kernel.
 
+    Where no candidate is left that adds to it, the best quality follows.
+
     Args:
         relevance_BGC: float32.
         similarity_BCC: float32, symmetric and positive semidefinite, 1 on the diagonal.
@@ -160,21 +178,26 @@ def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tenso
         slate_size: K.
     """
     quality_BGC = (relevance_BGC * sharpness_G.unsqueeze(1)).clamp(-20.0, 20.0).exp()
-    gain_BGC = quality_BGC.square()  # what a candidate would multiply the determinant by
+    own_BGC = quality_BGC.square()
+    gain_BGC = own_BGC  # what a candidate would multiply the determinant by
     taken_BGC = torch.zeros_like(gain_BGC, dtype=torch.bool)
     factors: list[Tensor] = []  # rows of the Cholesky factor, each (B, G, C)
     places = []
     for _ in range(slate_size):
-        chosen_BG = gain_BGC.masked_fill(taken_BGC, -torch.inf).argmax(dim=2)
+        spent_BGC = gain_BGC <= _SPENT * own_BGC
+        worth_BGC = torch.where(spent_BGC, -1.0 / own_BGC, gain_BGC)  # below every gain, in the order of quality
+        chosen_BG = worth_BGC.masked_fill(taken_BGC, -torch.inf).argmax(dim=2)
         places.append(chosen_BG)
         index_BG1 = chosen_BG.unsqueeze(2)
-        taken_BGC = taken_BGC.scatter(2, index_BG1, True)
         kernel_BGC = quality_BGC.gather(2, index_BG1) * _rows(similarity_BCC, chosen_BG) * quality_BGC
         for factor_BGC in factors:
             kernel_BGC = kernel_BGC - factor_BGC.gather(2, index_BG1) * factor_BGC
-        factor_BGC = kernel_BGC / gain_BGC.gather(2, index_BG1).clamp(min=_SMALLEST).sqrt()
+        adds_BG1 = ~spent_BGC.gather(2, index_BG1)
+        root_BG1 = torch.where(adds_BG1, gain_BGC.gather(2, index_BG1), 1.0).sqrt()
+        factor_BGC = torch.where(adds_BG1, kernel_BGC / root_BG1, 0.0)
         factors.append(factor_BGC)
         gain_BGC = gain_BGC - factor_BGC.square()
+        taken_BGC = taken_BGC.scatter(2, index_BG1, True)
     return torch.stack(places, dim=2)
 
 
@@ -217,13 +240,10 @@ def cosine(features_BCD: Tensor) -> Tensor:
     return unit_BCD @ unit_BCD.transpose(1, 2)
 
 
-def common_tags(tags_BCT: Tensor) -> Tensor:
-    """Jaccard indices (B, C, C) of 0/1 features; 1 on the diagonal, 0 for two items without tags."""
-    common_BCC = tags_BCT @ tags_BCT.transpose(1, 2)
-    count_BC = tags_BCT.sum(dim=2)
-    either_BCC = count_BC.unsqueeze(1) + count_BC.unsqueeze(2) - common_BCC
-    same_CC = torch.eye(tags_BCT.shape[1], device=tags_BCT.device)
-    return torch.maximum(common_BCC / either_BCC.clamp(min=1.0), same_CC)
+def same_tag(tag_BC: Tensor) -> Tensor:
+    """1 where two candidates have the same tag and on the diagonal, otherwise 0 (B, C, C); -1 is no tag."""
+    same_BCC = (tag_BC.unsqueeze(2) == tag_BC.unsqueeze(1)) & (tag_BC >= 0).unsqueeze(2)
+    return (same_BCC | torch.eye(tag_BC.shape[1], dtype=torch.bool, device=tag_BC.device)).to(torch.float32)
 
 
 def _rows(similarity_BCC: Tensor, chosen_BG: Tensor) -> Tensor:
