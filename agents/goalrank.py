@@ -52,6 +52,9 @@ from recsim_env.files import whole_folder, write_json
 from recsim_env.types import Decision, Request
 
 OBJECTIVES = ("group_relative", "grpo")
+_WHOLE_NUMBERS = (
+    "group_size", "width", "layers", "heads", "item_embedding", "initial_ranks", "minibatch_size", "num_epochs", "seed",
+)  # fmt: skip
 
 FORMAT = 1
 """Version of the saved form; raised when an older reader would misread it."""
@@ -109,6 +112,16 @@ class GoalRankConfig:
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("decoder", self.decoder, DECODERS)
         _one_of("mixing", self.mixing, MIXINGS)
+        for name in _WHOLE_NUMBERS:
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.objective == "grpo" and self.auxiliary_share:
+            raise ValueError(
+                f"grpo compares with the policy that drew the lists, which auxiliary ones have none of; got "
+                f"auxiliary_share={self.auxiliary_share}: set it to 0 or use objective='group_relative'"
+            )
         if self.group_size < 2:
             raise ValueError(f"a group needs at least 2 lists to compare, got group_size={self.group_size}")
         for name in ("temperature", "clip", "lr", "grad_clip"):
@@ -217,11 +230,13 @@ class GoalRankPolicy(nn.Module):
         """Log-probability (B, K) of each place of a slate of item codes, given the places before it.
 
         Raises:
-            ValueError: an item is not among its request's candidates.
+            ValueError: an item is not among its request's candidates, or stands in its slate twice.
         """
         match_BKC = items_BK.unsqueeze(-1) == request.candidates_BC.unsqueeze(1)
         if not match_BKC.any(dim=-1).all():
             raise ValueError("log_prob: some items are not candidates of their request; score shown slates only")
+        if bool((match_BKC.sum(dim=1) > 1).any()):
+            raise ValueError("log_prob: some slates hold an item twice; no list policy writes such slates")
         positions_BGK = match_BKC.to(torch.int8).argmax(dim=-1).unsqueeze(1)
         return self.decoder.log_prob(self.encoder(request), positions_BGK).squeeze(1)
 

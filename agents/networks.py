@@ -60,10 +60,16 @@ class RequestShape:
         )
 
     def check(self, request: Request) -> None:
-        """Raises a ValueError if a request has other sizes, or fewer candidates than places."""
+        """Raises a ValueError if a request has other sizes, unknown items, or fewer candidates than places."""
         found = RequestShape.of(request, self.num_items, self.slate_size)
         if found != self:
             raise ValueError(f"this policy was built for {self}, the request has {found}; use its own world")
+        last = int(request.candidates_BC.max())
+        if last >= self.num_items:
+            raise ValueError(
+                f"this policy was built for a catalogue of {self.num_items} items, the request offers item {last}; use "
+                "its own world"
+            )
         if request.candidates_BC.shape[1] < self.slate_size:
             raise ValueError(
                 f"need num_candidates >= slate_size, got {request.candidates_BC.shape[1]} and {self.slate_size}"

@@ -1,11 +1,13 @@
 """Losses and advantages for groups of lists: pure functions of tensors.
 
 A *group* is G lists drawn for one request, each with a value from a list evaluator. Values come in without
-gradients; log-probabilities are those of whole lists (the sum over places).
+gradients; log-probabilities are those of whole lists (the sum over places). A group with a value that is not finite
+is left out, as a flat one is.
 
 Shape legend: B requests, G lists in a group.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -44,8 +46,9 @@ def group_relative_cross_entropy(
     Returns:
         A scalar; 0 when every group was left out.
     """
-    reference_BG = group_relative_reference(value_BG, temperature)
-    return _mean_over(informative_groups(value_BG, min_spread), -(reference_BG * log_prob_BG).sum(dim=1))
+    kept_B = informative_groups(value_BG, min_spread)
+    reference_BG = group_relative_reference(_values_of(kept_B, value_BG), temperature)
+    return _mean_over(kept_B, -(reference_BG * log_prob_BG).sum(dim=1))
 
 
 def grpo_loss(
@@ -67,11 +70,17 @@ def grpo_loss(
     Returns:
         A scalar; 0 when every group was left out.
     """
-    advantage_BG = group_z_score(value_BG)
+    kept_B = informative_groups(value_BG, min_spread)
+    advantage_BG = group_z_score(_values_of(kept_B, value_BG))
     ratio_BG = (log_prob_BG - old_log_prob_BG).exp()
     clipped_BG = ratio_BG.clamp(1 - clip, 1 + clip)
     gain_B = (ratio_BG * advantage_BG).minimum(clipped_BG * advantage_BG).mean(dim=1)
-    return _mean_over(informative_groups(value_BG, min_spread), -gain_B)
+    return _mean_over(kept_B, -gain_B)
+
+
+def _values_of(kept_B: Tensor, value_BG: Tensor) -> Tensor:
+    """The values of kept groups; zeros elsewhere, as NaN times no weight is NaN."""
+    return torch.where(kept_B.unsqueeze(1), value_BG, 0.0)
 
 
 def _mean_over(kept_B: Tensor, loss_B: Tensor) -> Tensor:

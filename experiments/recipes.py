@@ -39,6 +39,10 @@ class TrainRun:
     """Learning processes; 0 learns in this one."""
     gpus_per_learner: float = 0
     """GPUs of each learner."""
+    gpus_per_env_runner: float = 0
+    """GPUs of each sampling process, of which there must be one at least."""
+    device: str = "cpu"
+    """Where the simulated users live in each sampling process: "cpu" or "cuda"."""
     run_dir: Path = Path("runs/train")
     """Checkpoints, TensorBoard events and the exported policy."""
     json: Path | None = None

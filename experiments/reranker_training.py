@@ -141,12 +141,15 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
     found: dict[str, list[list[Policy]]] = {name: [] for name in GENERATORS}
     searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
     for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
+        of_search = folder / f"clig-{name.replace(' ', '-')}-{seed}"
+        for run_dir in sorted(of_search.glob("generator-*")):
+            _check_rounds(run_dir, budget.iterations)
         learned = search_generators(
             first,
             evaluator,
             train_one,
             num_generators=number,
-            folder=folder / f"clig-{name.replace(' ', '-')}-{seed}",
+            folder=of_search,
             policy=GoalRankConfig(seed=number * seed),
             config=GENERATORS[name],
         )
@@ -160,8 +163,6 @@ def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRank
     Raises:
         ValueError: a run folder holds a policy of other settings or rounds.
     """
-    from agents.rllib.train import latest_checkpoint  # imports ray
-
     total = sum(len(some) for some in runs.values())
     policies: dict[str, list[GoalRankPolicy]] = {}
     with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
@@ -169,15 +170,22 @@ def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRank
             policies[name] = []
             for one in some:
                 folder = one.run_dir / "policy"
-                kept = latest_checkpoint(one.run_dir)
-                if folder.exists() and kept is not None and int(kept.name) != one.iterations:
-                    raise ValueError(
-                        f"{folder} holds a policy of {int(kept.name)} rounds, this table needs {one.iterations}; move "
-                        f"{one.run_dir} away"
-                    )
+                _check_rounds(one.run_dir, one.iterations)
                 policies[name].append(_as_asked(folder if folder.exists() else train(one), one.settings))
                 bar.update()
     return policies
+
+
+def _check_rounds(run_dir: Path, iterations: int) -> None:
+    """Refuses a finished run of another number of rounds."""
+    from agents.rllib.train import latest_checkpoint  # imports ray
+
+    kept = latest_checkpoint(run_dir)
+    if (run_dir / "policy").exists() and kept is not None and int(kept.name) != iterations:
+        raise ValueError(
+            f"{run_dir / 'policy'} holds a policy of {int(kept.name)} rounds, this table needs {iterations}; move "
+            f"{run_dir} away"
+        )
 
 
 def _as_asked(folder: Path, settings: GoalRankConfig) -> GoalRankPolicy:

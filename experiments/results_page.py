@@ -158,6 +158,7 @@ def _rerankers(setting: str, worlds: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {policy} | {' | '.join(cells)} | {value:.0f} | {top:.2f} |"
     yield ""
     yield from _families(worlds[0])
+    yield from _comprehensiveness(worlds[0])
     yield "| ratio of true list values | value | over seeds | over requests | bar | verdict |"
     yield "|---|---|---|---|---|---|"
     for check in (check for world in worlds for check in world["checks"]):
@@ -189,6 +190,17 @@ def _families(world: dict[str, Any]) -> Iterator[str]:
         values = f"{best['evaluator_value']:.0f} | {best['true_list_value']:.0f} | {best['nearest_distance']:.3f}"
         yield f"| {family} | {len(some)} | {best['name']} | {values} |"
     yield ""
+
+
+def _comprehensiveness(world: dict[str, Any]) -> Iterator[str]:
+    """How much sets of generators cover, by both distances."""
+    sets = world.get("comprehensiveness", [])  # older files have none
+    if sets:
+        yield f"| list comprehensiveness in {world['world']} | {' | '.join(row['set'] for row in sets)} |"
+        yield f"|---|{'---|' * len(sets)}"
+        for kind, told in (("pair_order", "pair order"), ("embedding", "embedding")):
+            yield f"| {told} | {' | '.join(f'{row[kind]:.2f}' for row in sets)} |"
+        yield ""
 
 
 def _protocol(content: dict[str, Any]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def run(config: TrainRun) -> Path:
 
     return train_goalrank(
         config.settings,
-        {"world": config.world},
+        {"world": config.world} | ({} if config.device == "cpu" else {"device": config.device}),
         env=config.env,
         iterations=config.iterations,
         run_dir=config.run_dir,
@@ -32,6 +32,7 @@ def run(config: TrainRun) -> Path:
         num_env_runners=config.num_env_runners,
         num_learners=config.num_learners,
         gpus_per_learner=config.gpus_per_learner,
+        gpus_per_env_runner=config.gpus_per_env_runner,
     )
 
 

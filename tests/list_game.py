@@ -76,6 +76,7 @@ class GameCatalogue:
     """What a ranker's training reads of a catalogue."""
 
     features_ND = torch.nn.functional.one_hot(TAG, TAGS).float()
+    tag_N = TAG
 
     def __len__(self) -> int:
         return N

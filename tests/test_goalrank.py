@@ -165,6 +165,10 @@ def test_spoiled_policies_are_refused(tmp_path: Path, spoil: object, message: st
 
 def test_policy_of_another_world_is_refused() -> None:
     policy = GoalRankPolicy(SMALL, SHAPE)
+    elsewhere = make_request(2, seeded())
+    elsewhere.candidates_BC[1, 2] = N
+    with pytest.raises(ValueError, match=f"catalogue of {N} items, the request offers item {N}"):
+        policy(elsewhere, seeded())
     foreign = make_request(2, seeded())._replace(user_features_BD=torch.zeros(2, 9))
     with pytest.raises(ValueError, match="use its own world"):
         policy(foreign, seeded())

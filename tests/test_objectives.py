@@ -54,6 +54,23 @@ def test_cross_entropy_is_the_printed_loss() -> None:
     assert loss.item() == pytest.approx(-(1 - better) * math.log(0.6) - better * math.log(0.2), rel=1e-5)
 
 
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_a_group_without_a_value_spoils_no_other(broken: float) -> None:
+    values = torch.cat([VALUES, torch.tensor([[1.0, broken, 2.0, 0.0]])])
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for loss_of in (group_relative_cross_entropy, lambda lp, v: grpo_loss(lp, logits.log_softmax(dim=1), v)):
+        own = logits.clone().requires_grad_()
+        loss = loss_of(own.log_softmax(dim=1), values)
+        (gradient,) = torch.autograd.grad(loss, own)
+        few = logits[:2].clone().requires_grad_()
+        alone = group_relative_cross_entropy(few.log_softmax(dim=1), VALUES)
+        if loss_of is group_relative_cross_entropy:
+            torch.testing.assert_close(loss, alone)
+            torch.testing.assert_close(gradient[:2], torch.autograd.grad(alone, few)[0])
+        assert bool(gradient.isfinite().all())
+        assert float(gradient[2].abs().max()) == 0.0 < float(gradient[:2].abs().max())
+
+
 def test_groups_without_spread_teach_nothing() -> None:
     flat = torch.tensor([[5.0, 5.0001, 5.0, 5.0]])
     values = torch.cat([VALUES[:1], flat])

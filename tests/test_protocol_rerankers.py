@@ -96,10 +96,17 @@ def test_only_the_pointwise_network_scores_candidates_alone() -> None:
 
 
 def test_prm_sees_the_retrievers_order_and_setrank_does_not_need_it() -> None:
+    """Two candidates change places in that order while all scores stay all but the same."""
     request = make_request(1, torch.Generator().manual_seed(0))
-    shape = RequestShape.of(request, N, K)
-    assert RerankScorer(small("prm"), shape).encoder.rank_embedding is not None
-    assert RerankScorer(small("setrank"), shape).encoder.rank_embedding is None
+    score = torch.linspace(0.0, 1.0, C).unsqueeze(0)
+    score[0, 1] = score[0, 0] + 1e-5
+    one, two = (request._replace(retriever_score_BC=s) for s in (score, score[:, [1, 0, *range(2, C)]]))
+    moved = {}
+    for network in ("prm", "setrank"):
+        scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
+        moved[network] = float((scorer.score(one) - scorer.score(two)).abs().max().detach())
+    assert moved["prm"] > 1e-2
+    assert moved["setrank"] < 1e-4
 
 
 def test_the_listwise_loss_by_hand() -> None:

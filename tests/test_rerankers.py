@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ from agents.rerankers.multi_generator import (
 from recsim_env.checkers import check_policy
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.simulator import Simulator
-from recsim_env.types import ListEvaluator, ListValue, Request
+from recsim_env.types import ListEvaluator, ListValue, Policy, Request
 from tests.list_game import TAG, C, K, N, TrueValue, make_request
 
 SIGNALS = ("watch_time", "like")
@@ -157,6 +158,8 @@ def test_unknown_inputs_and_twins_are_refused() -> None:
         bank([Heuristic(), Heuristic()])
     with pytest.raises(ValueError, match="need num_candidates >= slate_size"):
         HeuristicGenerators([Heuristic()], SIGNALS, C + 1, TAG).propose(make_request(2, seeded()), seeded())
+    with pytest.raises(ValueError, match="know the tags of 1 items, the request offers item"):
+        HeuristicGenerators([Heuristic()], SIGNALS, K, TAG[:1]).propose(make_request(2, seeded()), seeded())
     with pytest.raises(ValueError, match="slate_size must be at least 1"):
         HeuristicGenerators([Heuristic()], SIGNALS, 0, TAG)
     with pytest.raises(ValueError, match=r"weigh 1 signals .* the request predicts 2"):
@@ -318,13 +321,21 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
                 PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=GoalRankConfig()
             )
         )
-    other = CligConfig(gain_weight=0.9)
-    with pytest.raises(ValueError, match=r"gain_weight=0\.3.* need one for .*gain_weight=0\.9"):
-        next(
-            search_generators(
-                PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=small, config=other
-            )
+
+    def again(first: Policy, evaluator: ListEvaluator, config: CligConfig) -> GoalRankPolicy:
+        return next(
+            search_generators(first, evaluator, train, num_generators=1, folder=tmp_path, policy=small, config=config)
         )
+
+    with pytest.raises(ValueError, match=r"'gain_weight': 0\.3.* need one for .*'gain_weight': 0\.9"):
+        again(PointwiseGreedy(K), TrueValue(), CligConfig(gain_weight=0.9))
+    with pytest.raises(ValueError, match=r"'evaluator': 'TrueValue'.* need one for .*'evaluator': 'PairEvaluator'"):
+        again(PointwiseGreedy(K), PairEvaluator(), CligConfig())
+    with pytest.raises(ValueError, match=r"'first': 'PointwiseGreedy'.* need one for .*'GoalRankPolicy \w+"):
+        again(found[1], TrueValue(), CligConfig())
+    (tmp_path / "generator-1" / "goal.json").unlink()
+    with pytest.raises(ValueError, match="holds a generator for a goal that it does not say"):
+        again(PointwiseGreedy(K), TrueValue(), CligConfig())
 
 
 def test_some_generators_of_a_pool_are_the_same_ones() -> None:
@@ -352,6 +363,12 @@ class Undecided(TrueValue):
         value = super().score(request, items_BGK)
         value.value_BG[0, -1] = torch.nan
         return value
+
+
+def test_empty_sets_and_lists_are_refused() -> None:
+    for generators, places in ((SimpleNamespace(names=()), K), (bank(), 0)):
+        with pytest.raises(ValueError, match="at least one generator and one place"):
+            check_generators(generators, make_request(2, seeded()), places)  # type: ignore[arg-type]
 
 
 def test_a_list_without_value_is_never_chosen() -> None:

@@ -15,10 +15,14 @@ from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
 from experiments import reranker_plots, reranker_training, rerankers, results_page
 from experiments.recipes import TrainRun
+from recsim_env.declared import TagRepeatEffect
 from recsim_env.known_worlds import short_video_world
 from recsim_env.results import Cell, EvaluationResult, as_json
+from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, ListValue, Request
 from recsim_env.world import World
+from reward_models.slate import SlateEvaluator
+from reward_models.slate_network import EvaluatorConfig, ListModel, Sizes, request_inputs
 
 SET_SIZES = rerankers.SET_SIZES
 
@@ -98,6 +102,36 @@ def test_the_harder_a_wrong_evaluator_is_searched_the_worse_the_lists(cells: dic
     assert own == sorted(own)
     assert true[0] > true[2] > true[-1]
     np.testing.assert_allclose(true[0], mean(cells["pointwise greedy"], "true_list_value"))
+
+
+def test_without_company_every_list_method_ties_the_sort(world: World, pool: GeneratorPool) -> None:
+    """The control stands where an evaluator's only company is a declared effect, too."""
+    request = Simulator(world, slate_size=6).start(1, 0).request
+    inputs = request_inputs(request)
+    sizes = Sizes(inputs.candidate_BCI.shape[-1], inputs.request_BJ.shape[-1], inputs.base_BCF.shape[-1], 0)
+    model = ListModel(EvaluatorConfig(listwise=False, num_members=2), sizes, seed=0)
+    evaluator = SlateEvaluator(model, TagRepeatEffect(world.catalogue.tag_N, 0.9))
+    declared = rerankers.Bench(world.replace(evaluator=evaluator), 20, seed=11)
+    found = rerankers.measure(declared, pool, reranker_training.Contestants(trained={}), num_orders=2)
+    own = {name: mean(cell, "evaluator_value") for name, cell in found.items()}
+    tied = [own[f"additive evaluator, {how}"] for how in ("sort", "best of 100", "MG-E-100", "search")]
+    assert max(tied) < 1.01 * min(tied)
+    assert own["evaluator search"] > 1.05 * max(tied), "tags that repeat cost nothing"
+
+
+def test_comprehensiveness_of_sets_by_hand(bench: rerankers.Bench) -> None:
+    """A list and its reverse: 1 in either order of the pair; two equal lists have none."""
+    sort = PointwiseGreedy(6)
+
+    def reverse(request: Request, generator: torch.Generator) -> Decision:
+        return Decision(sort(request, generator).items_BK.flip(1))
+
+    lists = PolicyLists({str(k): sort if k else reverse for k in range(100)})
+    found = rerankers.comprehensiveness(bench, lists, {"reward only": [[sort, reverse], [sort, sort]]}, num_orders=1)
+    by_set = {row["set"]: row for row in found}
+    assert by_set["CLIG, reward only, 2"]["pair_order"] == 1.0  # the mean of 2 and 0
+    assert by_set["CLIG, reward only, 2"]["embedding"] == pytest.approx(0.0, abs=1e-3)  # the same videos
+    assert by_set["MG-E-100"]["pair_order"] == 2 * 99
 
 
 def test_values_are_those_of_the_shown_lists(bench: rerankers.Bench, cells: dict[str, Cell]) -> None:

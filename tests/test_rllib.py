@@ -19,17 +19,21 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch  # noqa: E402
 
+from agents.baselines import PointwiseGreedy  # noqa: E402
 from agents.goalrank import GoalRankConfig, GoalRankPolicy  # noqa: E402
 from agents.networks import RequestShape  # noqa: E402
 from agents.objectives import group_relative_cross_entropy  # noqa: E402
+from agents.rerankers.clig import CligConfig, search_generators  # noqa: E402
+from agents.rerankers.complementarity import list_distances  # noqa: E402
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics  # noqa: E402
+from agents.rerankers.multi_generator import PolicyLists  # noqa: E402
 from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus  # noqa: E402
 from agents.rllib.env_runner import GoalRankEnvRunner  # noqa: E402
 from agents.rllib.export import policy_of_checkpoint  # noqa: E402
 from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, request_of  # noqa: E402
 from agents.rllib.train import latest_checkpoint, train_goalrank  # noqa: E402
-from recsim_env.types import ListValue, Request  # noqa: E402
-from tests.list_game import ENV, TAGS, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
+from recsim_env.types import ListEvaluator, ListValue, Request  # noqa: E402
+from tests.list_game import ENV, TAG, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
 from tests.planted import planted_world  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +51,14 @@ class Doubled:
     def score(self, request: Request, items_BGK: torch.Tensor) -> ListValue:
         value = TrueValue().score(request, items_BGK)
         return value._replace(value_BG=2 * value.value_BG)
+
+
+class Broken:
+    """An evaluator that forbids lists by minus infinity."""
+
+    def score(self, request: Request, items_BGK: torch.Tensor) -> ListValue:
+        value = TrueValue().score(request, items_BGK)
+        return value._replace(value_BG=value.value_BG.masked_fill(value.value_BG < 1, -torch.inf))
 
 
 def settings(config: GoalRankConfig = SMALL, num_envs: int = 16, **env_config: object) -> GoalRankAlgorithmConfig:
@@ -84,7 +96,7 @@ def test_auxiliary_lists_warm_the_groups_and_then_leave() -> None:
     first, later = tensors(runner.sample()), tensors(runner.sample())  # up to 128 requests each
     request, positions = request_of(first), first[GROUP_POSITIONS]
     heuristics = standard_heuristics(("watch_time", "like"))
-    every = HeuristicGenerators(heuristics, ("watch_time", "like"), K, torch.arange(TAGS))
+    every = HeuristicGenerators(heuristics, ("watch_time", "like"), K, TAG)
     proposed = every.propose(request, torch.Generator())
     same = (positions.unsqueeze(2) == proposed.unsqueeze(1)).all(3).any(2)  # (M, G): is it a heuristic's?
     assert same[:, 12:].all()
@@ -250,6 +262,35 @@ def test_solves_the_list_game(objective: str, decoder: str, iterations: int) -> 
     policy.greedy = True
     assert share_of_optimum(policy) > 0.95
     assert not ray.is_initialized()
+
+
+def test_a_generator_for_complementarity_alone_learns_the_reverse(tmp_path: Path) -> None:
+    """No list lies further from another in pair order (1) than its reverse."""
+
+    def train(policy: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        asked = settings(policy, num_envs=64).training(evaluator=evaluator)
+        runner = make_runner(asked)
+        learner = asked.build_learner(spaces=runner.get_spaces())
+        for _ in range(16):
+            update(learner, runner.sample())
+            runner.set_state({"rl_module": learner.get_state(components="rl_module")["rl_module"]})
+        return runner.module.policy.save(run_dir / "policy")
+
+    first = PointwiseGreedy(K)
+    policy = GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=128)
+    gain = CligConfig(reward_weight=0)
+    (learned,) = search_generators(
+        first, TrueValue(), train, num_generators=1, folder=tmp_path, policy=policy, config=gain
+    )
+    request = make_request(200, torch.Generator().manual_seed(3))
+    one, two = (PolicyLists({"": p}).propose(request, torch.Generator()) for p in (first, learned))
+    assert list_distances(request, one, two, "pair_order").mean() > 0.9
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    runner = make_runner(settings().training(evaluator="tests.test_rllib:Broken"))
+    with pytest.raises(ValueError, match="Broken values some lists at NaN or infinity"):
+        runner.sample()
 
 
 def test_missing_gpus_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,14 @@ Shape legend: B requests, G lists in a group, L lists of the generators before, 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.objectives import group_z_score
@@ -77,7 +79,8 @@ class ComplementaryEvaluator:
         """The group's values with complementarity in them; all other fields are the evaluator's."""
         value: ListValue = self.evaluator.score(request, items_BGK)
         lists_BGK = positions(request.candidates_BC, items_BGK.flatten(1)).view_as(items_BGK)
-        existing_BLK = self.existing.propose(request, torch.Generator().manual_seed(0))
+        generator = torch.Generator(device=request.candidates_BC.device).manual_seed(0)
+        existing_BLK = self.existing.propose(request, generator)
         distance_BGL = list_distances(request, lists_BGK, existing_BLK, self.config.distance)
         gain_BG = group_z_score(comprehensiveness_gain(distance_BGL))
         spread_B1 = value.value_BG.std(dim=1, keepdim=True, correction=0)
@@ -98,6 +101,7 @@ def search_generators(
     folder: Path,
     policy: GoalRankConfig | None = None,
     config: CligConfig | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[GoalRankPolicy]:
     """Learns generators one after the other and yields each as soon as it is there.
 
@@ -110,9 +114,11 @@ def search_generators(
         folder: where each keeps its run; finished ones are read, not trained again.
         policy: settings of the policies; each has a seed of its own.
         config: what makes a generator worth adding.
+        device: where the world's requests are.
 
     Raises:
-        ValueError: no generator to add, or a run folder that holds a generator of other settings or weights.
+        ValueError: no generator to add, or a run folder that holds a generator of other settings, or one learned beside
+            other generators or for another evaluator.
     """
     if num_generators < 1:
         raise ValueError(f"num_generators must be at least 1, got {num_generators}")
@@ -121,16 +127,37 @@ def search_generators(
     for number in range(1, num_generators + 1):
         run_dir = folder / f"generator-{number}"
         settings = dataclasses.replace(policy, seed=policy.seed + number)
-        goal = ComplementaryEvaluator(evaluator, PolicyLists(existing), config)
+        _claim(run_dir, goal_of(evaluator, existing, config))
         if not (run_dir / "policy").exists():
-            train(settings, goal, run_dir)
-            write_json(run_dir / "goal.json", {"goal": str(goal)})
-        elif (run_dir / "goal.json").exists():
-            was = read_json(run_dir / "goal.json")["goal"]
-            if was != str(goal):
-                raise ValueError(f"{run_dir} holds a generator for {was}, need one for {goal}; move the folder away")
-        learned = GoalRankPolicy.load(run_dir / "policy")
+            train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
+        learned = GoalRankPolicy.load(run_dir / "policy", device=device)
         if learned.config != settings:
             raise ValueError(f"{run_dir} holds a generator of {learned.config}, need {settings}; move the folder away")
         existing[f"learned {number}"] = learned
         yield learned
+
+
+def goal_of(evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig) -> dict[str, Any]:
+    """What a generator is learned for, as JSON values: the weights, and fingerprints of evaluator and generators."""
+    others = {name: _fingerprint(policy) for name, policy in existing.items()}
+    return {"config": dataclasses.asdict(config), "evaluator": _fingerprint(evaluator), "beside": others}
+
+
+def _claim(run_dir: Path, goal: dict[str, Any]) -> None:
+    """Writes down what a run is for before it begins; refuses a folder that holds another, or does not say."""
+    path = run_dir / "goal.json"
+    if path.exists() or (run_dir / "policy").exists():
+        was = read_json(path) if path.exists() else "a goal that it does not say"
+        if was != goal:
+            raise ValueError(f"{run_dir} holds a generator for {was}, need one for {goal}; move the folder away")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, goal)
+
+
+def _fingerprint(thing: Any) -> str:
+    """Class and, where it has tensors, a digest of these."""
+    tensors = thing.state_dict() if isinstance(thing, nn.Module) else getattr(thing, "tensors", dict)()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{type(thing).__name__} {digest.hexdigest()[:12]}" if tensors else type(thing).__name__

@@ -122,13 +122,18 @@ class HeuristicGenerators:
         """Lists (B, G, K) as positions in the candidate set.
 
         Raises:
-            ValueError: fewer candidates than places, or a request of other signals.
+            ValueError: fewer candidates than places, or a request of other signals or of a larger catalogue.
         """
         check_room(request.candidates_BC, self.slate_size)
         if request.predicted_BCF.shape[2] != len(self._signals):
             raise ValueError(
                 f"these generators weigh {len(self._signals)} signals {self._signals}, the request predicts "
                 f"{request.predicted_BCF.shape[2]}"
+            )
+        if int(request.candidates_BC.max()) >= len(self._tag_N):
+            raise ValueError(
+                f"these generators know the tags of {len(self._tag_N)} items, the request offers item "
+                f"{int(request.candidates_BC.max())}; use those of its own world"
             )
         device = request.candidates_BC.device
         relevance_BGC = self._weight_GR.to(device) @ _relevance_inputs(request)

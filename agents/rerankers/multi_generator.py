@@ -172,14 +172,19 @@ def check_generators(generators: Generators, request: Request, slate_size: int) 
         slate_size: K that is asked for.
 
     Raises:
-        ValueError: the candidates of a request repeat, or a proposal has the wrong shape or type, positions outside
-            the candidate set, or a candidate twice.
+        ValueError: no generators, the candidates of a request repeat, or a proposal has the wrong shape or type,
+            positions outside the candidate set, or a candidate twice.
     """
     sorted_BC = request.candidates_BC.sort(dim=1).values
     repeated_B = (sorted_BC[:, 1:] == sorted_BC[:, :-1]).any(dim=1)
     if bool(repeated_B.any()):
         raise ValueError(
             f"request {int(repeated_B.nonzero()[0])} offers a candidate twice; candidate sets hold different items"
+        )
+    if not generators.names or slate_size < 1:
+        raise ValueError(
+            f"need at least one generator and one place, got {len(generators.names)} generators and slate_size="
+            f"{slate_size}"
         )
     batch, candidates = request.candidates_BC.shape
     lists_BGK = generators.propose(request, torch.Generator().manual_seed(0))

@@ -104,6 +104,11 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         positions_BGK = positions_BGK.to(request.user_B.device)
         items_BGK = request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
         value_BG: Tensor = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
+        if not bool(value_BG.isfinite().all()):
+            raise ValueError(
+                f"{type(self._evaluator).__name__} values some lists at NaN or infinity; groups are compared by finite "
+                "values: give lists that must not be shown a low one"
+            )
         # A group's first list is always the policy's own, a fair draw to play.
         transition = self._tensor_env.step_tensors(items_BGK[:, 0])
         self._request = transition.request
