@@ -236,7 +236,13 @@ class World:
 
 
 def resolve_world(world: "str | Path | World", device: torch.device | str = "cpu") -> World:
-    """A world from a name ("short_video", "tiny"), a folder, or a world itself."""
+    """A world from a name ("short_video", "tiny"), a folder, or a world itself.
+
+    Raises:
+        ValueError: no such world, or no such device.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: torch finds no CUDA device on this machine; use device='cpu'")
     if isinstance(world, World):
         return world if torch.device(device).type == "cpu" else world.to(device)
     from recsim_env.known_worlds import KNOWN_WORLDS  # known worlds are built from this module

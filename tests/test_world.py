@@ -10,8 +10,9 @@ import torch
 from recsim_env import RecVectorEnv, World
 from recsim_env.data.histories import Histories
 from recsim_env.declared import DeclaredLeave, TagRepeatEffect
-from recsim_env.known_worlds import short_video_world
+from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.types import NO_ITEM
+from recsim_env.world import resolve_world
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,10 @@ def test_history_windows_are_the_last_impressions_of_each_user() -> None:
     items, feedback, _ = histories.window(torch.tensor([2]), 4)
     assert items.tolist() == [[NO_ITEM, NO_ITEM, 4, 5]]
     assert not feedback[0, :2].any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("given", ["tiny", tiny_world()])
+def test_a_gpu_that_is_not_there_is_named(given: str | World) -> None:
+    with pytest.raises(ValueError, match="device 'cuda': torch finds no CUDA device"):
+        resolve_world(given, "cuda")

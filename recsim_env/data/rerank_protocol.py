@@ -19,6 +19,9 @@ Changed: the papers fit the retriever once on all training rows, whose labels it
 history; positives that were not retrieved count as missed in every metric. Seven stages train, the eighth is for
 every choice, and the last two test. The core filter is refused, for it counts interactions of the test period.
 
+Rows of the very second in which a list begins are neither its history nor, beyond its six, its positives: such a video
+may be offered as a negative. On MovieLens' small set 0.8 % of the lists have a positive among them.
+
 Candidates stand in random order, unlike in the simulator: rankers that want the retriever's order sort by its
 score. Scores are scaled to [0, 1] within each request. There is no ranker's prediction: ``predicted_BCF`` is 0.
 
