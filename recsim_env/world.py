@@ -120,7 +120,12 @@ class World:
         return dataclasses.replace(self, **changes)
 
     def to(self, device: torch.device | str) -> "World":
-        """The same world on another device."""
+        """The same world on another device.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        _check_device(device)
         catalogue = dataclasses.replace(
             self.catalogue,
             duration_N=self.catalogue.duration_N.to(device),
@@ -188,8 +193,10 @@ class World:
         """Reads a world folder.
 
         Raises:
-            ValueError: the folder is missing, incomplete, damaged or of another format version.
+            ValueError: the folder is missing, incomplete, damaged or of another format version, or there is no such
+                device.
         """
+        _check_device(device)
         folder = Path(folder)
         card = _read_card(folder)
         tables = _read_tensors(folder / "tables.safetensors", device)
@@ -236,13 +243,7 @@ class World:
 
 
 def resolve_world(world: "str | Path | World", device: torch.device | str = "cpu") -> World:
-    """A world from a name ("short_video", "tiny"), a folder, or a world itself.
-
-    Raises:
-        ValueError: no such world, or no such device.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r}: torch finds no CUDA device on this machine; use device='cpu'")
+    """A world from a name ("short_video", "tiny"), a folder, or a world itself."""
     if isinstance(world, World):
         return world if torch.device(device).type == "cpu" else world.to(device)
     from recsim_env.known_worlds import KNOWN_WORLDS  # known worlds are built from this module
@@ -270,6 +271,11 @@ def _saveable(name: str, model: object) -> Saveable:
                 "see recsim_env.types.Saveable"
             )
     return cast("Saveable", model)
+
+
+def _check_device(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: torch finds no CUDA device on this machine; use device='cpu'")
 
 
 def _moved(model: Any, device: torch.device | str) -> Any:

@@ -149,7 +149,12 @@ def test_history_windows_are_the_last_impressions_of_each_user() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize("given", ["tiny", tiny_world()])
-def test_a_gpu_that_is_not_there_is_named(given: str | World) -> None:
-    with pytest.raises(ValueError, match="device 'cuda': torch finds no CUDA device"):
-        resolve_world(given, "cuda")
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    tiny_world().save(tmp_path / "world")
+    for ask in (
+        lambda: RecVectorEnv(2, world="tiny", device="cuda"),
+        lambda: resolve_world("tiny", "cuda"),
+        lambda: World.load(tmp_path / "world", "cuda"),
+    ):
+        with pytest.raises(ValueError, match="device 'cuda': torch finds no CUDA device"):
+            ask()
