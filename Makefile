@@ -39,7 +39,8 @@ bench: $(INSTALLED)  ## speed, as ratios measured in one run
 
 KUAIRAND = $(RECSIM_DATA)/kuairand_pure
 KEPT = experiments/results
-PROTOCOL = --data ml_latest_small --seeds 3 --width 32 --max-epochs 10
+PROTOCOL = $(BIN)/python -m experiments.rerank_protocol --seeds 3 --width 32
+RATINGS = $(RECSIM_DATA)/ml_latest_small
 
 results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
 	test -f $(KEPT)/demo.json || $(BIN)/python -m experiments.demo --json $(KEPT)/demo.json
@@ -52,7 +53,13 @@ results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs
 	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare rerankers --data "$(KUAIRAND)"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
 		$(BIN)/python -m experiments.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
-	for kind in papers honest; do test ! -d "$(RECSIM_DATA)/ml_latest_small" || \
-		test -f $(KEPT)/rerank_protocol-ml_latest_small-$$kind.json || $(BIN)/python -m experiments.rerank_protocol \
-		$(PROTOCOL) --protocol $$kind --json $(KEPT)/rerank_protocol-ml_latest_small-$$kind.json || exit 1; done
+	for kind in papers honest; do test -f $(KEPT)/rerank_protocol-short_video-$$kind.json || \
+		$(PROTOCOL) --data short_video --max-epochs 3 --protocol $$kind \
+		--json $(KEPT)/rerank_protocol-short_video-$$kind.json || exit 1; done
+	test ! -d "$(RATINGS)" || test -f $(KEPT)/rerank_protocol-ml_latest_small-papers.json || \
+		$(PROTOCOL) --data ml_latest_small --max-epochs 10 --protocol papers --sigmas 0.1 0.3 1 \
+		--json $(KEPT)/rerank_protocol-ml_latest_small-papers.json
+	test ! -d "$(RATINGS)" || test -f $(KEPT)/rerank_protocol-ml_latest_small-honest.json || \
+		$(PROTOCOL) --data ml_latest_small --max-epochs 10 --protocol honest --sigmas 0.3 \
+		--json $(KEPT)/rerank_protocol-ml_latest_small-honest.json
 	$(BIN)/python -m experiments.results_page
