@@ -70,7 +70,10 @@ def _pressure(axes: Axes, rows: Rows) -> None:
     for colour, (users, points) in zip(LINES, lines.items(), strict=False):
         axes.plot(range(len(points)), [value for _, value in points], "o-", ms=4, color=colour)
         axes.annotate(users, (len(points) - 1, points[-1][1]), (4, 0), textcoords="offset points", color=colour)
-    ticks = next(iter(lines.values()), [])
+    if not lines:  # a log without slates has no evaluators of less log
+        axes.set_visible(False)
+        return
+    ticks = next(iter(lines.values()))
     axes.set_xticks(range(len(ticks)), [tick for tick, _ in ticks])
     axes.set_xlim(-0.5, len(ticks) + 0.2)
     axes.set_xlabel("lists drawn; evaluators by share of users")
