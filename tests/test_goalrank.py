@@ -28,6 +28,8 @@ def seeded(seed: int = 0) -> torch.Generator:
         ("decoder", "beam", "decoder must be one of"),
         ("mixing", "none", "mixing must be one of"),
         ("group_size", 1, "at least 2 lists"),
+        ("group_size", 3.5, "group_size must be a whole number, got 3.5"),
+        ("seed", -1, "seed must not be negative"),
         ("temperature", 0.0, "temperature must be positive, got 0.0"),
         ("lr", -1.0, "lr must be positive"),
         ("minibatch_size", 0, "minibatch_size must be at least 1"),
@@ -125,6 +127,8 @@ def test_probability_of_other_items_is_refused() -> None:
     policy, request = GoalRankPolicy(SMALL, SHAPE), make_request(2, seeded())
     with pytest.raises(ValueError, match="not candidates"):
         policy.log_prob(request, torch.full((2, K), N + 1))
+    with pytest.raises(ValueError, match="some slates hold an item twice"):
+        policy.log_prob(request, request.candidates_BC[:, :1].expand(2, K))
 
 
 def test_saved_policy_answers_the_same(tmp_path: Path) -> None:
@@ -204,3 +208,8 @@ def test_weights_that_diverged_are_neither_saved_nor_loaded(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="training diverged: 1 of"):
         policy.save(tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
+
+
+def test_grpo_takes_no_lists_that_its_policy_did_not_draw() -> None:
+    with pytest.raises(ValueError, match="grpo compares with the policy that drew the lists"):
+        GoalRankConfig(objective="grpo", auxiliary_share=0.5)
