@@ -127,7 +127,7 @@ def search_generators(
     for number in range(1, num_generators + 1):
         run_dir = folder / f"generator-{number}"
         settings = dataclasses.replace(policy, seed=policy.seed + number)
-        _claim(run_dir, goal_of(evaluator, existing, config))
+        _claim(run_dir, _goal(evaluator, existing, config))
         if not (run_dir / "policy").exists():
             train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
         learned = GoalRankPolicy.load(run_dir / "policy", device=device)
@@ -137,7 +137,7 @@ def search_generators(
         yield learned
 
 
-def goal_of(evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig) -> dict[str, Any]:
+def _goal(evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig) -> dict[str, Any]:
     """What a generator is learned for, as JSON values: the weights, and fingerprints of evaluator and generators."""
     others = {name: _fingerprint(policy) for name, policy in existing.items()}
     return {"config": dataclasses.asdict(config), "evaluator": _fingerprint(evaluator), "beside": others}
