@@ -39,7 +39,7 @@ bench: $(INSTALLED)  ## speed, as ratios measured in one run
 
 KUAIRAND = $(RECSIM_DATA)/kuairand_pure
 KEPT = experiments/results
-PROTOCOL = $(BIN)/python -m experiments.rerank_protocol --seeds 3 --width 32
+PROTOCOL = $(BIN)/python -m experiments.tables.offline_protocol --seeds 3 --width 32
 RATINGS = $(RECSIM_DATA)/ml_latest_small
 
 results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
@@ -52,7 +52,7 @@ results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs
 	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare goalrank --data "$(KUAIRAND)"
 	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare rerankers --data "$(KUAIRAND)"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
-		$(BIN)/python -m experiments.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
+		$(BIN)/python -m experiments.tables.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
 	for kind in papers honest; do test -f $(KEPT)/rerank_protocol-short_video-$$kind.json || \
 		$(PROTOCOL) --data short_video --max-epochs 3 --protocol $$kind \
 		--json $(KEPT)/rerank_protocol-short_video-$$kind.json || exit 1; done

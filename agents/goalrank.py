@@ -56,7 +56,7 @@ _WHOLE_NUMBERS = (
     "group_size", "width", "layers", "heads", "item_embedding", "initial_ranks", "minibatch_size", "num_epochs", "seed",
 )  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 """Version of the saved form; raised when an older reader would misread it."""
 
 

@@ -10,10 +10,9 @@ update), ``core_requests_per_cpu_second`` (slates given, nothing retrieved or pr
 over the response model's forward on the same places), ``reset_over_step``, ``bytes_per_session``, ``cost``
 (microseconds per request as B, C, K, H or N varies), ``peers``. Keys of ``rllib``: ``overhead_us`` (Python above
 environment step and policy forward, per environment step), ``overhead_over_stock``, and what they are made of. Keys
-of ``rerankers`` stand in ``experiments.benchmark_rerankers``.
+of ``rerankers`` stand in ``experiments.benchmarks.rerankers``.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,15 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.benchmarks.rerankers import measure_rerankers
+from experiments.benchmarks.timing import microseconds
 from experiments.command import run_command
-from experiments.provenance import stamp
 from recsim_env import RecEnv, RecVectorEnv, SessionState, Simulator, World
 from recsim_env.files import write_json
+from recsim_env.known_worlds.names import resolve_world
+from recsim_env.provenance import stamp
 from recsim_env.types import NO_ITEM
-from recsim_env.world import resolve_world
-from reward_models.retrieval import TwoTowerCandidates
+from reward_models.recommender.retrieval import TwoTowerCandidates
 
 BATCHES = (1, 64, 256, 1024)
 
@@ -54,7 +55,7 @@ class Env:
         world = resolve_world(self.world)
         report = measure_env(world, self.seconds)
         if self.peers:
-            from experiments.peers import measure_peers  # builds two virtual environments
+            from experiments.benchmarks.peers import measure_peers  # builds two virtual environments
 
             report["peers"] = measure_peers()
         return report
@@ -73,7 +74,7 @@ class Rllib:
 
     def run(self) -> dict[str, Any]:
         """Measures, prints and returns every figure."""
-        from experiments.benchmark_rllib import measure_rllib  # imports ray
+        from experiments.benchmarks.rllib import measure_rllib  # imports ray
 
         return measure_rllib(resolve_world(self.world), self.num_envs)
 
@@ -91,8 +92,6 @@ class Rerankers:
 
     def run(self) -> dict[str, Any]:
         """Measures, prints and returns every figure."""
-        from experiments.benchmark_rerankers import measure_rerankers  # imports this module
-
         return measure_rerankers(resolve_world(self.world), self.seconds)
 
 
@@ -238,23 +237,6 @@ def _face_us(world: World, batch: int, seconds: float) -> float:
         return answered
 
     return microseconds(step, seconds)
-
-
-def microseconds(call: Callable[[], int], seconds: float) -> float:
-    """CPU-microseconds per request of the best of five windows: other jobs only ever add time.
-
-    Args:
-        call: returns how many requests it answered.
-        seconds: CPU time to spend.
-    """
-    call()
-    windows = []
-    for _ in range(5):
-        answered, begin = 0, time.process_time()
-        while time.process_time() - begin < seconds / 5 or answered == 0:
-            answered += call()
-        windows.append((time.process_time() - begin) / answered)
-    return min(windows) * 1e6
 
 
 def _costs(world: World, seconds: float) -> dict[str, dict[int, float]]:

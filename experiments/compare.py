@@ -4,7 +4,7 @@
     python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without,
                                                                and with users who leave half or twice as easily
     python -m experiments.compare rerankers                    generators, their choice, GoalRank's variants: see
-                                                               ``experiments.rerankers``
+                                                               ``experiments.tables.rerankers``
 
 GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the
 references. Each finished world leaves one small JSON in ``experiments/results``. A claim has to clear both the
@@ -24,14 +24,12 @@ from tqdm import tqdm
 
 from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
-from experiments import reranker_plots, rerankers
-from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 from experiments.command import run_command
-from experiments.contenders import logging_clone, oracle, references, trained
-from experiments.provenance import stamp
+from experiments.policies import logging_clone, oracle, references, trained
 from experiments.recipes import TrainRun
 from experiments.report import BASELINES, MAIN_METRICS
-from experiments.reranker_training import (
+from experiments.tables import reranker_plots, rerankers
+from experiments.tables.reranker_training import (
     Budget,
     Contestants,
     Variants,
@@ -45,13 +43,15 @@ from experiments.reranker_training import (
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
-from recsim_env.data.synthetic import LoggingPolicy, synthetic_log
 from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
+from recsim_env.known_worlds.logs import LoggingPolicy, synthetic_log
+from recsim_env.provenance import stamp
 from recsim_env.results import EvaluationResult, as_json, judge, to_plain
 from recsim_env.types import Policy
 from recsim_env.world import World
+from reward_models.build import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 
 SEARCH_SESSIONS = 200
 """Sessions of the policies that search at every request, which takes a hundred times longer."""

@@ -20,22 +20,23 @@ import torch
 import tyro
 
 from agents.goalrank import GoalRankConfig
-from experiments.build_world import SHORT_FIT, BuildConfig, build_worlds, fidelity_line, with_recommender
+from experiments.build_world import fidelity_line
 from experiments.command import run_command
-from experiments.contenders import logging_clone, oracle, references, trained
 from experiments.evaluate import table
-from experiments.provenance import stamp
+from experiments.policies import logging_clone, oracle, references, trained
 from experiments.recipes import TrainRun
 from experiments.report import MAIN_METRICS, write_report
 from experiments.train import requests_of
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset, load_kuairand
-from recsim_env.data.synthetic import LoggingPolicy, synthetic_log
 from recsim_env.evaluation import evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import greedy_oracle, short_video_world
+from recsim_env.known_worlds.logs import LoggingPolicy, synthetic_log
+from recsim_env.provenance import stamp
 from recsim_env.results import EvaluationResult, Verdict, judge, to_plain
 from recsim_env.world import World
+from reward_models.build import SHORT_FIT, BuildConfig, build_worlds, with_recommender
 
 ORACLE_SESSIONS = 100
 """The oracle searches with the truth at every request, which takes a hundred times longer than a policy."""

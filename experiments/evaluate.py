@@ -16,13 +16,14 @@ from pathlib import Path
 import tyro
 
 from experiments.command import run_command
-from experiments.contenders import policy_of, references
+from experiments.policies import policy_of, references
 from experiments.report import BASELINES, write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.files import read_json, write_json
 from recsim_env.known_worlds import KNOWN_WORLDS
+from recsim_env.known_worlds.names import resolve_world
 from recsim_env.results import EvaluationResult
-from recsim_env.world import World, resolve_world
+from recsim_env.world import World
 
 
 @dataclass(frozen=True, kw_only=True)

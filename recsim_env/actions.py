@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsim_env.messages import nearest
+from recsim_env.plugins import nearest
 from recsim_env.simulator import Simulator
 from recsim_env.types import Request
 

@@ -27,13 +27,14 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from recsim_env.actions import action_form
-from recsim_env.messages import nearest
+from recsim_env.known_worlds.names import resolve_world
 from recsim_env.observations import Observation, observation_form
+from recsim_env.plugins import nearest
 from recsim_env.rendering import describe
 from recsim_env.rewards import Reward, first_showing, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Feedback, Request
-from recsim_env.world import World, resolve_world
+from recsim_env.world import World
 
 Array = np.ndarray
 

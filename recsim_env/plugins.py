@@ -1,7 +1,8 @@
-"""Dotted paths: how settings, command lines and saved worlds name a class or function."""
+"""Names that people type: dotted paths of classes and functions, and hints for misspelt ones."""
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -35,3 +36,14 @@ def load_object(path: str) -> Any:
             raise ValueError(f"{path!r} does not exist: {found!r} has no {part!r}; try {', '.join(near)}")
         found = getattr(found, part)
     return found
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A hint for a misspelt name, ready to append to a message, or an empty string.
+
+    Example:
+        >>> nearest("slate_sise", ["slate_size", "device"])
+        " (did you mean 'slate_size'?)"
+    """
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from recsim_env.messages import nearest
+from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME, Feedback, Request
 
 

@@ -34,7 +34,7 @@ from recsim_env.types import (
     Saveable,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder layout; raised when an older reader would misread it."""
 
 _MODELS = ("response", "leave", "list_effect", "contexts", "predictor", "candidates", "evaluator")
@@ -240,22 +240,6 @@ class World:
             fidelity=json.loads(fidelity.read_text()) if fidelity.exists() else {},
             **models,
         )
-
-
-def resolve_world(world: "str | Path | World", device: torch.device | str = "cpu") -> World:
-    """A world from a name ("short_video", "tiny"), a folder, or a world itself."""
-    if isinstance(world, World):
-        return world if torch.device(device).type == "cpu" else world.to(device)
-    from recsim_env.known_worlds import KNOWN_WORLDS  # known worlds are built from this module
-
-    if isinstance(world, str) and world in KNOWN_WORLDS:
-        return resolve_world(KNOWN_WORLDS[world](), device)
-    if (Path(world) / "world.json").exists():
-        return World.load(world, device)
-    raise ValueError(
-        f"no world {str(world)!r}: give one of the names {sorted(KNOWN_WORLDS)}, a folder with a world.json "
-        "(made by python -m experiments.build_world), or a World"
-    )
 
 
 def class_path(model: object) -> str:

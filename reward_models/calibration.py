@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
-from reward_models.watch_time import cell_log_probability
+from reward_models.users.watch_time import cell_log_probability
 
 FloatArray = NDArray[np.float64]
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recsim_env.assumptions import DeclaredLeave
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
-from recsim_env.declared import DeclaredLeave
 from recsim_env.randomness import address, uniform
 from recsim_env.simulator import Simulator
-from recsim_env.types import Outcomes, Policy, ResponseModel
+from recsim_env.types import Decision, Outcomes, Policy, Request, ResponseModel
 from recsim_env.world import World
 from reward_models.calibration import expected_calibration_error
 from reward_models.metrics import auc, grouped_auc
@@ -30,6 +30,9 @@ from reward_models.metrics import auc, grouped_auc
 Array = npt.NDArray[np.float64]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+DRIFT_SLATE = 6
+"""Places of the slates that drift is measured on."""
+
 DRIFT_REQUESTS = (1, 5, 20, 50)
 
 
@@ -80,6 +83,11 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
         "watch_time": _watch_time(draw_RF[known_RF[:, 0], 0], log_RF[known_RF[:, 0], 0]),
         "phi": _phi(draw_RF[:, 1:], log_RF[:, 1:], response.signals[1:]),
     }
+
+
+def retriever_order(request: Request, generator: torch.Generator) -> Decision:
+    """The policy that shows the head of the candidate set, in the retriever's order."""
+    return Decision(request.candidates_BC[:, :DRIFT_SLATE])
 
 
 def rollout_drift(

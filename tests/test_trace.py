@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from tests.helpers.trace import KEPT, trace  # noqa: E402
+from tests.helpers.trace import KEPT, trace
 
 
 def test_rollouts_and_first_losses_are_those_of_the_stored_trace() -> None:

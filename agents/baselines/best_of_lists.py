@@ -9,8 +9,8 @@ Shape legend: B requests, C candidates, G lists, K places.
 import torch
 from torch import Tensor
 
-from agents.baselines import plackett_luce
 from agents.baselines.pointwise_greedy import PointwiseGreedy, best_positions
+from recsim_env import slates
 from recsim_env.types import Decision, ListEvaluator, Request
 
 
@@ -59,7 +59,7 @@ class BestOfLists:
         sorted_B1K = best_positions(score_BC, self.slate_size).unsqueeze(1)
         centred_BC = score_BC - score_BC.mean(dim=1, keepdim=True)
         spread_B1 = score_BC.std(dim=1, keepdim=True, correction=0).clamp(min=1e-9)
-        drawn_BGK = plackett_luce.sample(
+        drawn_BGK = slates.sample(
             centred_BC / spread_B1 / self.temperature, self.num_lists - 1, self.slate_size, generator
         )
         positions_BGK = torch.cat([sorted_B1K, drawn_BGK], dim=1)

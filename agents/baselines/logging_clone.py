@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from agents.baselines import plackett_luce
 from agents.baselines.pointwise_greedy import best_positions
+from recsim_env import slates
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.types import Decision, Request
 
@@ -74,8 +74,8 @@ class LoggingClone(nn.Module):
         logits_BC = self.logits(request)
         if self.greedy:
             return Decision(request.candidates_BC.gather(1, best_positions(logits_BC, self.slate_size)))
-        positions_B1K = plackett_luce.sample(logits_BC, 1, self.slate_size, generator)
-        log_prob_BK = plackett_luce.log_prob(logits_BC, positions_B1K)[:, 0]
+        positions_B1K = slates.sample(logits_BC, 1, self.slate_size, generator)
+        log_prob_BK = slates.log_prob(logits_BC, positions_B1K)[:, 0]
         return Decision(request.candidates_BC.gather(1, positions_B1K[:, 0]), log_prob_BK)
 
     def logits(self, request: Request) -> Tensor:
@@ -85,8 +85,8 @@ class LoggingClone(nn.Module):
 
     def log_prob(self, request: Request, items_BK: Tensor) -> Tensor:
         """Log-probability (B, K) of each place of a slate given the places before it."""
-        positions_BK = plackett_luce.positions_of(items_BK, request.candidates_BC)
-        return plackett_luce.log_prob(self.logits(request), positions_BK.unsqueeze(1))[:, 0]
+        positions_BK = slates.positions_of(items_BK, request.candidates_BC)
+        return slates.log_prob(self.logits(request), positions_BK.unsqueeze(1))[:, 0]
 
     def config(self) -> dict[str, Any]:
         """Settings to rebuild it from; see ``recsim_env.types.Saveable``."""
@@ -177,8 +177,8 @@ def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
     same_BCC = candidates_BC.unsqueeze(2) == candidates_BC.unsqueeze(1)
     twice_BC = same_BCC.tril(-1).any(dim=2)
     logits_BC = clone.logits(batch.request).masked_fill(twice_BC, -torch.inf)
-    positions_BK = plackett_luce.positions_of(batch.items_BK, candidates_BC)
-    total = plackett_luce.log_prob(logits_BC, positions_BK.unsqueeze(1)).sum()
+    positions_BK = slates.positions_of(batch.items_BK, candidates_BC)
+    total = slates.log_prob(logits_BC, positions_BK.unsqueeze(1)).sum()
     return total / max(positions_BK.numel(), 1)
 
 

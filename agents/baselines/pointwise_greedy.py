@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from agents.baselines.plackett_luce import check_room
+from recsim_env.slates import check_room
 from recsim_env.types import WATCH_TIME, Decision, Request
 
 

@@ -5,7 +5,7 @@ Shape legend: B requests, C candidates, K places.
 
 import torch
 
-from agents.baselines.plackett_luce import check_room
+from recsim_env.slates import check_room
 from recsim_env.types import Decision, Request
 
 

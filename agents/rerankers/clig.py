@@ -34,7 +34,7 @@ from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiven
 from agents.rerankers.multi_generator import Generators, PolicyLists
 from recsim_env.files import read_json, write_json
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
-from reward_models.slate import positions
+from reward_models.recommender.list_evaluator import positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def search_generators(
         first: the generator to begin with.
         evaluator: values whole lists.
         train: trains a policy on an evaluator; usually a few lines around ``agents.rllib.train.train_goalrank`` that
-            name the world, as ``experiments.reranker_training`` has them.
+            name the world, as ``experiments.tables.reranker_training`` has them.
         num_generators: how many to add.
         folder: where each keeps its run; finished ones are read, not trained again.
         policy: settings of the policies; each has a seed of its own.

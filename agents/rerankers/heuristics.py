@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.baselines.plackett_luce import check_room
+from recsim_env.slates import check_room
 from recsim_env.types import Request
 from recsim_env.world import World
 

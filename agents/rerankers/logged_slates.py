@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agents.baselines.plackett_luce import positions_of
 from agents.decoders import MatchingDecoder
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import Encoding, RequestShape
-from agents.rerankers.training import FitConfig
+from agents.offline.training import TrainingConfig
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
+from recsim_env.slates import positions_of
 from recsim_env.types import Decision, Request
 from reward_models.trainer import train
 
@@ -123,7 +123,7 @@ def fit_to_slates(
     *,
     among: Tensor | None = None,
     network: dict[str, Any] | None = None,
-    config: FitConfig | None = None,
+    config: TrainingConfig | None = None,
     run_dir: Path | None = None,
 ) -> GoalRankPolicy:
     """Fits one method and returns its policy, ready to rank.
@@ -145,7 +145,7 @@ def fit_to_slates(
         ValueError: an unknown method, a log without candidate lists or predictor, slates longer than ``slate_size``, or
             no slate to fit to.
     """
-    config = config or FitConfig(max_epochs=8, patience=1, learning_rate=2e-3, learning_rate_decay=0.75)
+    config = config or TrainingConfig(max_epochs=8, patience=1, learning_rate=2e-3, learning_rate_decay=0.75)
     settings = dataclasses.replace(settings_of(method, **(network or {})), seed=config.seed)
     loss = _NETWORKS[method][1]
     if requests.candidate_item_Q is None or requests.predictor is None:

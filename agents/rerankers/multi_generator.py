@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agents.baselines.plackett_luce import positions_of
+from recsim_env.slates import positions_of
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 
 

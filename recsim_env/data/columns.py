@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from recsim_env.data.schema import SIGNALS
-from recsim_env.messages import nearest
+from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
 

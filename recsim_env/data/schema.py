@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from recsim_env.messages import nearest
+from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
 SIGNALS = (WATCH_TIME, "click", "long_view", "like", "follow", "comment", "forward", "hate")

@@ -22,7 +22,7 @@ from recsim_env.data import conversions
 from recsim_env.data.columns import ColumnMap
 from recsim_env.data.conversions import Array
 from recsim_env.data.schema import LoggedDataset, canonical_order
-from recsim_env.messages import nearest
+from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
 _BATCH_ROWS = 1 << 18

@@ -5,12 +5,10 @@ statistics of a real log; its greedy oracle finds the best slate of one request 
 expected value, a reference and not an upper bound on a session.
 """
 
+from recsim_env.known_worlds.names import KNOWN_WORLDS, resolve_world
 from recsim_env.known_worlds.oracles import greedy_oracle, pointwise_oracle
 from recsim_env.known_worlds.short_video import short_video_world
 from recsim_env.known_worlds.tiny import TINY_SIZES, TinyOptimum, tiny_optimum, tiny_world
-
-KNOWN_WORLDS = {"short_video": short_video_world, "tiny": tiny_world}
-"""Builders by name."""
 
 __all__ = [
     "KNOWN_WORLDS",
@@ -18,6 +16,7 @@ __all__ = [
     "TinyOptimum",
     "greedy_oracle",
     "pointwise_oracle",
+    "resolve_world",
     "short_video_world",
     "tiny_optimum",
     "tiny_world",

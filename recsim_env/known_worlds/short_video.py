@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.candidates import LogRatePredictor, UniformCandidates
 from recsim_env.data.histories import Histories
-from recsim_env.declared import DeclaredContext, DeclaredLeave
 from recsim_env.known_worlds.parameters import (
     LONG_VIEW_AT,
     LONG_VIEW_RATIO,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.candidates import AllCandidates, LogRatePredictor
 from recsim_env.data.histories import Histories
-from recsim_env.declared import DeclaredContext, DeclaredLeave
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from recsim_env.world import Catalogue, Users, World
 

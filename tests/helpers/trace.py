@@ -21,16 +21,16 @@ from agents.goalrank import GoalRankConfig
 from agents.networks import RequestShape
 from agents.rllib.algorithm import GoalRankAlgorithmConfig
 from agents.rllib.env_runner import GoalRankEnvRunner
-from experiments.build_world import BuildConfig, build_worlds
-from recsim_env.data.synthetic import synthetic_log
 from recsim_env.envs import RecVectorEnv
 from recsim_env.known_worlds import short_video_world, tiny_world
+from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World
-from reward_models.fit import FitConfig
-from reward_models.predictor import PredictorConfig
-from reward_models.retrieval import RetrievalConfig
-from reward_models.slate_network import EvaluatorConfig
+from reward_models.build import BuildConfig, build_worlds
+from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
+from reward_models.recommender.predictor import PredictorConfig
+from reward_models.recommender.retrieval import RetrievalConfig
 from reward_models.trainer import TrainConfig
+from reward_models.users.fit import ResponseFitConfig
 
 KEPT = Path(__file__).with_suffix(".json")
 ENV_ID = "recsim_env:recsim_env/Session-v0"
@@ -63,10 +63,10 @@ def learned_worlds(folder: Path) -> dict[str, World]:
         stopping_days=1,
         judges=1,
         jobs=1,
-        fit=FitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
+        fit=ResponseFitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
         predictor=PredictorConfig(max_epochs=1),
         retrieval=RetrievalConfig(max_epochs=1),
-        evaluator=EvaluatorConfig(max_epochs=1),
+        evaluator=ListEvaluatorConfig(max_epochs=1),
     )
     return {name: World.load(path) for name, path in build_worlds(log, folder, config).items()}
 

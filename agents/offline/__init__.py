@@ -1,0 +1,1 @@
+"""The reranking papers' offline protocol, whole: data, controls, retriever, metrics and methods."""

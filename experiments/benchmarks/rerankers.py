@@ -1,0 +1,89 @@
+"""What a list costs: each generator alone and k lists of it, in CPU-seconds of one thread.
+
+Keys: ``list_us`` (one list of each request, by batch size), ``k_lists_over_k`` (k lists over k times one list, by
+decoder and k, candidates encoded once), ``methods_us`` (a shown slate by every method of the rerankers table, the
+evaluator's part included, by batch size). Networks have the weights they begin with: these change no cost.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy
+from agents.decoders import DECODERS
+from agents.goalrank import GoalRankConfig, GoalRankPolicy, sized
+from agents.networks import RequestShape
+from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, settings_of
+from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
+from experiments.benchmarks.timing import microseconds
+from experiments.tables.reranker_training import CONTRAST, FROM_SLATES, SLATE, evaluator_of
+from experiments.tables.rerankers import generator_orders, generator_pool
+from recsim_env.provenance import stamp
+from recsim_env.simulator import Simulator
+from recsim_env.types import Policy, Request
+from recsim_env.world import World
+
+BATCHES = (1, 256)
+NUM_LISTS = (1, 20, 100)
+
+
+def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
+    """All figures of one world."""
+    evaluator = evaluator_of(world)
+    requests = {batch: Simulator(world, slate_size=SLATE).start(batch, 0).request for batch in BATCHES}
+    shape = RequestShape.of(requests[1], len(world.catalogue), SLATE)
+
+    def ranker_of(config: GoalRankConfig) -> GoalRankPolicy:
+        return GoalRankPolicy(config, shape, greedy=True)
+
+    rankers = {name: ranker_of(GoalRankConfig(decoder=name)) for name in DECODERS}
+    report: dict[str, Any] = {"world": world.name, "list_us": {}, "k_lists_over_k": {}, "methods_us": {}, **stamp()}
+    generator = torch.Generator().manual_seed(0)
+    for name, ranker in tqdm(rankers.items(), desc="decoders", disable=None):
+        report["list_us"][name] = {
+            batch: _cost(lambda r: ranker(r, generator), request, seconds)  # noqa: B023
+            for batch, request in requests.items()
+        }
+        drawn = {
+            k: _cost(lambda r: ranker.sample_group(r, k, generator), requests[256], seconds)  # noqa: B023
+            for k in NUM_LISTS
+        }
+        report["k_lists_over_k"][name] = {k: round(drawn[k] / (k * drawn[1]), 3) for k in NUM_LISTS[1:]}
+    from_slates: dict[str, Policy] = {FROM_SLATES[method]: ranker_of(settings_of(method)) for method in METHODS}
+    matching = ranker_of(settings_of("nar4rec"))
+    from_slates["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(matching, CONTRAST)
+    pool = generator_pool(world, from_slates)
+    order = generator_orders(len(pool.names), 1)[0]
+    learned: dict[str, Policy] = {
+        "sort": PointwiseGreedy(SLATE),
+        **{str(k): ranker_of(GoalRankConfig(seed=k)) for k in (1, 2)},
+    }
+    methods: dict[str, Policy] = {
+        "pointwise greedy": PointwiseGreedy(SLATE),
+        **{f"best of {k}": BestOfLists(evaluator, SLATE, num_lists=k) for k in (20, 100)},
+        "evaluator search": EvaluatorSearch(evaluator, SLATE),
+        **{f"MG-E-{k}": GeneratorEvaluator(pool.some(order[:k]), evaluator) for k in (3, 20, 100)},
+        "CLIG, 3": GeneratorEvaluator(PolicyLists(learned), evaluator),
+        "GoalRank, best of 20 draws": GeneratorEvaluator(SampledLists(rankers["autoregressive"], 20), evaluator),
+        "GoalRank": rankers["autoregressive"],
+        **{f"GoalRank, {size}": ranker_of(sized(GoalRankConfig(), size)) for size in ("1k", "10k", "1m", "10m")},
+        **from_slates,
+    }
+    for method_name, method in tqdm(methods.items(), desc="methods", disable=None):
+        report["methods_us"][method_name] = {
+            batch: _cost(lambda r: method(r, generator), request, seconds)  # noqa: B023
+            for batch, request in requests.items()
+        }
+    return report
+
+
+def _cost(call: Callable[[Request], Any], request: Request, seconds: float) -> float:
+    """Microseconds per request."""
+
+    def answered() -> int:
+        call(request)
+        return len(request.user_B)
+
+    return round(microseconds(answered, seconds), 1)

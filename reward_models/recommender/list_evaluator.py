@@ -1,0 +1,331 @@
+"""A list evaluator: what a whole slate is worth, learned from the operator's own log.
+
+Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
+watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
+what the earlier places of the list change, again in log seconds and log-odds, kind by kind: fatigue from what is
+alike, and what leads well to what (``reward_models.list_effects``), believed no further than the log's own slates went.
+Users play a slate in order, so later places change nothing, and lists cut short by a leaving user need no special care.
+The value of a list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops
+the company: the value is then a sum over items whatever their order, the control that shows what lists add.
+
+The two parts are fitted one after the other, the second beside controls for what the log's ranker knew (see
+``reward_models.ranker_controls``).
+
+Watch time is fitted by the Poisson quasi-likelihood of ``reward_models.recommender.predictor``, so it is unbiased in
+the mean; the other signals are auxiliary tasks. Members differ by bootstrap of users and initial weights.
+
+Chosen by the log likelihood of held-out slates of uniform exposure: attention over the earlier places added nothing
+there and was exploited by rankers, controls fitted together with the videos did harm, and fitting the company on
+uniform slates alone left it too few.
+
+Shape legend: B requests, C candidates, G lists, K places, F signals, M members, I inputs of a candidate,
+J inputs of a request, Z kinds, W width, X controls or pairs, Y = B * C candidates, L = B * G lists, P = L * K places.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from recsim_env.data.requests import LoggedBatch, LoggedRequests
+from recsim_env.plugins import load_object
+from recsim_env.types import ListEffect, ListValue, Request
+from recsim_env.world import class_path
+from reward_models.list_effects import kinds_of
+from reward_models.ranker_controls import RankerControls, ranker_controls
+from reward_models.recommender.ensemble import FitSettings, bootstrap_weights, fit_members
+from reward_models.recommender.list_evaluator_network import (
+    Inputs,
+    ListEvaluatorConfig,
+    ListModel,
+    Sizes,
+    request_inputs,
+)
+from reward_models.recommender.predictor import level_shifts, signal_losses
+
+
+class SlateEvaluator:
+    """A fitted list evaluator; see ``recsim_env.types.ListEvaluator``.
+
+    Args:
+        model: the trained networks.
+        list_effect: a within-slate effect that the operator declares beside what the log taught: each
+            place's value is multiplied by the chance that the place is not interrupted.
+    """
+
+    def __init__(self, model: ListModel, list_effect: ListEffect | None = None):
+        self._model = model.requires_grad_(False)
+        self.list_effect = list_effect
+
+    @property
+    def listwise(self) -> bool:
+        """Whether the learned part looks at other places."""
+        return self._model.config.listwise
+
+    @torch.no_grad()
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        """Values of G lists per request, in expected seconds watched.
+
+        Args:
+            request: all fields are read but the item codes of the history.
+            items_BGK: int64 item codes out of the request's candidates.
+
+        Raises:
+            ValueError: an item is not among the candidates, the lists are longer than ``MAX_PLACES``, or the request
+                comes from a world with other features or signals than the evaluator was fitted to.
+        """
+        batch, lists, places = items_BGK.shape
+        if not lists or not places:
+            raise ValueError(
+                f"need at least one list of at least one place, got items of shape {tuple(items_BGK.shape)}"
+            )
+        inputs = request_inputs(request)
+        found = (inputs.candidate_BCI.shape[-1], inputs.request_BJ.shape[-1], inputs.base_BCF.shape[-1])
+        if found != self._model.sizes[:3]:
+            raise ValueError(
+                f"this evaluator was fitted to {self._model.sizes}, the request has candidate={found[0]}, "
+                f"request={found[1]}, signals={found[2]}: it is of another world; use the evaluator of this one"
+            )
+        position_BX = positions(request.candidates_BC, items_BGK.flatten(1))
+        logit_MPF = self._model(inputs, position_BX.view(batch, lists, places), num_signals=1)
+        seconds_MLK = torch.exp(logit_MPF).view(-1, batch * lists, places)
+        if self.list_effect is not None:
+            seconds_MLK = seconds_MLK * (1.0 - self.list_effect.interrupt(items_BGK.flatten(0, 1)))
+        value_ML = seconds_MLK.sum(dim=-1)
+        members = len(value_ML)
+        value_L = value_ML.sum(dim=0) / members
+        square_L = (value_ML - value_L).square().sum(dim=0)
+        return ListValue(
+            value_BG=value_L.view(batch, lists),
+            per_place_BGK=(seconds_MLK.sum(dim=0) / members).view(batch, lists, places),
+            std_BG=(square_L / max(members - 1, 1)).sqrt().view(batch, lists),
+        )
+
+    def with_list_effect(self, list_effect: ListEffect | None) -> "SlateEvaluator":
+        """The same evaluator for an operator who knows of this within-slate effect."""
+        return SlateEvaluator(self._model, list_effect)
+
+    def additive(self) -> "SlateEvaluator":
+        """The same evaluator without company: the control with which every list method ties a sort."""
+        config = dataclasses.replace(self._model.config, listwise=False)
+        model = ListModel(config, self._model.sizes, seed=0)
+        model.alone.load_state_dict(self._model.alone.state_dict())
+        return SlateEvaluator(model.to(self._model.alone.mean_I.device))
+
+    def config(self) -> dict[str, Any]:
+        """Settings as JSON values."""
+        settings = {"config": dataclasses.asdict(self._model.config), "sizes": self._model.sizes._asdict()}
+        if self.list_effect is None:
+            return settings
+        effect: Any = self.list_effect
+        return {**settings, "list_effect": {"class": class_path(effect), "config": effect.config()}}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by name."""
+        effect: Any = self.list_effect
+        declared = {} if effect is None else {f"list_effect.{k}": v for k, v in effect.tensors().items()}
+        return {**self._model.state_dict(), **declared}
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "SlateEvaluator":
+        """Rebuilds a saved evaluator."""
+        prefix = "list_effect."
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        model = ListModel(ListEvaluatorConfig(**config["config"]), Sizes(**config["sizes"]), seed=0)
+        model = model.to(next(iter(own.values())).device)
+        bounds = ("effects.low_M1F", "effects.high_M1F")  # older evaluators have none
+        unbounded = {name: tensor for name, tensor in model.state_dict().items() if name in bounds}
+        model.load_state_dict({**unbounded, **own})
+        if "list_effect" not in config:
+            return cls(model)
+        declared = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        stored = config["list_effect"]
+        return cls(model, load_object(stored["class"]).restore(stored["config"], declared))
+
+
+def positions(candidates_BC: Tensor, items_BX: Tensor) -> Tensor:
+    """Where items stand in their request's candidate set, int64 (B, X).
+
+    Raises:
+        ValueError: an item is not among the candidates.
+    """
+    match_BXC = items_BX.unsqueeze(2) == candidates_BC.unsqueeze(1)
+    found_BX = match_BXC.any(dim=2)
+    if not bool(found_BX.all()):
+        row, place = (~found_BX).nonzero()[0].tolist()
+        raise ValueError(
+            f"item {int(items_BX[row, place])} is not among the {candidates_BC.shape[1]} candidates of request "
+            f"{row}; an evaluator can only judge lists made of the request's candidates"
+        )
+    return match_BXC.to(torch.uint8).argmax(dim=2)
+
+
+class _Example(NamedTuple):
+    """One batch of logged slates, ready for training steps."""
+
+    inputs: Inputs
+    """Of the shown items alone, in the order of their places."""
+    target_PF: Tensor
+    known_PF: Tensor
+    user_P: Tensor
+    control_PX: Tensor
+
+
+def fit_list_evaluator(
+    requests: LoggedRequests,
+    *,
+    list_effect: ListEffect | None = None,
+    config: ListEvaluatorConfig | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+) -> SlateEvaluator:
+    """Fits a list evaluator on logged slates.
+
+    Args:
+        requests: the operator's log, annotated with its predictor and retriever. The same fitted predictor
+            may serve: its predictions of rows it was fitted on are a little too sure, which the
+            evaluator's heads cannot see; predictions by a predictor of other users avoid that.
+        list_effect: declared within-slate effect, see ``SlateEvaluator``.
+        config: settings. A list-wise model is refused, with a warning, where the log holds fewer than
+            ``min_slates`` slates of two places or more; the additive one is fitted instead.
+        seed: fixes initial weights, bootstrap and the order of batches.
+        run_dir: where TensorBoard finds the losses; none are written by default.
+
+    Raises:
+        ValueError: fewer than two users.
+    """
+    config = config or ListEvaluatorConfig()
+    num_slates = int((requests.slate_size_L > 1).sum())
+    if config.listwise and num_slates < config.min_slates:
+        warnings.warn(
+            f"the log holds {num_slates} slates of two places or more and a list-wise evaluator needs "
+            f"{config.min_slates}: fitting the additive one, whose best list is a sort of single items",
+            stacklevel=2,
+        )
+        config = dataclasses.replace(config, listwise=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        examples = [_example(batch) for batch in requests.batches(config.batch_size, generator)]
+    kind_Z = kinds_of(requests.item_features_ND)
+    model = ListModel(config, _sizes(examples, kind_Z), seed)
+    if model.effects is not None:
+        model.effects.kind_Z.copy_(kind_Z)
+    _standardise(model, examples)
+    _train(model, examples, len(requests.user_features_UD), requests.user_L, generator, run_dir)
+    return SlateEvaluator(model, list_effect)
+
+
+def _example(batch: LoggedBatch) -> _Example:
+    slate_size = batch.items_BK.shape[1]
+    inputs = request_inputs(batch.request).at(positions(batch.request.candidates_BC, batch.items_BK))
+    return _Example(
+        inputs=inputs,
+        target_PF=batch.feedback.signals_BKF.flatten(0, 1),
+        known_PF=batch.known_BKF.flatten(0, 1).to(torch.float32),
+        user_P=batch.request.user_B.repeat_interleave(slate_size),
+        control_PX=ranker_controls(
+            torch.arange(slate_size).repeat(len(batch.items_BK)),
+            torch.arange(len(batch.items_BK)).repeat_interleave(slate_size),
+            batch.propensity_BK.flatten(),
+            batch.uniform_B.repeat_interleave(slate_size),
+            inputs.base_BCF.flatten(0, 1),
+        ),
+    )
+
+
+def _sizes(examples: list[_Example], kind_Z: Tensor) -> Sizes:
+    first = examples[0]
+    return Sizes(
+        candidate=first.inputs.candidate_BCI.shape[-1],
+        request=first.inputs.request_BJ.shape[-1],
+        signals=first.target_PF.shape[-1],
+        kinds=len(kind_Z),
+    )
+
+
+@torch.no_grad()
+def _standardise(model: ListModel, examples: list[_Example]) -> None:
+    """Sets the inputs' mean and scale, and starts watch time at the log's mean."""
+    alone = model.alone
+    candidate_PI = torch.cat([example.inputs.candidate_BCI.flatten(0, 1) for example in examples])
+    request_LJ = torch.cat([example.inputs.request_BJ for example in examples])
+    for rows, mean, scale in (
+        (candidate_PI, alone.mean_I, alone.scale_I),
+        (request_LJ, alone.mean_J, alone.scale_J),
+    ):
+        mean.copy_(rows.mean(dim=0))
+        deviation = (rows - mean).square().mean(dim=0).sqrt()
+        scale.copy_(torch.where(deviation > 1e-4, 1.0 / deviation.clamp(min=1e-4), 0.0))
+    base_PF = torch.cat([example.inputs.base_BCF.flatten(0, 1) for example in examples])
+    target_PF = torch.cat([example.target_PF for example in examples])
+    known_PF = torch.cat([example.known_PF for example in examples])
+    alone.head_bias.add_(level_shifts(base_PF.unsqueeze(0), target_PF, known_PF.unsqueeze(0)))
+
+
+def _train(
+    model: ListModel,
+    examples: list[_Example],
+    num_users: int,
+    user_L: Tensor,
+    generator: torch.Generator,
+    run_dir: str | Path | None,
+) -> None:
+    """First the candidates alone; then, with these held fixed, their company beside the controls."""
+    config, num_signals = model.config, model.sizes.signals
+    weight_UM = bootstrap_weights(num_users, user_L, config.num_members, generator)
+    watched = torch.cat([example.target_PF[:, 0][example.known_PF[:, 0] > 0] for example in examples])
+    mean_watch = watched.mean().clamp(min=1e-3) if len(watched) else torch.tensor(1.0)
+
+    def batches(shuffle: torch.Generator | None) -> Iterable[int]:
+        return range(len(examples)) if shuffle is None else torch.randperm(len(examples), generator=shuffle).tolist()
+
+    def fit(part: torch.nn.Module, logits: Callable[[int], Tensor], label: str) -> None:
+        def losses(number: int) -> tuple[Tensor, Tensor]:
+            example = examples[number]
+            loss_MP = signal_losses(
+                logits(number), example.target_PF, example.known_PF, mean_watch, 1.0, config.auxiliary_weight
+            )
+            return loss_MP, example.user_P
+
+        settings = FitSettings(
+            learning_rate=config.learning_rate,
+            max_epochs=config.max_epochs,
+            patience=config.patience,
+            label=label,
+            run_dir=run_dir,
+        )
+        fit_members(part, batches, losses, weight_UM, generator, settings)
+
+    def alone(number: int) -> Tensor:
+        logit_MPF: Tensor = model.alone(examples[number].inputs, num_signals)
+        return logit_MPF
+
+    def company(number: int) -> Tensor:
+        assert model.effects is not None
+        candidate_BKI = examples[number].inputs.candidate_BCI
+        in_order_B1K = torch.arange(candidate_BKI.shape[1]).expand(len(candidate_BKI), 1, -1)
+        change_MPF: Tensor = model.effects(candidate_BKI, in_order_B1K, num_signals)
+        return change_MPF
+
+    fit(model.alone, alone, "evaluator")
+    with torch.no_grad():
+        final = [alone(number) for number in range(len(examples))]
+        if model.effects is not None:
+            all_PX = torch.cat([example.control_PX for example in examples])
+            controls = RankerControls(all_PX, (config.num_members, num_signals))
+            parts = torch.nn.ModuleList([model.effects, controls])
+            with torch.enable_grad():
+                fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
+                fit(parts, lambda n: final[n] + company(n) + controls(examples[n].control_PX), "evaluator_company")
+            model.effects.company.settle(model.alone.mean_I[model.effects.kind_Z])
+            model.effects.bound(torch.cat([company(number) for number in range(len(examples))], dim=1))
+            final = [logit_MPF + company(number) for number, logit_MPF in enumerate(final)]
+        target_PF = torch.cat([example.target_PF for example in examples])
+        known_PF = torch.cat([example.known_PF for example in examples])
+        user_P = torch.cat([example.user_P for example in examples])
+        out_MP1 = (weight_UM[user_P].T == 0).unsqueeze(-1)
+        model.alone.head_bias.add_(level_shifts(torch.cat(final, dim=1), target_PF, known_PF * out_MP1))

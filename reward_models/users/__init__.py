@@ -1,0 +1,1 @@
+"""The world's users: how they respond, fitted on logs."""

@@ -1,0 +1,441 @@
+"""Fits learned users on a log: search on validation days, calibrate on held-out users, fit on all days.
+
+Three stages share one trainer. (1) Early stopping on the validation days chooses the number of epochs.
+(2) Users are cut into folds; each fold is predicted by a model that saw the other folds on all days, and
+these predictions calibrate watch-time cells and signals. (3) The final model is fitted on all users and
+days for the chosen number of epochs, and the calibration is folded into its last layer, at no cost later.
+
+Where the log holds slates, what earlier places do to later ones is fitted last, everything else held fixed,
+beside controls for what the log's ranker knew (see ``reward_models.ranker_controls``).
+
+Legend: B users, T rows of a user, R labelled rows, M cells, A signals given the cell, N items, U users,
+H hidden width, F signals.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from recsim_env.data.features import item_features, user_features
+from recsim_env.data.schema import LoggedDataset
+from reward_models.calibration import fit_cells, fit_group_offsets, fit_platt
+from reward_models.list_effects import kinds_of
+from reward_models.ranker_controls import RankerControls, ranker_controls
+from reward_models.trainer import TrainConfig, train
+from reward_models.users.network import FirstLayer, ResponseNetwork
+from reward_models.users.response import Answer, ResponseConfig, ResponseCore, SequenceResponse
+from reward_models.users.sequences import SequenceBatch, Sequences, read_sequences, sequence_batches
+from reward_models.users.user_state import UserState, amounts
+from reward_models.users.watch_time import WatchTimeCells, cell_log_probability, read_off_table
+
+_LIST_ROWS = 1024
+"""Rows in a batch of the list effects' own fit, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseFitConfig:
+    """How learned users are fitted."""
+
+    response: ResponseConfig = field(default_factory=ResponseConfig)
+    """Shape of the model."""
+    cells: WatchTimeCells = field(default_factory=WatchTimeCells)
+    """Grid of watch times."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.5))
+    """The trainer's settings."""
+    list_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(max_epochs=8, learning_rate=5e-3, learning_rate_decay=0.7)
+    )
+    """The same for what earlier places of a slate change, where the log holds slates."""
+    batch_users: int = 48
+    """Users in a batch, at most."""
+    min_batches: int = 200
+    """Batches that an epoch is cut into at least: a log of few users gets smaller batches, not fewer steps."""
+    history_length: int = 50
+    """Past impressions of a user that lead to the first state."""
+    read_off_weight: float = 1.0
+    """Weight of the loss on signals that are read off the watch time; the cells' own loss counts 1."""
+    calibration_folds: int = 4
+    """Folds of users for calibration; 0 leaves the model as it was fitted."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_users, self.min_batches, self.history_length) < 1:
+            raise ValueError(
+                "need batch_users, min_batches and history_length of at least 1, got "
+                f"{self.batch_users}, {self.min_batches} and {self.history_length}"
+            )
+        if self.calibration_folds == 1 or self.calibration_folds < 0:
+            raise ValueError(f"calibration_folds must be 0 (none) or at least 2, got {self.calibration_folds}")
+
+
+class _Fitting:
+    """What the three stages share: the log as tensors, and how to build, train and read a network."""
+
+    def __init__(self, dataset: LoggedDataset, config: ResponseFitConfig, seed: int) -> None:
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self.sequences = read_sequences(dataset, config.history_length)
+        self.item_features = torch.from_numpy(item_features(dataset).values)
+        users = torch.from_numpy(user_features(dataset).values)
+        self.user_features = users if users.shape[1] else users.new_zeros(len(users), 1)
+        self.duration_N = known_durations(dataset)
+        self.num_tabs = int(self.sequences.tab_P.max()) + 1
+        self.hat_NC = config.cells.hats(self.duration_N)
+        duration_P = self.duration_N[self.sequences.item_P]
+        self.cell_P = config.cells.index(self.sequences.signals_PF[:, 0], duration_P)
+        self.group_P = config.cells.group(duration_P)
+        self.watch_known_P = self.sequences.known_PF[:, 0]
+
+    def network(self, label_P: Tensor) -> ResponseNetwork:
+        """A fresh network; what signals a cell brings is counted on the labelled rows."""
+        signals = self.dataset.signals
+        num_kinds = 0 if self.sequences.earlier_PQ is None else len(kinds_of(self.item_features))
+        core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, num_kinds)
+        network = ResponseNetwork(core, self.item_features, self.user_features, self.duration_N)
+        network.initialise(torch.Generator().manual_seed(self.seed))
+        rows = label_P & self.watch_known_P
+        columns = [signals.index(name) for name in core.read_off]
+        if columns:
+            core.read_off_TGMD.copy_(
+                read_off_table(
+                    self.cell_P[rows],
+                    self.group_P[rows],
+                    self.sequences.tab_P[rows],
+                    self.sequences.signals_PF[rows][:, columns],
+                    (self.num_tabs, core.cells.num_groups, core.cells.num_cells),
+                )
+            )
+        sequences = self.sequences
+        measure_memory(core.memory, sequences, label_P, self.duration_N, core.cells)
+        given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
+        _count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
+        return network
+
+    def batch_loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
+        """``loss`` of a batch's labelled rows, each as if it were shown alone."""
+        first = network(self.sequences, batch, self.config.history_length, generator)
+        return self.loss(network, first.row_R, first.answer(network.core))
+
+    def loss(self, network: ResponseNetwork, row_R: Tensor, answer: Answer) -> Tensor:
+        """Mean over rows of minus the log-likelihood of everything recorded."""
+        sequences, core = self.sequences, network.core
+        cell_R, signals_RF = self.cell_P[row_R], sequences.signals_PF[row_R]
+        log_prior_NM = core.log_prior(network.duration_N)
+        log_cell_RM = cell_log_probability(answer.cells, log_prior_NM[sequences.item_P[row_R]])
+        known_R = self.watch_known_P[row_R].float()
+        total_R = -log_cell_RM.gather(1, cell_R.unsqueeze(1)).squeeze(1) * known_R
+        if core.read_off and self.config.read_off_weight > 0:
+            table_RMD = core.read_off_TGMD[sequences.tab_P[row_R], self.group_P[row_R]]
+            chance_RD = (log_cell_RM.exp().unsqueeze(-1) * table_RMD).sum(1).clamp(1e-6, 1.0 - 1e-6)
+            label_RD = signals_RF[:, [core.signals.index(name) for name in core.read_off]]
+            losses_RD = nn.functional.binary_cross_entropy(chance_RD, label_RD, reduction="none")
+            total_R = total_R + self.config.read_off_weight * losses_RD.sum(1)
+        if core.given:
+            label_RA = signals_RF[:, [core.signals.index(name) for name in core.given]]
+            logit_RA = answer.given + core.effects(cell_R, label_RA[:, 0])
+            losses_RA = nn.functional.binary_cross_entropy_with_logits(logit_RA, label_RA, reduction="none")
+            total_R = total_R + losses_RA.sum(1)
+        return total_R.mean()
+
+    def fit(
+        self, label_P: Tensor, validation_P: Tensor | None, max_epochs: int, run_dir: Path | None, label: str
+    ) -> tuple[ResponseNetwork, int]:
+        """Trains one network; returns it with the epoch that was kept."""
+        network, num_users = self.network(label_P), len(torch.unique(self.sequences.user_P[label_P]))
+        size = min(self.config.batch_users, max(1, num_users // self.config.min_batches))
+
+        def batches(generator: torch.Generator) -> Iterator[SequenceBatch]:
+            return sequence_batches(self.sequences, label_P, size, generator)
+
+        def validate() -> float:
+            assert validation_P is not None
+            total = rows = 0.0
+            for batch in sequence_batches(self.sequences, validation_P, 4 * size):
+                count = float(batch.label_BT.sum())
+                total, rows = total + float(self.batch_loss(network, batch, None)) * count, rows + count
+            return total / rows
+
+        result = train(
+            network,
+            batches=batches,
+            loss=lambda batch, generator: self.batch_loss(network, batch, generator),
+            validate=None if validation_P is None else validate,
+            config=replace(self.config.train, max_epochs=max_epochs),
+            seed=self.seed,
+            run_dir=None if run_dir is None else run_dir / label,
+            label=label,
+            undecayed=("tab_logit_TV", "duration_logit_CM", "cell_effect_MA", "parent_effect_A"),
+            identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
+        )
+        return network, result.best_epoch
+
+    def fit_lists(
+        self,
+        network: ResponseNetwork,
+        label_P: Tensor,
+        validation_P: Tensor | None,
+        max_epochs: int,
+        run_dir: Path | None,
+        label: str,
+    ) -> int:
+        """Fits what earlier places of a request change, everything else held fixed; returns the epoch kept.
+
+        Without a request key in the log there is nothing to fit, and the answer is 0.
+        """
+        if not network.core.num_kinds:
+            return 0
+        core, num_cells = network.core, network.core.cells.num_cells
+        shown, held_out = (
+            None if chosen_P is None else self.first_layer(network, chosen_P) for chosen_P in (label_P, validation_P)
+        )
+        assert shown is not None
+        control_RX = self.controls(network, shown)
+        controls = RankerControls(control_RX, (num_cells + len(core.given),))
+        slope = nn.ParameterList([core.company_slope_V])
+        parts = nn.ModuleDict({"company": core.company, "slope": slope, "controls": controls})
+        size = min(_LIST_ROWS, max(1, len(shown.row_R) // self.config.min_batches))
+
+        def loss(first: FirstLayer, control_RX: Tensor, in_list: bool) -> Tensor:
+            answer = first.answer(core, network.company(self.sequences, first.row_R) if in_list else None)
+            cells_RM, given_RA = torch.split(controls(control_RX), [num_cells, len(core.given)], 1)
+            return self.loss(network, first.row_R, Answer(answer.cells + cells_RM, answer.given + given_RA))
+
+        def batches(generator: torch.Generator) -> Iterable[Tensor]:
+            return torch.split(torch.randperm(len(shown.row_R), generator=generator), size)
+
+        def fit(trained: nn.Module, in_list: bool, label: str) -> int:
+            validate = None
+            if held_out is not None:
+                validate = partial(loss, held_out, self.controls(network, held_out), in_list)
+            return train(
+                trained,
+                batches=batches,
+                loss=lambda index_R, _: loss(shown.at(index_R), control_RX[index_R], in_list),
+                validate=None if validate is None else lambda: float(validate()),
+                config=replace(self.config.list_train, max_epochs=max_epochs),
+                seed=self.seed,
+                run_dir=None if run_dir is None else run_dir / label,
+                label=label,
+                undecayed=("weight",) if trained is controls else ("controls.weight",),
+                identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
+            ).best_epoch
+
+        fit(controls, False, f"{label}-controls")
+        epoch = fit(parts, True, label)
+        core.company.settle(network.kind_NY[self.sequences.item_P[shown.row_R]].mean(dim=0))
+        return epoch
+
+    @torch.no_grad()
+    def controls(self, network: ResponseNetwork, first: FirstLayer) -> Tensor:
+        """Ranker controls (R, X) of rows; the opinion is the log of the seconds expected of the video alone."""
+        sequences, cells, row_R = self.sequences, network.core.cells, first.row_R
+        duration_R = self.duration_N[sequences.item_P[row_R]]
+        probability_RM = cell_log_probability(
+            first.answer(network.core).cells, network.core.log_prior(duration_R)
+        ).exp()
+        seconds_R = (probability_RM * cells.mean(cells.log_duration(duration_R))).sum(1)
+        return ranker_controls(
+            row_R - sequences.begin_P[row_R],
+            sequences.begin_P[row_R],
+            sequences.propensity_P[row_R],
+            sequences.uniform_P[row_R],
+            seconds_R.log().unsqueeze(1),
+        )
+
+    @torch.no_grad()
+    def first_layer(self, network: ResponseNetwork, label_P: Tensor) -> FirstLayer:
+        """All labelled rows as if shown alone, without dropout."""
+        batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
+        parts = [network(self.sequences, batch, self.config.history_length) for batch in batches]
+        return FirstLayer(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
+        """Rows and logits of all labelled rows in their lists, without dropout."""
+        first = self.first_layer(network, label_P)
+        company_R = network.company(self.sequences, first.row_R) if network.core.num_kinds else None
+        return first.row_R, first.answer(network.core, company_R)
+
+    @torch.no_grad()
+    def effects(self, core: ResponseCore, row_R: Tensor) -> Tensor:
+        """What the recorded cell and first signal add to the logits (R, A) of given signals."""
+        parent_R = self.sequences.signals_PF[row_R, core.signals.index(core.given[0])]
+        return core.effects(self.cell_P[row_R], parent_R)
+
+    @torch.no_grad()
+    def fit_cells(
+        self, core: ResponseCore, row_R: Tensor, answer: Answer, scale: float | None = None
+    ) -> tuple[float, Tensor]:
+        """Calibrates the cells of rows whose watch time is known."""
+        known_R = self.watch_known_P[row_R]
+        row_R = row_R[known_R]
+        item_R = self.sequences.item_P[row_R]
+        log_prior_RM, hat_RC = (table[item_R] for table in (core.log_prior(self.duration_N), self.hat_NC))
+        return fit_cells(answer.cells[known_R], log_prior_RM, hat_RC, self.cell_P[row_R], scale)
+
+
+def _count_levels(
+    core: ResponseCore, cell_R: Tensor, duration_R: Tensor, given_RA: Tensor, prior: float = 20.0
+) -> None:
+    """Starts the training from what is counted, so that the network has only the differences to learn.
+
+    Levels of cells (over all durations, then at each knot of duration) and of signals, and the effects of
+    cell and first signal on the others, are those of the log; the effects are shrunk by ``prior`` rows.
+    """
+
+    def log_odds(selected_RC: Tensor) -> Tensor:
+        selected_RC = selected_RC.double()
+        hits_CA = selected_RC.T @ given_RA.double() + prior * given_RA.double().mean(0)
+        return torch.logit(hits_CA / (selected_RC.sum(0).unsqueeze(1) + prior), eps=1e-6).float()
+
+    is_cell_RM = nn.functional.one_hot(cell_R, core.cells.num_cells)
+    base_A = torch.logit(given_RA.double().mean(0), eps=1e-6).float()
+    share_RM, hat_RC = core.cells.share(duration_R), core.cells.hats(duration_R)
+    rate_M = (is_cell_RM.float().mean(0) + 1e-5) / 1.001
+    start_M = (rate_M / share_RM.mean(0).clamp(min=1e-3)).log()
+    expected_RM = share_RM * start_M.exp()
+    expected_CM = hat_RC.T @ (expected_RM / expected_RM.sum(1, keepdim=True))
+    level_CM = ((hat_RC.T @ is_cell_RM.float() + prior * rate_M) / (expected_CM + prior * rate_M)).log()
+    with torch.no_grad():
+        core.tab_logit_TV.copy_(torch.cat([start_M, base_A]))
+        core.duration_logit_CM.copy_(level_CM)
+        if core.given:
+            parent_R = given_RA[:, 0]
+            core.cell_effect_MA.copy_(log_odds(is_cell_RM) - base_A)
+            without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
+            core.parent_effect_A.copy_(with_A - without_A)
+            core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
+
+
+def measure_memory(
+    memory: UserState, sequences: Sequences, label_P: Tensor, duration_N: Tensor, cells: WatchTimeCells
+) -> None:
+    """Shows a memory what is usual: labelled rows, and what their users did before the log."""
+    past = sequences.past
+    is_theirs_U = torch.zeros(len(past.start_U1) - 1, dtype=torch.bool)
+    is_theirs_U[sequences.user_P[label_P]] = True
+    earlier = is_theirs_U.repeat_interleave(past.start_U1.diff())
+    item_P = torch.cat([sequences.item_P[label_P], past.item_P[earlier]])
+    signals_PF = torch.cat([sequences.signals_PF[label_P], past.feedback_PF[earlier]])
+    known_PF = torch.cat([sequences.known_PF[label_P], past.known_PF[earlier]])
+    unknown = memory.usual_TGY.shape[0] - 1
+    tab_P = torch.cat([sequences.tab_P[label_P], torch.full_like(past.item_P[earlier], unknown)])
+    known_PY = torch.cat([known_PF, known_PF[:, :1]], 1)
+    memory.measure(amounts(signals_PF, duration_N[item_P]), known_PY, tab_P, cells.group(duration_N[item_P]))
+
+
+def known_durations(dataset: LoggedDataset) -> Tensor:
+    """Float32 seconds (N,) of every item, the catalogue's median where unknown."""
+    duration = dataset.items["duration"].to_numpy(np.float32, na_value=np.nan)
+    known = np.isfinite(duration) & (duration > 0)
+    if not known.any():
+        raise ValueError(
+            f'no item of "{dataset.name}" has a duration, and watch times cannot be modelled without; '
+            "map a duration column when reading the log"
+        )
+    return torch.from_numpy(np.where(known, duration, np.median(duration[known])).astype(np.float32))
+
+
+def fit_response(
+    dataset: LoggedDataset,
+    *,
+    users: ArrayLike | None = None,
+    train_until: int,
+    validation_dates: Collection[int] = (),
+    config: ResponseFitConfig | None = None,
+    seed: int = 0,
+    run_dir: Path | str | None = None,
+) -> SequenceResponse:
+    """Learns users from a log.
+
+    Args:
+        dataset: a checked log; only its pre-log history and rows up to the last training or validation day
+            are looked at.
+        users: codes of the users to learn from; ``None`` takes all. The model can simulate every user.
+        train_until: YYYYMMDD, last day to learn from.
+        validation_dates: YYYYMMDD days that the search leaves out and stops early on; the calibration and
+            the final fit include them. Without any, training takes ``config.train.max_epochs``.
+        config: settings; defaults suit logs of 1e5 to 1e7 rows.
+        seed: of weights, order and dropout.
+        run_dir: keeps checkpoints and TensorBoard files; the same call resumes a run that was killed.
+
+    Returns:
+        The calibrated model, users starting from what they did up to the last of these days.
+
+    Raises:
+        ValueError: no rows are left to learn from, or ``run_dir`` holds another run.
+    """
+    config, run_dir = config or ResponseFitConfig(), None if run_dir is None else Path(run_dir)
+    fitting = _Fitting(dataset, config, seed)
+    sequences = fitting.sequences
+    chosen_U = torch.zeros(len(dataset.users), dtype=torch.bool)
+    chosen_U[torch.arange(len(chosen_U)) if users is None else torch.as_tensor(np.asarray(users))] = True
+    is_chosen_P = chosen_U[sequences.user_P]
+    is_held_out_P = torch.isin(sequences.date_P, torch.tensor(sorted(validation_dates)).long())
+    validation_P = is_chosen_P & is_held_out_P
+    train_P = is_chosen_P & (sequences.date_P <= train_until) & ~is_held_out_P
+    last_date = max([train_until, *validation_dates])
+    all_P = is_chosen_P & (sequences.date_P <= last_date)
+    if not train_P.any() or (len(validation_dates) > 0 and not validation_P.any()):
+        raise ValueError(
+            f"{int(chosen_U.sum())} users have {int(train_P.sum())} rows up to {train_until} and "
+            f"{int(validation_P.sum())} rows on validation dates {sorted(validation_dates)}; the log covers "
+            f"{int(sequences.date_P.min())} to {int(sequences.date_P.max())}: choose days within it"
+        )
+    epochs, list_epochs = config.train.max_epochs, config.list_train.max_epochs
+    if len(validation_dates) > 0:
+        network, epochs = fitting.fit(train_P, validation_P, epochs, run_dir, "search")
+        list_epochs = fitting.fit_lists(network, train_P, validation_P, list_epochs, run_dir, "search-lists")
+    network, _ = fitting.fit(all_P, None, epochs, run_dir, "final")
+    fitting.fit_lists(network, all_P, None, list_epochs, run_dir, "final-lists")
+    if config.calibration_folds:
+        _calibrate(network, fitting, all_P, epochs, run_dir)
+    return network.export(sequences, _next_day(last_date), config.history_length)
+
+
+def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epochs: int, run_dir: Path | None) -> None:
+    """Folds a calibration into the last layer.
+
+    Predictions for held-out users say how far the logits are to be trusted (their scale). The level is
+    that of the final network itself on all its rows: a few offsets do not overfit, and the levels of
+    networks that differ in nothing but the rows seen scatter by a few percent.
+    """
+    sequences, num_folds, core = fitting.sequences, fitting.config.calibration_folds, network.core
+    generator = torch.Generator().manual_seed(fitting.seed)
+    fold_P = (torch.randperm(len(sequences.start_U1) - 1, generator=generator) % num_folds)[sequences.user_P]
+    held_out = []
+    for fold in range(num_folds):
+        other, _ = fitting.fit(label_P & (fold_P != fold), None, epochs, run_dir, f"fold-{fold}")
+        held_out.append(fitting.answers(other, label_P & (fold_P == fold)))
+    row_P, answer = _joined(held_out)
+    own_P, own = fitting.answers(network, label_P)
+    scale, _ = fitting.fit_cells(core, row_P, answer)
+    _, offset_CM = fitting.fit_cells(core, own_P, own, scale)
+    if core.given:
+        # Effects of cell and first signal are counted on many rows and keep their size.
+        effects_PA, own_effects_PA = fitting.effects(core, row_P), fitting.effects(core, own_P)
+    with torch.no_grad():
+        core.rescale_cells(scale, offset_CM)
+        for index, name in enumerate(core.given):
+            label_PF = sequences.signals_PF[:, core.signals.index(name)]
+            slope = fit_platt(answer.given[:, index], label_PF[row_P], fixed=effects_PA[:, index]).scale
+            offset = fit_platt(own.given[:, index], label_PF[own_P], slope, fixed=own_effects_PA[:, index]).offset
+            core.rescale_given(index, slope, offset)
+            # Then cell by cell, so that a like comes as often with a click as in the log.
+            logit_P = slope * own.given[:, index] + offset + own_effects_PA[:, index]
+            offset_M = fit_group_offsets(logit_P, label_PF[own_P], fitting.cell_P[own_P], core.cells.num_cells)
+            core.cell_effect_MA[:, index] += torch.from_numpy(offset_M).float()
+
+
+def _joined(parts: list[tuple[Tensor, Answer]]) -> tuple[Tensor, Answer]:
+    rows, answers = zip(*parts, strict=True)
+    return torch.cat(rows), Answer(*(torch.cat(logits) for logits in zip(*answers, strict=True)))
+
+
+def _next_day(date: int) -> int:
+    day = np.datetime64(f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}") + np.timedelta64(1, "D")
+    return int(str(day).replace("-", ""))

@@ -1,0 +1,324 @@
+"""The learned response model as a simulator uses it: bytes, distributions, states, storage."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recsim_env.data.schema import SIGNALS
+from recsim_env.types import CONTEXT, ResponseModel
+from reward_models.users.response import ResponseConfig, ResponseCore, SequenceResponse
+from reward_models.users.user_state import UserState, feedback_features
+from reward_models.users.watch_time import WatchTimeCells
+
+NUM_ITEMS, NUM_USERS, NUM_TABS, NUM_KINDS = 40, 30, 3, 12
+FAMILIES = {
+    "decayed": ResponseConfig(width=16, event_width=6),
+    "gated": ResponseConfig(width=16, event_width=6, memory="gated"),
+}
+
+
+def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) -> SequenceResponse:
+    """A model with random weights: what is tested here does not depend on a fit."""
+    config, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    core = ResponseCore(config, SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0)
+    for parameter in core.parameters():
+        parameter.data.copy_(noise(*parameter.shape) * 0.5)
+    core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
+    core.memory.usual_TGY.copy_(0.1 + torch.rand(core.memory.usual_TGY.shape, generator=generator))
+    tables = {
+        "item_NH": noise(NUM_ITEMS, config.width),
+        "item_event_NE": noise(NUM_ITEMS, config.event_width),
+        "user_UH": noise(NUM_USERS, config.width),
+        "sums_US": torch.rand(NUM_USERS, core.memory.state_width, generator=generator),
+        "tab_TH": noise(NUM_TABS, config.width),
+        "hour_24H": noise(24, config.width),
+        "duration_N": torch.exp(noise(NUM_ITEMS) + 3.5),
+    }
+    if has_lists:
+        tables["item_kind_NY"] = (noise(NUM_ITEMS, NUM_KINDS) > 0).float()
+    return SequenceResponse(core, tables)
+
+
+def make_inputs(num_sessions: int, num_places: int = 6, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Users, contexts, items and uniforms."""
+    generator = torch.Generator().manual_seed(seed)
+    context_BX = torch.zeros(num_sessions, len(CONTEXT))
+    context_BX[:, 0] = torch.randint(NUM_TABS, (num_sessions,), generator=generator).float()
+    context_BX[:, 1] = torch.randint(24, (num_sessions,), generator=generator).float()
+    return (
+        torch.randint(NUM_USERS, (num_sessions,), generator=generator),
+        context_BX,
+        torch.randint(NUM_ITEMS, (num_sessions, num_places), generator=generator),
+        torch.rand(num_sessions, num_places, 7, generator=generator).clamp(1e-6, 1 - 1e-6),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_follows_the_protocol(family: str) -> None:
+    model = make_model(family)
+    assert isinstance(model, ResponseModel)
+    assert model.num_draws == 7  # watch time, what is read off it, five more signals
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_places", [1, 6])
+def test_a_row_has_the_same_bytes_in_any_batch(family: str, has_lists: bool, num_places: int) -> None:
+    model = make_model(family, has_lists)
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(517, num_places)
+    seen_BK = torch.arange(num_places) < (torch.arange(517) % (num_places + 1)).unsqueeze(1)
+
+    def play(rows: slice) -> list[Tensor]:
+        state_BS, context, items = model.start(user_B[rows]), context_BX[rows], items_BK[rows]
+        signals = model.respond(state_BS, context, items, uniform_BKJ[rows])
+        after = model.observe(state_BS, context, items, signals, seen_BK[rows])
+        return [signals, after, *model.outcomes(after, context, items), model.expected(after, context, items)]
+
+    whole = play(slice(None))
+    for size in (1, 2, 3, 5, 8, 33):
+        for start in (0, 100, 517 - size):
+            rows = slice(start, start + size)
+            for part, full in zip(play(rows), whole, strict=True):
+                assert torch.equal(part, full[rows])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_draws_follow_the_outcomes(family: str) -> None:
+    model = make_model(family)
+    user_B, context_BX, items_BK, _ = make_inputs(1, 2)
+    state_BS, copies = model.start(user_B), 60_000
+    uniform = torch.rand(copies, 2, 7, generator=torch.Generator().manual_seed(3)).clamp(1e-6, 1 - 1e-6)
+    drawn = model.respond(
+        state_BS.expand(copies, -1), context_BX.expand(copies, -1), items_BK.expand(copies, -1), uniform
+    )
+    expected = model.expected(state_BS, context_BX, items_BK)[0]
+    spread = drawn.std(0) / copies**0.5
+    assert ((drawn.mean(0) - expected).abs() <= 5 * spread + 1e-4).all()
+    outcomes = model.outcomes(state_BS, context_BX, items_BK)
+    torch.testing.assert_close(outcomes.probability_BKO.sum(-1), torch.ones(1, 2))
+
+
+def test_a_second_signal_is_drawn_given_the_first() -> None:
+    model = make_model()
+    for layer in (model.core.head, model.core.user_layer):  # every signal has a chance of 1/2 by itself
+        layer.weight.data[-5:] = 0.0
+        layer.bias.data[-5:] = 0.0
+    model.core.cell_effect_MA.data.zero_()
+    model.core.tab_logit_TV.data.zero_()
+    model.core.parent_effect_A.data[1:] = 2.0
+    user_B, context_BX, items_BK, _ = make_inputs(1, 1)
+    copies = 20_000
+    uniform = torch.rand(copies, 1, 7, generator=torch.Generator().manual_seed(4)).clamp(1e-6, 1 - 1e-6)
+    drawn = model.respond(
+        model.start(user_B).expand(copies, -1), context_BX.expand(copies, -1), items_BK.expand(copies, -1), uniform
+    )[:, 0]
+    liked = drawn[:, SIGNALS.index("like")] == 1
+    follow = drawn[:, SIGNALS.index("follow")]
+    assert liked.float().mean() == pytest.approx(0.5, abs=0.02)
+    assert follow[~liked].mean() == pytest.approx(0.5, abs=0.02)
+    assert follow[liked].mean() == pytest.approx(1 / (1 + np.exp(-2.0)), abs=0.02)
+
+
+def test_a_long_view_rarer_than_a_click_never_comes_without_it() -> None:
+    model = make_model()
+    table = model.core.read_off_TGMD
+    table[..., 1] = table[..., 0] * 0.7
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(2000)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform_BKJ)
+    click, long_view = drawn[..., SIGNALS.index("click")], drawn[..., SIGNALS.index("long_view")]
+    assert 0 < long_view.sum() < click.sum()
+    assert ((long_view <= click) | (click == 1)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_observing_a_slate_is_observing_its_places_one_by_one(family: str) -> None:
+    model = make_model(family)
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(9)
+    state_BS = model.start(user_B)
+    signals_BKF = model.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+    seen_BK = torch.arange(6) < torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 6]).unsqueeze(1)
+    at_once = model.observe(state_BS, context_BX, items_BK, signals_BKF, seen_BK)
+    one_by_one = state_BS
+    for place in range(6):
+        columns = slice(place, place + 1)
+        one_by_one = model.observe(
+            one_by_one, context_BX, items_BK[:, columns], signals_BKF[:, columns], seen_BK[:, columns]
+        )
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-5)
+    assert torch.equal(at_once[0], state_BS[0])
+    assert not torch.equal(at_once[1], state_BS[1])
+
+
+def test_a_decayed_sum_counts_events_as_a_geometric_series() -> None:
+    memory = UserState((0.5, 0.9), gated=False, event_width=1, num_signals=1, num_tabs=1, num_groups=1)
+    events = memory.events(torch.zeros(1, 4, 1), torch.ones(1, 4, 5), torch.tensor([[True, True, False, True]]))
+    sums = memory.update(torch.zeros(1, memory.state_width), *events).reshape(2, -1)
+    expected = torch.tensor([1 + 0.5 + 0.25, 1 + 0.9 + 0.81])
+    torch.testing.assert_close(sums[:, -1], expected)
+
+
+def test_what_is_usual_is_counted_by_tab_and_group_and_shrunk() -> None:
+    memory = UserState((0.7, 0.93, 0.99), gated=False, event_width=24, num_signals=1, num_tabs=2, num_groups=2)
+    tab_P, group_P = torch.tensor([0] * 150 + [1] * 50), torch.tensor([0] * 100 + [1] * 50 + [0] * 50)
+    amounts_PY = torch.zeros(200, 2)
+    amounts_PY[:100, 0], amounts_PY[150:, 0] = 1.0, 2.0
+    known_PY = torch.ones(200, 2, dtype=torch.bool)
+    known_PY[150:, 0] = False  # what is not recorded must not count
+    memory.measure(amounts_PY, known_PY, tab_P, group_P)
+    mean = 100 / 150
+    tab_0 = (100 + 50 * mean) / (150 + 50)
+    assert memory.mean_Y[0] == pytest.approx(mean)
+    assert memory.usual_TGY[0, 0, 0] == pytest.approx((100 + 50 * tab_0) / 150)
+    assert memory.usual_TGY[0, 1, 0] == pytest.approx(50 * tab_0 / 100)
+    assert memory.usual_TGY[1:, :, 0].flatten().tolist() == pytest.approx([mean] * 4)
+
+
+def test_a_user_like_all_others_reads_as_usual_in_every_mixture_of_tabs() -> None:
+    generator = torch.Generator().manual_seed(7)
+    memory = UserState((0.7, 0.93, 0.99), gated=False, event_width=1, num_signals=2, num_tabs=3, num_groups=1)
+    memory.usual_TGY.copy_(torch.rand(4, 1, 3, generator=generator))
+    usual_BKY = memory.usual_TGY[torch.randint(3, (50, 9), generator=generator), 0]
+    signals_BKF = torch.cat([torch.expm1(usual_BKY[..., :1] * 4.0), usual_BKY[..., 1:2]], -1)
+    duration_BK = signals_BKF[..., 0] / usual_BKY[..., 2]
+    feedback = feedback_features(signals_BKF, duration_BK, usual_BKY)
+    events = memory.events(torch.zeros(50, 9, 1), feedback, torch.ones(50, 9, dtype=torch.bool))
+    features = memory.features(memory.update(torch.zeros(50, memory.state_width), *events)).reshape(50, 3, -1)
+    torch.testing.assert_close(features[..., 1:4], torch.zeros(50, 3, 3), atol=1e-5, rtol=0.0)
+    unrecorded = feedback_features(signals_BKF * 0, duration_BK, usual_BKY, torch.zeros(50, 9, 2, dtype=torch.bool))
+    events = memory.events(torch.zeros(50, 9, 1), unrecorded, torch.ones(50, 9, dtype=torch.bool))
+    features = memory.features(memory.update(torch.zeros(50, memory.state_width), *events))
+    assert (features == 0).all()  # says nothing
+
+
+def test_what_is_observed_is_judged_by_its_tab() -> None:
+    model = make_model()
+    model.core.memory.usual_TGY[0], model.core.memory.usual_TGY[1] = 1.0, 0.25
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(3)
+    state_BS, seen_BK = model.start(user_B), torch.ones(3, 6, dtype=torch.bool)
+    signals_BKF = model.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+    usual = []
+    for tab in (0.0, 1.0):
+        context_BX[:, CONTEXT.index("tab")] = tab
+        change_BS = (model.observe(state_BS, context_BX, items_BK, signals_BKF, seen_BK) - state_BS)[:, 1:]
+        parts = change_BS.reshape(3, len(model.core.config.decays), -1)
+        usual.append(parts[..., -2 - len(SIGNALS) : -1])
+    start = state_BS[:, 1:].reshape(3, len(model.core.config.decays), -1)[..., -2 - len(SIGNALS) : -1]
+    kept = torch.tensor(model.core.config.decays).pow(6).reshape(1, -1, 1)
+    faded = start * (kept - 1.0)
+    torch.testing.assert_close((usual[1] - faded), 0.25 * (usual[0] - faded), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scanning_a_sequence_is_updating_event_by_event(family: str) -> None:
+    memory = make_model(family).core.memory
+    generator = torch.Generator().manual_seed(5)
+    signals = torch.rand(3, 7, len(SIGNALS), generator=generator)
+    feedback = feedback_features(
+        signals, torch.full((3, 7), 20.0), torch.rand(3, 7, len(SIGNALS) + 1, generator=generator)
+    )
+    happened = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    vectors, fades = memory.events(torch.randn(3, 7, 6, generator=generator), feedback, happened)
+    start = torch.rand(3, memory.state_width, generator=generator)
+    begin = torch.tensor([[0, 0, 2, 3, 3, 3, 6]]).expand(3, -1)  # requests of 2, 1, 3 and 1 places
+    scanned = memory.scan(start, vectors, fades, begin)
+    for row in range(7):
+        first = int(begin[0, row])
+        direct = memory.update(start, vectors[:, :first], fades[:, :first]) if first else start
+        torch.testing.assert_close(scanned[:, row], direct, rtol=1e-5, atol=1e-5)
+
+
+def test_earlier_places_act_on_later_ones_only_with_lists() -> None:
+    user_B, context_BX, items_BK, _ = make_inputs(4, 3)
+    swapped_BK = items_BK.clone()
+    swapped_BK[:, 0] = (items_BK[:, 0] + 1) % NUM_ITEMS
+    for has_lists in (False, True):
+        model = make_model(has_lists=has_lists)
+        state_BS = model.start(user_B)
+        change = model.expected(state_BS, context_BX, items_BK) - model.expected(state_BS, context_BX, swapped_BK)
+        assert bool((change[:, 1:] != 0).any()) == has_lists
+        last_BK = items_BK.clone()
+        last_BK[:, 2] = (items_BK[:, 2] + 1) % NUM_ITEMS
+        later = model.expected(state_BS, context_BX, items_BK) - model.expected(state_BS, context_BX, last_BK)
+        assert (later[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_restored_model_answers_with_the_same_bytes(family: str, has_lists: bool) -> None:
+    model = make_model(family, has_lists)
+    twin = SequenceResponse.restore(model.config(), model.tensors())
+    user_B, context_BX, items_BK, uniform_BKJ = make_inputs(5)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform_BKJ)
+    assert torch.equal(drawn, twin.respond(twin.start(user_B), context_BX, items_BK, uniform_BKJ))
+    assert twin.signals == model.signals
+    assert twin.config() == model.config()
+
+
+def test_the_first_place_of_a_list_knows_no_list() -> None:
+    model = make_model(has_lists=True)
+    user_B, context_BX, items_BK, _ = make_inputs(4, 3)
+    before = model.expected(model.start(user_B), context_BX, items_BK)
+    model.core.company_slope_V.data.zero_()
+    change = model.expected(model.start(user_B), context_BX, items_BK) - before
+    assert (change[:, 0] == 0).all()
+    assert (change[:, 1:] != 0).any()
+
+
+def test_rescaling_changes_logits_and_nothing_else() -> None:
+    core = make_model().core
+    generator = torch.Generator().manual_seed(6)
+    hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
+    tab = torch.arange(50) % NUM_TABS
+    duration = torch.linspace(5.0, 300.0, 50)
+
+    def logits() -> tuple[Tensor, Tensor, Tensor]:
+        answer = core.answer(hidden, core.user_layer(user), tab)
+        return answer.cells, answer.given, core.log_prior(duration)
+
+    cells, given, log_prior = logits()
+    offset_CM = torch.randn(core.duration_logit_CM.shape, generator=generator)
+    core.rescale_cells(0.5, offset_CM)
+    core.rescale_given(2, 0.7, -1.0)
+    expected = given.clone()
+    expected[:, 2] = 0.7 * given[:, 2] - 1.0
+    new_cells, new_given, new_log_prior = logits()
+    torch.testing.assert_close(new_cells, 0.5 * cells, rtol=1e-4, atol=1e-4)
+    added = core.cells.hats(duration) @ offset_CM
+    torch.testing.assert_close(new_log_prior, log_prior + added, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(new_given, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_signals_come_in_the_order_of_the_log() -> None:
+    reordered = ("watch_time", "like", "click")
+    core = ResponseCore(FAMILIES["decayed"], reordered, WatchTimeCells(), 1, 0)
+    core.read_off_TGMD.fill_(1.0)
+    core.head.bias.data.fill_(-50.0)
+    template = make_model()
+    tables = {name: getattr(template, name) for name in ("item_NH", "item_event_NE", "user_UH", "duration_N")}
+    tables |= {"sums_US": torch.zeros(NUM_USERS, core.memory.state_width), "hour_24H": template.hour_24H}
+    model = SequenceResponse(core, tables | {"tab_TH": template.tab_TH[:1]})
+    user_B, context_BX, items_BK, _ = make_inputs(3)
+    uniform = torch.full((3, 6, model.num_draws), 0.5)
+    drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform)
+    assert (drawn[..., 2] == 1).all()
+    assert (drawn[..., 1] == 0).all()
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for change, message in (
+        ({"memory": "gru"}, "memory must be"),
+        ({"decays": (1.0,)}, "decays need"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"width": 0}, "widths must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(ResponseConfig(), **change)
+    with pytest.raises(ValueError, match="must begin with"):
+        ResponseCore(ResponseConfig(), ("click",), WatchTimeCells(), 1, 0)
