@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.networks import Encoding
+from recsim_env.slates import list_log_prob, sample_lists
 
 DecoderName = Literal["one_softmax", "autoregressive", "matching"]
 DECODERS: tuple[DecoderName, ...] = ("one_softmax", "autoregressive", "matching")
@@ -96,21 +97,13 @@ class OneSoftmaxDecoder(ListDecoder):
         self, encoding: Encoding, num_lists: int, num_places: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Draws G lists per request, see ``ListDecoder.sample``."""
-        logits_B1C = self.begin(encoding)
-        size = (len(logits_B1C), num_lists, logits_B1C.shape[2])
-        uniform_BGC = torch.rand(size, generator=generator, device=generator.device).to(logits_B1C.device)
-        gumbel_BGC = -torch.log(-torch.log(uniform_BGC.clamp(min=torch.finfo(torch.float32).tiny)))
-        positions_BGK = (logits_B1C + gumbel_BGC).topk(num_places, dim=2).indices
-        return positions_BGK, self.log_prob(encoding, positions_BGK)
+        logits_BC = self.begin(encoding).squeeze(1)
+        positions_BGK = sample_lists(logits_BC, num_lists, num_places, generator)
+        return positions_BGK, list_log_prob(logits_BC, positions_BGK)
 
     def log_prob(self, encoding: Encoding, positions_BGK: Tensor) -> Tensor:
         """Log-probability (B, G, K) of each place of given lists, given the places before it."""
-        logits_BGC = self.begin(encoding).expand(-1, positions_BGK.shape[1], -1)
-        chosen_BGK = logits_BGC.gather(2, positions_BGK)
-        # What competes for place k: all that is never chosen, and the chosen from place k on.
-        never_BG1 = logits_BGC.scatter(2, positions_BGK, -torch.inf).logsumexp(dim=2, keepdim=True)
-        from_here_BGK = chosen_BGK.flip(2).logcumsumexp(dim=2).flip(2)
-        return chosen_BGK - torch.logaddexp(never_BG1, from_here_BGK)
+        return list_log_prob(self.begin(encoding).squeeze(1), positions_BGK)
 
     def begin(self, encoding: Encoding) -> Tensor:
         """The scores themselves; they never change."""

@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from agents.decoders import DECODERS, DecoderName, make_decoder
 from agents.networks import MIXINGS, CandidateEncoder, Encoding, Mixing, RequestShape
 from recsim_env.files import whole_folder, write_json
+from recsim_env.slates import first_showing, items_at, positions_of
 from recsim_env.types import Decision, Request
 
 OBJECTIVES = ("group_relative", "grpo")
@@ -210,9 +211,9 @@ class GoalRankPolicy(nn.Module):
         encoding = self.encoder(request)
         if self.greedy:
             positions_BK = self.decoder.greedy(encoding, self.shape.slate_size)
-            return Decision(request.candidates_BC.gather(1, positions_BK))
+            return Decision(items_at(request.candidates_BC, positions_BK))
         positions_BGK, log_prob_BGK = self.decoder.sample(encoding, 1, self.shape.slate_size, generator)
-        return Decision(request.candidates_BC.gather(1, positions_BGK[:, 0]), log_prob_BGK[:, 0])
+        return Decision(items_at(request.candidates_BC, positions_BGK[:, 0]), log_prob_BGK[:, 0])
 
     @torch.no_grad()
     def sample_group(self, request: Request, num_lists: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -232,13 +233,10 @@ class GoalRankPolicy(nn.Module):
         Raises:
             ValueError: an item is not among its request's candidates, or stands in its slate twice.
         """
-        match_BKC = items_BK.unsqueeze(-1) == request.candidates_BC.unsqueeze(1)
-        if not match_BKC.any(dim=-1).all():
-            raise ValueError("log_prob: some items are not candidates of their request; score shown slates only")
-        if bool((match_BKC.sum(dim=1) > 1).any()):
+        positions_B1K = positions_of(items_BK, request.candidates_BC).unsqueeze(1)
+        if not bool(first_showing(items_BK).all()):
             raise ValueError("log_prob: some slates hold an item twice; no list policy writes such slates")
-        positions_BGK = match_BKC.to(torch.int8).argmax(dim=-1).unsqueeze(1)
-        return self.decoder.log_prob(self.encoder(request), positions_BGK).squeeze(1)
+        return self.decoder.log_prob(self.encoder(request), positions_B1K).squeeze(1)
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``policy.json`` and ``policy.safetensors``; the folder appears whole or not at all.

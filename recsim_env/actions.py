@@ -21,6 +21,7 @@ from torch import Tensor
 
 from recsim_env.plugins import nearest
 from recsim_env.simulator import Simulator
+from recsim_env.slates import items_at
 from recsim_env.types import Request
 
 
@@ -46,7 +47,7 @@ def action_form(name: str, simulator: Simulator) -> ActionForm:
 
 def _slate(simulator: Simulator) -> ActionForm:
     def decode(request: Request, positions_BK: Tensor) -> Tensor:
-        return request.candidates_BC.gather(1, positions_BK)
+        return items_at(request.candidates_BC, positions_BK)
 
     sizes = np.full(simulator.slate_size, simulator.num_candidates, dtype=np.int64)
     return ActionForm(gym.spaces.MultiDiscrete(sizes), decode)
@@ -88,7 +89,7 @@ def _box(size: int) -> gym.spaces.Box:
 
 def _best(request: Request, scores_BC: Tensor, slate_size: int) -> Tensor:
     order_BK = torch.topk(scores_BC, slate_size, dim=1).indices
-    return request.candidates_BC.gather(1, order_BK)
+    return items_at(request.candidates_BC, order_BK)
 
 
 _FORMS: dict[str, Callable[[Simulator], ActionForm]] = {

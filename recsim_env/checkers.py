@@ -19,6 +19,7 @@ from recsim_env.envs import RecVectorEnv
 from recsim_env.findings import Report, ShownBatch, check_observe, check_rows, check_state, same
 from recsim_env.rewards import Reward
 from recsim_env.simulator import Simulator
+from recsim_env.slates import are_candidates
 from recsim_env.types import (
     NO_ITEM,
     WATCH_TIME,
@@ -91,7 +92,7 @@ def _check_items(report: Report, items_BK: Tensor, request: Request, num_items: 
     )
     sorted_BK = items_BK.sort(dim=1).values
     report.add((sorted_BK[:, 1:] == sorted_BK[:, :-1]).any(), "a slate shows the same video twice")
-    inside_BK = (items_BK.unsqueeze(2) == request.candidates_BC.unsqueeze(1)).any(2)
+    inside_BK = are_candidates(items_BK, request.candidates_BC)
     report.add(
         not outside and not bool(inside_BK.all()),
         "a slate holds items that are not among its request's candidates (are these positions instead of "
@@ -303,7 +304,7 @@ def _check_rewards(report: Report, reward: Reward, request: Request, items_BK: T
         ]
         report.add(
             not same(*paid),
-            "a video repeated in a slate is paid twice; multiply by rewards.first_showing(items_BK)",
+            "a video repeated in a slate is paid twice; multiply by slates.first_showing(items_BK)",
         )
 
 

@@ -31,8 +31,9 @@ from recsim_env.known_worlds.names import resolve_world
 from recsim_env.observations import Observation, observation_form
 from recsim_env.plugins import nearest
 from recsim_env.rendering import describe
-from recsim_env.rewards import Reward, first_showing, scalar, watch_time_reward
+from recsim_env.rewards import Reward, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
+from recsim_env.slates import first_showing
 from recsim_env.types import Feedback, Request
 from recsim_env.world import World
 

@@ -36,6 +36,7 @@ from recsim_env.envs import RecVectorEnv
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
 from recsim_env.rewards import Reward, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
+from recsim_env.slates import are_candidates
 from recsim_env.types import NO_ITEM, WATCH_TIME, Feedback, Policy
 from recsim_env.world import World
 
@@ -300,7 +301,7 @@ class _Counter:
     def __call__(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
         """Quantities (B,) of one request, by name."""
         seen_BK = feedback.seen_BK
-        inside_BK = (items_BK.unsqueeze(2) == state.request.candidates_BC.unsqueeze(1)).any(2)
+        inside_BK = are_candidates(items_BK, state.request.candidates_BC)
         counted = {
             "requests": torch.ones_like(feedback.left_B),
             "seen": seen_BK.sum(1),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recsim_env.plugins import nearest
+from recsim_env.slates import first_showing
 from recsim_env.types import WATCH_TIME, Feedback, Request
 
 
@@ -62,12 +63,6 @@ class SignalReward:
 def watch_time_reward(signals: Sequence[str]) -> SignalReward:
     """The default reward: seconds watched, summed over the places the user saw."""
     return SignalReward({WATCH_TIME: 1.0}, signals)
-
-
-def first_showing(items_BK: Tensor) -> Tensor:
-    """Bool (B, K): false where the same video stands at an earlier place of the slate."""
-    same_BKK = items_BK.unsqueeze(2) == items_BK.unsqueeze(1)
-    return ~same_BKK.tril(-1).any(dim=2)
 
 
 def scalar(reward: Reward, rewards_BR: Tensor) -> Tensor:

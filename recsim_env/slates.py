@@ -1,56 +1,101 @@
-"""Plackett-Luce lists: places filled in turn, each by a softmax over the candidates that are left.
+"""The algebra of lists: positions of items, items at positions, the best K, first showings, Plackett-Luce.
 
-Shape legend: B requests, C candidates, G lists, K places.
+A slate is told in two ways: as item codes, or as *positions* in the request's candidate set. Whoever turns one into
+the other does it here.
+
+Shape legend: B requests, C candidates, G lists, K places; ``...`` any further axes.
 """
 
 import torch
 from torch import Tensor
 
+from recsim_env.types import Request
 
-def sample(logits_BC: Tensor, num_lists: int, slate_size: int, generator: torch.Generator) -> Tensor:
-    """Draws lists without repeats: int64 positions (B, G, K) among the candidates.
 
-    Adding Gumbel noise to the logits and sorting draws from Plackett-Luce exactly.
+def items_at(candidates_BC: Tensor, positions: Tensor) -> Tensor:
+    """Item codes (B, ...) at positions (B, ...) of the candidate set."""
+    return candidates_BC.gather(1, positions.flatten(1)).view(positions.shape)
+
+
+def positions_of(items: Tensor, candidates_BC: Tensor) -> Tensor:
+    """Positions (B, ...) int64 of item codes (B, ...) in the candidate set; the first where a code stands twice.
+
+    Raises:
+        ValueError: an item that is no candidate of its request.
+    """
+    match_BXC = _match(items, candidates_BC)
+    found_BX = match_BXC.any(dim=2)
+    if not bool(found_BX.all()):
+        row, place = (~found_BX).nonzero()[0].tolist()
+        raise ValueError(
+            f"item {int(items.flatten(1)[row, place])} is not among the {candidates_BC.shape[1]} candidates of request "
+            f"{row}; positions and probabilities exist for lists made of the request's candidates only"
+        )
+    return match_BXC.to(torch.uint8).argmax(dim=2).view(items.shape)
+
+
+def are_candidates(items: Tensor, candidates_BC: Tensor) -> Tensor:
+    """Bool (B, ...): which items (B, ...) are candidates of their request."""
+    return _match(items, candidates_BC).any(dim=2).view(items.shape)
+
+
+def first_showing(items_BK: Tensor) -> Tensor:
+    """Bool (B, K): false where the same video stands at an earlier place of the slate."""
+    same_BKK = items_BK.unsqueeze(2) == items_BK.unsqueeze(1)
+    return ~same_BKK.tril(-1).any(dim=2)
+
+
+def best_positions(score_BC: Tensor, slate_size: int) -> Tensor:
+    """Positions (B, K) of the highest scores, best first; ties keep the candidates' order.
+
+    Raises:
+        ValueError: fewer candidates than places.
+    """
+    check_room(score_BC, slate_size)
+    return score_BC.argsort(dim=1, descending=True, stable=True)[:, :slate_size]
+
+
+def best_first(request: Request, score_BC: Tensor, slate_size: int) -> Tensor:
+    """Items (B, K) of the candidates with the highest scores; ties keep the retriever's order."""
+    return items_at(request.candidates_BC, best_positions(score_BC, slate_size))
+
+
+def sample_lists(logits_BC: Tensor, num_lists: int, slate_size: int, generator: torch.Generator) -> Tensor:
+    """Draws Plackett-Luce lists: places filled in turn, each by a softmax over the candidates that are left.
+
+    Adding Gumbel noise to the logits and sorting draws from this distribution exactly, all places at once.
+
+    Returns:
+        int64 positions (B, G, K).
 
     Raises:
         ValueError: fewer candidates than places.
     """
     check_room(logits_BC, slate_size)
-    batch, candidates = logits_BC.shape
-    shape = (batch, num_lists, candidates)
-    uniform_BGC = torch.rand(shape, generator=generator, device=logits_BC.device)
-    gumbel_BGC = -torch.log(-torch.log(uniform_BGC.clamp(min=1e-20)))
+    shape = (len(logits_BC), num_lists, logits_BC.shape[1])
+    uniform_BGC = torch.rand(shape, generator=generator, device=generator.device).to(logits_BC.device)
+    gumbel_BGC = -torch.log(-torch.log(uniform_BGC.clamp(min=torch.finfo(torch.float32).tiny)))
     return (logits_BC.unsqueeze(1) + gumbel_BGC).topk(slate_size, dim=2).indices
 
 
-def log_prob(logits_BC: Tensor, positions_BGK: Tensor) -> Tensor:
-    """Log-probability (B, G, K) of each place given the places before it.
+def list_log_prob(logits_BC: Tensor, positions_BGK: Tensor) -> Tensor:
+    """Log-probability (B, G, K) of each place of Plackett-Luce lists, given the places before it.
 
     A logit of minus infinity takes a candidate out.
     """
-    lists_BGC = logits_BC.unsqueeze(1).expand(-1, positions_BGK.shape[1], -1)
-    chosen_BGK = lists_BGC.gather(2, positions_BGK)
-    left_BGC = lists_BGC.clone()
-    places = []
-    for place in range(positions_BGK.shape[2]):
-        places.append(left_BGC.logsumexp(dim=2))
-        left_BGC = left_BGC.scatter(2, positions_BGK[:, :, place : place + 1], -torch.inf)
-    return chosen_BGK - torch.stack(places, dim=2)
-
-
-def positions_of(items_BK: Tensor, candidates_BC: Tensor) -> Tensor:
-    """Positions (B, K) of items in the candidate set.
-
-    Raises:
-        ValueError: an item that is no candidate.
-    """
-    same_BKC = items_BK.unsqueeze(2) == candidates_BC.unsqueeze(1)
-    if not bool(same_BKC.any(dim=2).all()):
-        raise ValueError("some items are not among the request's candidates, so they have no probability")
-    return same_BKC.to(torch.int64).argmax(dim=2)
+    logits_BGC = logits_BC.unsqueeze(1).expand(-1, positions_BGK.shape[1], -1)
+    chosen_BGK = logits_BGC.gather(2, positions_BGK)
+    # What competes for place k: all that is never chosen, and the chosen from place k on.
+    never_BG1 = logits_BGC.scatter(2, positions_BGK, -torch.inf).logsumexp(dim=2, keepdim=True)
+    from_here_BGK = chosen_BGK.flip(2).logcumsumexp(dim=2).flip(2)
+    return chosen_BGK - torch.logaddexp(never_BG1, from_here_BGK)
 
 
 def check_room(scores_BC: Tensor, slate_size: int) -> None:
     """Raises a ValueError if there are fewer candidates than places."""
     if scores_BC.shape[1] < slate_size:
         raise ValueError(f"need num_candidates >= slate_size, got {scores_BC.shape[1]} and {slate_size}")
+
+
+def _match(items: Tensor, candidates_BC: Tensor) -> Tensor:
+    return items.flatten(1).unsqueeze(2) == candidates_BC.unsqueeze(1)

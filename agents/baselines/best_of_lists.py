@@ -9,8 +9,8 @@ Shape legend: B requests, C candidates, G lists, K places.
 import torch
 from torch import Tensor
 
-from agents.baselines.pointwise_greedy import PointwiseGreedy, best_positions
-from recsim_env import slates
+from agents.baselines.pointwise_greedy import PointwiseGreedy
+from recsim_env.slates import best_positions, items_at, sample_lists
 from recsim_env.types import Decision, ListEvaluator, Request
 
 
@@ -59,8 +59,8 @@ class BestOfLists:
         sorted_B1K = best_positions(score_BC, self.slate_size).unsqueeze(1)
         centred_BC = score_BC - score_BC.mean(dim=1, keepdim=True)
         spread_B1 = score_BC.std(dim=1, keepdim=True, correction=0).clamp(min=1e-9)
-        drawn_BGK = slates.sample(
+        drawn_BGK = sample_lists(
             centred_BC / spread_B1 / self.temperature, self.num_lists - 1, self.slate_size, generator
         )
         positions_BGK = torch.cat([sorted_B1K, drawn_BGK], dim=1)
-        return request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
+        return items_at(request.candidates_BC, positions_BGK)

@@ -9,7 +9,8 @@ Shape legend: B requests, C candidates, K places.
 import torch
 from torch import Tensor
 
-from agents.baselines.pointwise_greedy import PointwiseGreedy, best_positions
+from agents.baselines.pointwise_greedy import PointwiseGreedy
+from recsim_env.slates import best_positions, items_at
 from recsim_env.types import Decision, ListEvaluator, Request
 
 
@@ -52,12 +53,12 @@ class EvaluatorSearch:
                 positions_BK = self._improve(request, positions_BK, place)
             if torch.equal(before_BK, positions_BK):
                 break
-        return Decision(request.candidates_BC.gather(1, positions_BK))
+        return Decision(items_at(request.candidates_BC, positions_BK))
 
     def _improve(self, request: Request, positions_BK: Tensor, place: int) -> Tensor:
         candidates = request.candidates_BC.shape[1]
         lists_BCK = neighbours(positions_BK, place, candidates)
-        items_BCK = request.candidates_BC.gather(1, lists_BCK.flatten(1)).view_as(lists_BCK)
+        items_BCK = items_at(request.candidates_BC, lists_BCK)
         value_BC = self.evaluator.score(request, items_BCK).value_BG
         current_B1 = positions_BK[:, place : place + 1]
         # The present list must win ties, so that the climb ends.

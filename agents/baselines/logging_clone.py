@@ -17,9 +17,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from agents.baselines.pointwise_greedy import best_positions
-from recsim_env import slates
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
+from recsim_env.slates import (
+    are_candidates,
+    best_positions,
+    first_showing,
+    items_at,
+    list_log_prob,
+    positions_of,
+    sample_lists,
+)
 from recsim_env.types import Decision, Request
 
 _LOGGER = logging.getLogger(__name__)
@@ -73,10 +80,10 @@ class LoggingClone(nn.Module):
         """Slates with the log-probability of each place; ``None`` for it when greedy."""
         logits_BC = self.logits(request)
         if self.greedy:
-            return Decision(request.candidates_BC.gather(1, best_positions(logits_BC, self.slate_size)))
-        positions_B1K = slates.sample(logits_BC, 1, self.slate_size, generator)
-        log_prob_BK = slates.log_prob(logits_BC, positions_B1K)[:, 0]
-        return Decision(request.candidates_BC.gather(1, positions_B1K[:, 0]), log_prob_BK)
+            return Decision(items_at(request.candidates_BC, best_positions(logits_BC, self.slate_size)))
+        positions_B1K = sample_lists(logits_BC, 1, self.slate_size, generator)
+        log_prob_BK = list_log_prob(logits_BC, positions_B1K)[:, 0]
+        return Decision(items_at(request.candidates_BC, positions_B1K[:, 0]), log_prob_BK)
 
     def logits(self, request: Request) -> Tensor:
         """Scores (B, C) of the candidates."""
@@ -85,8 +92,8 @@ class LoggingClone(nn.Module):
 
     def log_prob(self, request: Request, items_BK: Tensor) -> Tensor:
         """Log-probability (B, K) of each place of a slate given the places before it."""
-        positions_BK = slates.positions_of(items_BK, request.candidates_BC)
-        return slates.log_prob(self.logits(request), positions_BK.unsqueeze(1))[:, 0]
+        positions_BK = positions_of(items_BK, request.candidates_BC)
+        return list_log_prob(self.logits(request), positions_BK.unsqueeze(1))[:, 0]
 
     def config(self) -> dict[str, Any]:
         """Settings to rebuild it from; see ``recsim_env.types.Saveable``."""
@@ -170,15 +177,12 @@ def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
 
     Slates with items that were no candidates (uniform exposure, say) are not this policy's and do not count.
     """
-    offered_BKC = batch.items_BK.unsqueeze(2) == batch.request.candidates_BC.unsqueeze(1)
-    own_B = offered_BKC.any(dim=2).all(dim=1)
+    own_B = are_candidates(batch.items_BK, batch.request.candidates_BC).all(dim=1)
     batch = batch._replace(items_BK=batch.items_BK[own_B], request=Request(*(t[own_B] for t in batch.request)))
     candidates_BC = batch.request.candidates_BC
-    same_BCC = candidates_BC.unsqueeze(2) == candidates_BC.unsqueeze(1)
-    twice_BC = same_BCC.tril(-1).any(dim=2)
-    logits_BC = clone.logits(batch.request).masked_fill(twice_BC, -torch.inf)
-    positions_BK = slates.positions_of(batch.items_BK, candidates_BC)
-    total = slates.log_prob(logits_BC, positions_BK.unsqueeze(1)).sum()
+    logits_BC = clone.logits(batch.request).masked_fill(~first_showing(candidates_BC), -torch.inf)
+    positions_BK = positions_of(batch.items_BK, candidates_BC)
+    total = list_log_prob(logits_BC, positions_BK.unsqueeze(1)).sum()
     return total / max(positions_BK.numel(), 1)
 
 

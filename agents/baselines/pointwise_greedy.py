@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recsim_env.slates import check_room
+from recsim_env.slates import best_first
 from recsim_env.types import WATCH_TIME, Decision, Request
 
 
@@ -51,14 +51,3 @@ class PointwiseGreedy:
         """Weighted predictions (B, C)."""
         predicted_BCR = request.predicted_BCF[..., self._indices]
         return (predicted_BCR * predicted_BCR.new_tensor(self._weights)).sum(dim=-1)
-
-
-def best_first(request: Request, score_BC: Tensor, slate_size: int) -> Tensor:
-    """Items (B, K) of the candidates with the highest scores; ties keep the retriever's order."""
-    return request.candidates_BC.gather(1, best_positions(score_BC, slate_size))
-
-
-def best_positions(score_BC: Tensor, slate_size: int) -> Tensor:
-    """Positions (B, K) of the highest scores; ties keep the candidates' order."""
-    check_room(score_BC, slate_size)
-    return score_BC.argsort(dim=1, descending=True, stable=True)[:, :slate_size]

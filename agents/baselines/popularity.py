@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.baselines.pointwise_greedy import best_first
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.slates import best_first
 from recsim_env.types import Decision, Request
 
 

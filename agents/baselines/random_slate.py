@@ -6,7 +6,7 @@ Shape legend: B requests, C candidates, K places.
 import torch
 from torch import Tensor
 
-from recsim_env import slates
+from recsim_env.slates import items_at, sample_lists
 from recsim_env.types import Decision, Request
 
 
@@ -23,8 +23,8 @@ class RandomSlate:
     def __call__(self, request: Request, generator: torch.Generator) -> Decision:
         """Draws slates and says how likely they were."""
         flat_BC = torch.zeros_like(request.retriever_score_BC)
-        positions_BK = slates.sample(flat_BC, 1, self.slate_size, generator)[:, 0]
-        items_BK = request.candidates_BC.gather(1, positions_BK)
+        positions_BK = sample_lists(flat_BC, 1, self.slate_size, generator)[:, 0]
+        items_BK = items_at(request.candidates_BC, positions_BK)
         return Decision(items_BK, self.log_prob(request, items_BK))
 
     def log_prob(self, request: Request, items_BK: Tensor) -> Tensor:

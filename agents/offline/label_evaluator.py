@@ -17,6 +17,7 @@ from torch.nn import functional
 from agents.networks import CandidateEncoder, Encoding, RequestShape
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.training import TrainingConfig, fit_reranker
+from recsim_env.slates import items_at
 from recsim_env.types import Request
 
 Mixing = Literal["lstm", "attention"]
@@ -113,7 +114,7 @@ def random_lists(request: Request, num_lists: int, num_places: int, generator: t
 def label_loss(evaluator: LabelEvaluator, batch: LabelledRequests, positions_BGK: Tensor) -> Tensor:
     """Binary cross-entropy of the labels of given lists, a scalar."""
     logit_BGK = evaluator.label_logits(take_lists(evaluator.encode(batch.request).candidates_BCW, positions_BGK))
-    label_BGK = batch.label_BC.gather(1, positions_BGK.flatten(1)).view(positions_BGK.shape)
+    label_BGK = items_at(batch.label_BC, positions_BGK)
     return functional.binary_cross_entropy_with_logits(logit_BGK, label_BGK)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from recsim_env.slates import first_showing, items_at, positions_of
+
 
 def hit_share(label_BK: Tensor, num_positives_B: Tensor) -> Tensor:
     """H@K (B,): the share of a request's positives that stand in its list.
@@ -58,12 +60,9 @@ def labels_of(items_BK: Tensor, candidates_BC: Tensor, label_BC: Tensor) -> Tens
     Raises:
         ValueError: an item is not among its request's candidates, or stands in the list twice.
     """
-    same_BKC = items_BK.unsqueeze(2) == candidates_BC.unsqueeze(1)
-    if not bool(same_BKC.any(dim=2).all()):
-        raise ValueError("some items of the lists are not candidates of their request")
-    if bool((same_BKC.sum(dim=1) > 1).any()):
+    if not bool(first_showing(items_BK).all()):
         raise ValueError("some lists show an item twice; a list is made of different candidates")
-    return label_BC.gather(1, same_BKC.to(torch.int8).argmax(dim=2))
+    return items_at(label_BC, positions_of(items_BK, candidates_BC))
 
 
 def _or_nan(count_B: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
 from agents.offline.scorers import shape_of
 from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from recsim_env.slates import items_at
 from recsim_env.types import Decision, Request
 
 
@@ -90,7 +91,7 @@ class ExchangeGenerator(nn.Module):
         self.shape.check(request)
         value_GB, positions_GBK = self.improve(request, None)
         best_1BK = value_GB.argmax(dim=0).unsqueeze(1).expand(-1, self.shape.slate_size).unsqueeze(0)
-        return Decision(request.candidates_BC.gather(1, positions_GBK.gather(0, best_1BK).squeeze(0)))
+        return Decision(items_at(request.candidates_BC, positions_GBK.gather(0, best_1BK).squeeze(0)))
 
     def improve(self, request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Makes all exchanges, each from the list before it as it stands: no gradient runs back through that.

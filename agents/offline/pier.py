@@ -30,7 +30,7 @@ from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, label_loss, random_lists, take_lists
 from agents.offline.scorers import listwise_softmax_loss, shape_of
 from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
-from recsim_env import slates
+from recsim_env.slates import items_at, sample_lists
 from recsim_env.types import Decision, Request
 
 
@@ -95,10 +95,10 @@ class Pier(nn.Module):
         self.shape.check(request)
         candidates_BCW, request_BW = self.evaluator.encode(request)
         logit_BC = self.prior(candidates_BCW).squeeze(2)
-        drawn_BGK = slates.sample(logit_BC, self.config.num_lists, self.shape.slate_size, generator)
+        drawn_BGK = sample_lists(logit_BC, self.config.num_lists, self.shape.slate_size, generator)
         kept_BGK = self.nearest(candidates_BCW, request_BW, drawn_BGK)
         best_B = self.evaluator.value(take_lists(candidates_BCW, kept_BGK)).argmax(dim=1)
-        return Decision(request.candidates_BC.gather(1, kept_BGK[torch.arange(len(best_B)), best_B]))
+        return Decision(items_at(request.candidates_BC, kept_BGK[torch.arange(len(best_B)), best_B]))
 
     def nearest(self, candidates_BCW: Tensor, request_BW: Tensor, lists_BGK: Tensor) -> Tensor:
         """The lists (B, num_kept, K) whose hashes differ least from the user's."""
@@ -119,7 +119,7 @@ class Pier(nn.Module):
         candidates_BCW, request_BW = self.evaluator.encode(batch.request)
         logit_BC = self.prior(candidates_BCW).squeeze(2)
         half, places = self.config.training_lists // 2, self.shape.slate_size
-        drawn_BGK = slates.sample(logit_BC.detach(), self.config.training_lists - half, places, generator)
+        drawn_BGK = sample_lists(logit_BC.detach(), self.config.training_lists - half, places, generator)
         lists_BGK = torch.cat([random_lists(batch.request, half, places, generator), drawn_BGK], dim=1)
         vectors_BGW = self.list_vectors(candidates_BCW, lists_BGK)
         likeness_BG = functional.cosine_similarity(vectors_BGW, self.user(request_BW).unsqueeze(1), dim=2)

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.baselines.pointwise_greedy import best_first
 from agents.decoders import OneSoftmaxDecoder
 from agents.networks import CandidateEncoder, RequestShape
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from recsim_env.slates import best_first
 from recsim_env.types import Decision, Request
 
 Network = Literal["dnn", "dlcm", "prm", "setrank"]

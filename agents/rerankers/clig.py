@@ -33,8 +33,8 @@ from agents.objectives import group_z_score
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
 from recsim_env.files import read_json, write_json
+from recsim_env.slates import positions_of
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
-from reward_models.recommender.list_evaluator import positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class ComplementaryEvaluator:
     def score(self, request: Request, items_BGK: Tensor) -> ListValue:
         """The group's values with complementarity in them; all other fields are the evaluator's."""
         value: ListValue = self.evaluator.score(request, items_BGK)
-        lists_BGK = positions(request.candidates_BC, items_BGK.flatten(1)).view_as(items_BGK)
+        lists_BGK = positions_of(items_BGK, request.candidates_BC)
         generator = torch.Generator(device=request.candidates_BC.device).manual_seed(0)
         existing_BLK = self.existing.propose(request, generator)
         distance_BGL = list_distances(request, lists_BGK, existing_BLK, self.config.distance)

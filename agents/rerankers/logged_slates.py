@@ -32,7 +32,7 @@ from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.networks import Encoding, RequestShape
 from agents.offline.training import TrainingConfig
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
-from recsim_env.slates import positions_of
+from recsim_env.slates import are_candidates, items_at, positions_of
 from recsim_env.types import Decision, Request
 from reward_models.trainer import train
 
@@ -247,7 +247,7 @@ class ContrastiveDecoding:
             nearest_BC = like_BC if place == 0 else torch.maximum(nearest_BC, like_BC)
             taken_BC = taken_BC.scatter(1, best_B1, True)
             chosen.append(best_B1)
-        return Decision(request.candidates_BC.gather(1, torch.cat(chosen, dim=1)))
+        return Decision(items_at(request.candidates_BC, torch.cat(chosen, dim=1)))
 
 
 def _shares(seconds_BK: Tensor) -> Tensor:
@@ -261,6 +261,6 @@ def _usable(requests: LoggedRequests, among: Tensor) -> Tensor:
     found = [among[:0]]
     for index_B in bare.batch_indices(1024, None, among):
         batch = bare.batch(index_B)
-        own_BK = (batch.items_BK.unsqueeze(2) == batch.request.candidates_BC.unsqueeze(1)).any(dim=2)
+        own_BK = are_candidates(batch.items_BK, batch.request.candidates_BC)
         found.append(index_B[(own_BK & batch.known_BKF[..., 0]).all(dim=1)])
     return torch.cat(found).sort().values

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recsim_env.slates import positions_of
+from recsim_env.slates import items_at, positions_of
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 
 
@@ -160,7 +160,7 @@ class GeneratorEvaluator:
 
 def items_of(request: Request, positions_BGK: Tensor) -> Tensor:
     """Item codes (B, G, K) at positions in the candidate set."""
-    return request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
+    return items_at(request.candidates_BC, positions_BGK)
 
 
 def check_generators(generators: Generators, request: Request, slate_size: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE
 from recsim_env.plugins import load_object
+from recsim_env.slates import items_at
 from recsim_env.types import ListEvaluator, Request
 
 
@@ -102,7 +103,7 @@ class GoalRankEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is u
         on_device = Request(*(tensor.to(self._device) for tensor in request))
         positions_BGK, log_prob_BG = self._draw_group(on_device)
         positions_BGK = positions_BGK.to(request.user_B.device)
-        items_BGK = request.candidates_BC.gather(1, positions_BGK.flatten(1)).view_as(positions_BGK)
+        items_BGK = items_at(request.candidates_BC, positions_BGK)
         value_BG: Tensor = self._with_noise(self._evaluator.score(request, items_BGK).value_BG)
         if not bool(value_BG.isfinite().all()):
             raise ValueError(

@@ -25,6 +25,7 @@ from agents.rllib.algorithm import GoalRankAlgorithmConfig
 from agents.rllib.env_runner import GoalRankEnvRunner
 from recsim_env import RecEnv, RecVectorEnv, World
 from recsim_env.provenance import stamp
+from recsim_env.slates import positions_of
 from recsim_env.types import Decision, ListValue, Request
 
 STEPS = 8
@@ -71,7 +72,7 @@ class _StockModule(TorchRLModule):  # type: ignore[misc]  # ray is untyped
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         begin = time.process_time()
         decision: Decision = self.policy(self.env.request, self.generator)
-        positions_BK = (decision.items_BK.unsqueeze(2) == self.env.request.candidates_BC.unsqueeze(1)).int().argmax(2)
+        positions_BK = positions_of(decision.items_BK, self.env.request.candidates_BC)
         self.clock.seconds += time.process_time() - begin
         assert decision.log_prob_BK is not None
         return {Columns.ACTIONS: positions_BK, Columns.ACTION_LOGP: decision.log_prob_BK.sum(1)}

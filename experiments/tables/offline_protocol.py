@@ -32,7 +32,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.baselines import RandomSlate
-from agents.baselines.pointwise_greedy import best_first
 from agents.goalrank import GoalRankConfig
 from agents.offline.controls import with_noisy_scores, with_shuffled_labels, without_scores
 from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
@@ -52,6 +51,7 @@ from recsim_env.data import LoggedDataset
 from recsim_env.data.ratings import load_interactions
 from recsim_env.files import read_json, write_json
 from recsim_env.provenance import stamp
+from recsim_env.slates import best_first
 from recsim_env.types import Decision, Policy, Request
 from reward_models.metrics import grouped_auc
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy, RandomSlate
-from agents.baselines.pointwise_greedy import best_first
 from agents.rerankers.complementarity import DISTANCES, Distance, distinct, list_comprehensiveness, list_distances
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import (
@@ -39,6 +38,7 @@ from experiments.tables.reranker_training import SHARES_OF_LOG, SLATE, Contestan
 from recsim_env.evaluation import evaluate, true_list_values
 from recsim_env.results import Cell, EvaluationResult, Row, judge, to_plain
 from recsim_env.simulator import Simulator
+from recsim_env.slates import best_first
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 from recsim_env.world import World
 from reward_models.recommender.list_evaluator import SlateEvaluator

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.plugins import load_object
+from recsim_env.slates import positions_of
 from recsim_env.types import ListEffect, ListValue, Request
 from recsim_env.world import class_path
 from reward_models.list_effects import kinds_of
@@ -90,7 +91,7 @@ class SlateEvaluator:
                 f"this evaluator was fitted to {self._model.sizes}, the request has candidate={found[0]}, "
                 f"request={found[1]}, signals={found[2]}: it is of another world; use the evaluator of this one"
             )
-        position_BX = positions(request.candidates_BC, items_BGK.flatten(1))
+        position_BX = positions_of(items_BGK.flatten(1), request.candidates_BC)
         logit_MPF = self._model(inputs, position_BX.view(batch, lists, places), num_signals=1)
         seconds_MLK = torch.exp(logit_MPF).view(-1, batch * lists, places)
         if self.list_effect is not None:
@@ -145,23 +146,6 @@ class SlateEvaluator:
         declared = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         stored = config["list_effect"]
         return cls(model, load_object(stored["class"]).restore(stored["config"], declared))
-
-
-def positions(candidates_BC: Tensor, items_BX: Tensor) -> Tensor:
-    """Where items stand in their request's candidate set, int64 (B, X).
-
-    Raises:
-        ValueError: an item is not among the candidates.
-    """
-    match_BXC = items_BX.unsqueeze(2) == candidates_BC.unsqueeze(1)
-    found_BX = match_BXC.any(dim=2)
-    if not bool(found_BX.all()):
-        row, place = (~found_BX).nonzero()[0].tolist()
-        raise ValueError(
-            f"item {int(items_BX[row, place])} is not among the {candidates_BC.shape[1]} candidates of request "
-            f"{row}; an evaluator can only judge lists made of the request's candidates"
-        )
-    return match_BXC.to(torch.uint8).argmax(dim=2)
 
 
 class _Example(NamedTuple):
@@ -221,7 +205,7 @@ def fit_list_evaluator(
 
 def _example(batch: LoggedBatch) -> _Example:
     slate_size = batch.items_BK.shape[1]
-    inputs = request_inputs(batch.request).at(positions(batch.request.candidates_BC, batch.items_BK))
+    inputs = request_inputs(batch.request).at(positions_of(batch.items_BK, batch.request.candidates_BC))
     return _Example(
         inputs=inputs,
         target_PF=batch.feedback.signals_BKF.flatten(0, 1),

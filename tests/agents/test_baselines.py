@@ -23,11 +23,11 @@ from agents.baselines import (
 )
 from agents.baselines.evaluator_search import neighbours
 from agents.baselines.popularity import logged_counts
-from recsim_env import slates
 from recsim_env.checkers import check_policy
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.simulator import Simulator
+from recsim_env.slates import list_log_prob, sample_lists
 from recsim_env.types import ListValue, Policy, Request
 from tests.helpers.planted import SIGNALS, PlantedEvaluator, planted_world
 
@@ -104,13 +104,13 @@ def test_random_slates_are_uniform_over_all_ordered_choices() -> None:
 def test_plackett_luce_log_prob_sums_to_one_and_is_what_is_drawn() -> None:
     logits_BC = torch.tensor([[0.3, -1.0, 1.2, 0.0]])
     lists = torch.tensor(list(itertools.permutations(range(4), 2))).unsqueeze(0)
-    probability_G = slates.log_prob(logits_BC, lists).sum(2).exp()[0]
+    probability_G = list_log_prob(logits_BC, lists).sum(2).exp()[0]
     assert float(probability_G.sum()) == pytest.approx(1.0, abs=1e-6)
     weights = logits_BC[0].exp()
     by_hand = weights[2] / weights.sum() * weights[0] / (weights.sum() - weights[2])
     index = lists[0].tolist().index([2, 0])
     assert float(probability_G[index]) == pytest.approx(float(by_hand), rel=1e-5)
-    drawn_G2 = slates.sample(logits_BC, 40_000, 2, draw())[0]
+    drawn_G2 = sample_lists(logits_BC, 40_000, 2, draw())[0]
     frequency_G = (drawn_G2.unsqueeze(0) == lists[0].unsqueeze(1)).all(2).float().mean(1)
     error_G = (probability_G * (1 - probability_G) / 40_000).sqrt()
     assert bool(((frequency_G - probability_G).abs() < 4.5 * error_G).all())
@@ -121,7 +121,7 @@ def test_log_prob_of_an_item_outside_the_candidates_is_refused() -> None:
     items_BK = request.candidates_BC[:, :3].clone()
     outside = next(i for i in range(30) if i not in request.candidates_BC[0].tolist())
     items_BK[0, 1] = outside
-    with pytest.raises(ValueError, match="not among the request's candidates"):
+    with pytest.raises(ValueError, match="is not among the 10 candidates"):
         LoggingClone(num_inputs=8, slate_size=3).log_prob(request, items_BK)
 
 
@@ -204,7 +204,7 @@ def planted_log(num_requests: int, with_candidates: bool, weight: float = 1.5) -
     features_ND = torch.randn(num_items, 2, generator=generator)
     candidates_LC = torch.rand(num_requests, num_items, generator=generator).argsort(1)[:, :10]
     logits_LC = weight * features_ND[candidates_LC, 0]
-    positions_LK = slates.sample(logits_LC, 1, 3, generator)[:, 0]
+    positions_LK = sample_lists(logits_LC, 1, 3, generator)[:, 0]
     items_R = candidates_LC.gather(1, positions_LK).flatten().numpy()
     row_request = np.repeat(np.arange(num_requests), 3)
     rows = log_rows(items_R, user=(row_request >= num_requests // 2), time=row_request)

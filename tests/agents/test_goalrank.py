@@ -125,7 +125,7 @@ def test_slates_of_one_place() -> None:
 
 def test_probability_of_other_items_is_refused() -> None:
     policy, request = GoalRankPolicy(SMALL, SHAPE), make_request(2, seeded())
-    with pytest.raises(ValueError, match="not candidates"):
+    with pytest.raises(ValueError, match="is not among the"):
         policy.log_prob(request, torch.full((2, K), N + 1))
     with pytest.raises(ValueError, match="some slates hold an item twice"):
         policy.log_prob(request, request.candidates_BC[:, :1].expand(2, K))

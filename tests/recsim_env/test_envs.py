@@ -14,7 +14,8 @@ from recsim_env import RecEnv, RecVectorEnv
 from recsim_env.assumptions import DeclaredLeave
 from recsim_env.known_worlds import short_video_world
 from recsim_env.observations import BOUND
-from recsim_env.rewards import SignalReward, first_showing
+from recsim_env.rewards import SignalReward
+from recsim_env.slates import first_showing
 from recsim_env.world import World
 
 ACTIONS = ["slate", "items", "scores", "weights", "hyper"]

@@ -46,7 +46,7 @@ def test_requests_without_positives_have_no_value(name: str) -> None:
 def test_labels_follow_the_items_of_the_list() -> None:
     candidates, label = torch.tensor([[7, 3, 9, 4]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     assert labels_of(torch.tensor([[4, 9, 3]]), candidates, label).tolist() == [[1.0, 0.0, 1.0]]
-    with pytest.raises(ValueError, match="not candidates"):
+    with pytest.raises(ValueError, match="is not among the"):
         labels_of(torch.tensor([[4, 8]]), candidates, label)
     with pytest.raises(ValueError, match="twice"):
         labels_of(torch.tensor([[4, 4]]), candidates, label)
