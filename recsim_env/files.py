@@ -68,3 +68,49 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+
+
+def claim(folder: str | Path, card: dict[str, Any], *, name: str = "card.json") -> bool:
+    """Says what a folder is for, or checks that it is for just that: the one rule of "resume if the settings agree".
+
+    The card must name everything that shapes the result, the content of logs and worlds included (their digests),
+    in JSON values. Whoever goes on in the folder afterwards may use what lies there.
+
+    Args:
+        folder: made if it is not there.
+        card: what is done there.
+        name: file that holds the card.
+
+    Returns:
+        True if the folder is new to this work, False if it held the same card before.
+
+    Raises:
+        ValueError: the folder holds other work, with every setting that differs; or it holds files but no card, so
+            nobody knows what they are.
+    """
+    folder, card = Path(folder), json.loads(json.dumps(card))
+    path = folder / name
+    if path.exists():
+        was, now = _flat(read_json(path)), _flat(card)
+        different = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+        if different:
+            changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different[:8])
+            more = f" and {len(different) - 8} more" if len(different) > 8 else ""
+            raise ValueError(
+                f"{folder} holds other work ({changes}{more}); choose another folder, use the same settings, or delete it"
+            )
+        return False
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files but no {name} that says what they are; choose an empty or new folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another name for the folder")
+    write_json(path, card)
+    return True
+
+
+def _flat(card: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in card.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
