@@ -12,7 +12,7 @@ Changed or left out:
 - "old" in the ratio is a copy of the generator that is renewed every ``renew_every`` steps;
 - the evaluator learns from random lists whose labels the protocol knows, where the paper has lists that were shown;
 - its value discounts places as NDCG does; the paper adds purchases up, with which order would not matter here;
-- the generator is ``agents.goalrank.GoalRankPolicy``, this project's pointer network with a self-attention encoder;
+- the generator is ``agents.goalrank.ListPolicy``, this project's pointer network with a self-attention encoder;
 - EG-Rerank+, with a discriminator that keeps lists near the log's, is not implemented.
 
 Shape legend: B requests, G lists, K places.
@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.objectives import grpo_loss
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
@@ -77,7 +78,7 @@ class PolicyLoss:
         config: settings.
     """
 
-    def __init__(self, generator: GoalRankPolicy, evaluator: LabelEvaluator, config: EgRerankConfig) -> None:
+    def __init__(self, generator: ListPolicy, evaluator: LabelEvaluator, config: EgRerankConfig) -> None:
         self.generator, self.evaluator, self.config = generator, evaluator, config
         self._old, self._steps = copy.deepcopy(generator), 0
 
@@ -94,11 +95,11 @@ class PolicyLoss:
 
 def fit_egrerank(
     data: RerankData, config: EgRerankConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
-) -> GoalRankPolicy:
+) -> ListPolicy:
     """Fits the evaluator, then the generator; returns the generator, greedy."""
     shape = shape_of(data)
     judge = fit_label_evaluator(data, evaluator, fit, shape)
-    generator = GoalRankPolicy(config.generator(), shape, greedy=True)
+    generator = ListPolicy(config.generator(), shape, greedy=True)
     validate = validation_loss(generator, data, fit.seed)
     fit_reranker(generator, PolicyLoss(generator, judge, config), validate, data, fit, label="EG-Rerank")
     return generator

@@ -13,7 +13,8 @@ Shape legend: B requests, G lists, K places.
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.objectives import group_relative_cross_entropy, grpo_loss
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
@@ -22,10 +23,13 @@ from agents.offline.training import TrainingConfig, fit_reranker, validation_los
 
 
 def group_loss(
-    policy: GoalRankPolicy, evaluator: LabelEvaluator, batch: LabelledRequests, generator: torch.Generator
+    policy: ListPolicy,
+    config: GoalRankConfig,
+    evaluator: LabelEvaluator,
+    batch: LabelledRequests,
+    generator: torch.Generator,
 ) -> Tensor:
-    """The policy's own loss on a group of its own lists, drawn from ``generator``; a scalar."""
-    config = policy.config
+    """The loss on a group of the policy's own lists, drawn from ``generator``; a scalar."""
     positions_BGK, log_prob_BG = policy.sample_group(batch.request, config.group_size, generator)
     value_BG = evaluator.score_positions(batch.request, positions_BGK)
     new_log_prob_BG = policy.group_log_prob(batch.request, positions_BGK)
@@ -36,7 +40,7 @@ def group_loss(
 
 def fit_goalrank(
     data: RerankData, config: GoalRankConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
-) -> GoalRankPolicy:
+) -> ListPolicy:
     """Fits the evaluator, then the policy; returns the policy, greedy.
 
     Args:
@@ -55,10 +59,10 @@ def fit_goalrank(
         )
     shape = shape_of(data)
     judge = fit_label_evaluator(data, evaluator, fit, shape)
-    policy = GoalRankPolicy(config, shape, greedy=True)
+    policy = ListPolicy(config, shape, greedy=True)
 
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
-        return group_loss(policy, judge, batch, generator)
+        return group_loss(policy, config, judge, batch, generator)
 
     fit_reranker(policy, loss, validation_loss(policy, data, fit.seed), data, fit, label="GoalRank")
     return policy

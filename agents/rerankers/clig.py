@@ -28,8 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.objectives import group_z_score
+from agents.policies import load_policy
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
 from recsim_env.files import read_json, write_json
@@ -102,7 +104,7 @@ def search_generators(
     policy: GoalRankConfig | None = None,
     config: CligConfig | None = None,
     device: torch.device | str = "cpu",
-) -> Iterator[GoalRankPolicy]:
+) -> Iterator[ListPolicy]:
     """Learns generators one after the other and yields each as soon as it is there.
 
     Args:
@@ -130,7 +132,7 @@ def search_generators(
         _claim(run_dir, _goal(evaluator, existing, config))
         if not (run_dir / "policy").exists():
             train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
-        learned = GoalRankPolicy.load(run_dir / "policy", device=device)
+        learned = load_policy(run_dir / "policy", device=device)
         if learned.config != settings:
             raise ValueError(f"{run_dir} holds a generator of {learned.config}, need {settings}; move the folder away")
         existing[f"learned {number}"] = learned

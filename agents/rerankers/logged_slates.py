@@ -1,7 +1,7 @@
 """List generators fitted to logged slates, without an evaluator.
 
 A log of slates says what was shown together and how long each video was watched. Every method here is a list policy
-(``agents.goalrank.GoalRankPolicy``) with the network of its paper and a loss of its own on such slates; it needs the
+(``agents.goalrank.ListPolicy``) with the network of its paper and a loss of its own on such slates; it needs the
 logged candidate lists too. As everywhere, seconds watched stand in for clicks.
 
 - **PRM** (arXiv 1904.06813): self-attention over candidates and their initial ranks; cross-entropy of one softmax to
@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.decoders import MatchingDecoder
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.networks import Encoding, RequestShape
 from agents.offline.training import TrainingConfig
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
@@ -51,17 +52,17 @@ class Slates(NamedTuple):
     """What the predictor had expected, seconds."""
 
 
-Loss = Callable[[GoalRankPolicy, Encoding, Slates, torch.Generator], Tensor]
+Loss = Callable[[ListPolicy, Encoding, Slates, torch.Generator], Tensor]
 
 
-def shares_loss(policy: GoalRankPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
+def shares_loss(policy: ListPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
     """PRM: cross-entropy of one softmax over the slate to the shares of the seconds; a scalar."""
     logit_B1C = policy.decoder.logits(encoding, policy.decoder.begin(encoding))
     log_p_BK = logit_B1C[:, 0].gather(1, slates.positions_BK).log_softmax(dim=1)
     return -(_shares(slates.seconds_BK) * log_p_BK).sum(dim=1).mean()
 
 
-def pointer_loss(policy: GoalRankPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
+def pointer_loss(policy: ListPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
     """Seq2Slate: cross-entropy at every place to the shares of what is left of the slate; a scalar."""
     decoder = policy.decoder
     summary = decoder.begin(encoding)
@@ -79,7 +80,7 @@ def pointer_loss(policy: GoalRankPolicy, encoding: Encoding, slates: Slates, gen
     return total
 
 
-def unlikelihood_loss(policy: GoalRankPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
+def unlikelihood_loss(policy: ListPolicy, encoding: Encoding, slates: Slates, generator: torch.Generator) -> Tensor:
     """NAR4Rec: likelihood of good slates, unlikelihood of bad ones, place by place; a scalar."""
     matching_BKC, _ = policy.decoder.begin(encoding)
     log_p_BKC = matching_BKC[:, : slates.positions_BK.shape[1]].log_softmax(dim=2)
@@ -125,7 +126,7 @@ def fit_to_slates(
     network: dict[str, Any] | None = None,
     config: TrainingConfig | None = None,
     run_dir: Path | None = None,
-) -> GoalRankPolicy:
+) -> ListPolicy:
     """Fits one method and returns its policy, ready to rank.
 
     Every tenth user is held out to stop early. Slates with videos from outside the candidates, as uniform exposure has
@@ -166,7 +167,7 @@ def fit_to_slates(
     if slate_size < max(longest, 2):
         raise ValueError(f"slate_size must be at least 2 and hold the log's slates of {longest}, got {slate_size}")
     shape = RequestShape.of(requests.batch(fitted[:1]).request, len(requests.item_features_ND), slate_size)
-    policy = GoalRankPolicy(settings, shape, greedy=True)
+    policy = ListPolicy(settings, shape, greedy=True)
 
     def batch_loss(batch: LoggedBatch, generator: torch.Generator) -> Tensor:
         positions_BK = positions_of(batch.items_BK, batch.request.candidates_BC)
@@ -217,7 +218,7 @@ class ContrastiveDecoding:
         ValueError: another decoder, or a penalty or number out of range.
     """
 
-    def __init__(self, policy: GoalRankPolicy, penalty: float, among: int = 8):
+    def __init__(self, policy: ListPolicy, penalty: float, among: int = 8):
         if not isinstance(policy.decoder, MatchingDecoder):
             raise ValueError(
                 f"contrastive decoding needs the 'matching' decoder and two places or more, got "

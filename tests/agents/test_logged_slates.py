@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.networks import Encoding, RequestShape
 from agents.offline.training import TrainingConfig
 from agents.rerankers.logged_slates import (
@@ -54,8 +55,8 @@ class FixedLogits:
         return summary
 
 
-def policy_with(decoder: Any) -> GoalRankPolicy:
-    return cast(GoalRankPolicy, SimpleNamespace(decoder=decoder))
+def policy_with(decoder: Any) -> ListPolicy:
+    return cast(ListPolicy, SimpleNamespace(decoder=decoder))
 
 
 def slates(seconds: list[list[float]], positions: list[list[int]], expected: float = 0.0) -> Slates:
@@ -168,10 +169,10 @@ def test_every_method_finds_the_best_lists_of_a_log(method: Method, monkeypatch:
     assert list_game.share_of_optimum(blind) > 0.95
 
 
-def make_policy(decoder: str = "matching") -> tuple[GoalRankPolicy, Request]:
+def make_policy(decoder: str = "matching") -> tuple[ListPolicy, Request]:
     request = make_request(50, seeded())
     config = GoalRankConfig(decoder=decoder, width=16, heads=2, seed=4)  # type: ignore[arg-type]
-    return GoalRankPolicy(config, RequestShape.of(request, N, K), greedy=True), request
+    return ListPolicy(config, RequestShape.of(request, N, K), greedy=True), request
 
 
 def test_contrastive_decoding_is_what_a_plain_loop_finds() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.networks import RequestShape
 from agents.rerankers.clig import CligConfig, ComplementaryEvaluator, search_generators
 from agents.rerankers.complementarity import (
@@ -194,7 +195,7 @@ def test_it_is_a_policy_of_a_real_world() -> None:
 
 def test_more_draws_are_worth_more_where_the_evaluator_is_right() -> None:
     request = make_request(200, seeded())
-    policy = GoalRankPolicy(GoalRankConfig(width=16, heads=2), RequestShape.of(request, N, K))
+    policy = ListPolicy(GoalRankConfig(width=16, heads=2), RequestShape.of(request, N, K))
     values = []
     for num_lists in (1, 4, 64):
         shown = GeneratorEvaluator(SampledLists(policy, num_lists), TrueValue())(request, seeded()).items_BK
@@ -304,7 +305,7 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
     def train(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
         asked.append((config.seed, str(evaluator)))
         shape = RequestShape.of(make_request(1, seeded()), N, K)
-        return GoalRankPolicy(config, shape).save(run_dir / "policy")
+        return ListPolicy(config, shape).save(run_dir / "policy")
 
     small = GoalRankConfig(width=16, heads=2, seed=7)
     for _ in range(2):
@@ -322,7 +323,7 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
             )
         )
 
-    def again(first: Policy, evaluator: ListEvaluator, config: CligConfig) -> GoalRankPolicy:
+    def again(first: Policy, evaluator: ListEvaluator, config: CligConfig) -> ListPolicy:
         return next(
             search_generators(first, evaluator, train, num_generators=1, folder=tmp_path, policy=small, config=config)
         )
@@ -331,7 +332,7 @@ def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there
         again(PointwiseGreedy(K), TrueValue(), CligConfig(gain_weight=0.9))
     with pytest.raises(ValueError, match=r"'evaluator': 'TrueValue'.* need one for .*'evaluator': 'PairEvaluator'"):
         again(PointwiseGreedy(K), PairEvaluator(), CligConfig())
-    with pytest.raises(ValueError, match=r"'first': 'PointwiseGreedy'.* need one for .*'GoalRankPolicy \w+"):
+    with pytest.raises(ValueError, match=r"'first': 'PointwiseGreedy'.* need one for .*'ListPolicy \w+"):
         again(found[1], TrueValue(), CligConfig())
     (tmp_path / "generator-1" / "goal.json").unlink()
     with pytest.raises(ValueError, match="holds a generator for a goal that it does not say"):

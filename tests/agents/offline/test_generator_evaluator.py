@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
 from agents.offline.egrerank import EgRerankConfig, PolicyLoss, fit_egrerank
 from agents.offline.goalrank import fit_goalrank
@@ -88,7 +89,7 @@ def test_egrerank_finds_planted_tastes(data: RerankData) -> None:
 
 def test_egrerank_draws_lists_from_an_older_copy(data: RerankData, evaluator: LabelEvaluator) -> None:
     config = EgRerankConfig(heads=2, renew_every=2, num_lists=4, **SMALL)
-    generator = GoalRankPolicy(config.generator(), shape_of(data), greedy=True)
+    generator = ListPolicy(config.generator(), shape_of(data), greedy=True)
     loss = PolicyLoss(generator, evaluator, config)
     batch, random = data.train.batch(torch.arange(32)), torch.Generator().manual_seed(0)
     weight = generator.decoder.query.weight
