@@ -15,10 +15,9 @@ from torch import Tensor
 
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
 from agents.objectives import group_relative_cross_entropy, grpo_loss
-from agents.offline.data import LabelledRequests, RerankData
+from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.scorers import shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
 
 
 def group_loss(
@@ -35,7 +34,7 @@ def group_loss(
 
 
 def fit_goalrank(
-    data: RerankData, config: GoalRankConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
+    data: RerankData, config: GoalRankConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig
 ) -> GoalRankPolicy:
     """Fits the evaluator, then the policy; returns the policy, greedy.
 

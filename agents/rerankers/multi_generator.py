@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recsim_env.slates import items_at, positions_of
+from recsim_env.slates import items_at, list_at, positions_of
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 
 
@@ -154,8 +154,7 @@ class GeneratorEvaluator:
         value_BG = self.evaluator.score(request, lists_BGK).value_BG
         if bool(value_BG.isnan().any()):
             raise ValueError(f"{type(self.evaluator).__name__} values some lists at NaN, so none of them can be chosen")
-        best_B11 = value_BG.argmax(dim=1)[:, None, None]
-        return Decision(lists_BGK.gather(1, best_B11.expand(-1, 1, lists_BGK.shape[2]))[:, 0])
+        return Decision(list_at(lists_BGK, value_BG.argmax(dim=1)))
 
 
 def items_of(request: Request, positions_BGK: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ List rankers, generators that complete a set, generators fitted to logged slates
 is kept in a folder and read where it is there, if its settings are those asked for.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,11 @@ from tqdm import tqdm
 
 from agents.baselines import PointwiseGreedy
 from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.policies import load_policy, policy_card, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
-from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, Method, fit_to_slates, settings_of
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
+from agents.rerankers.logged_slates import fit_to_slates
+from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset
@@ -33,7 +37,7 @@ GENERATORS = {
 }
 """Searches for complementary generators."""
 
-FROM_SLATES: dict[Method, str] = {
+FROM_SLATES: dict[LogMethodName, str] = {
     "prm": "PRM, logged slates",
     "setrank": "SetRank, logged slates",
     "dlcm": "DLCM, logged slates",
@@ -212,13 +216,16 @@ def operator_requests(log: LoggedDataset, world: World, share: float = 1.0) -> L
 def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy]:
     """Generators fitted to logged slates; what is missing is fitted."""
     found: dict[str, Policy] = {}
-    for method in METHODS:
-        kept = folder / f"slates-{method}"
+    for name in LOG_METHODS:
+        kept, method = folder / f"slates-{name}", log_method(name)
         if not (kept / "policy").exists():
-            fit_to_slates(requests, method, SLATE, run_dir=kept / "fit").save(kept / "policy")
-        policy = _as_asked(kept / "policy", settings_of(method))
-        found[FROM_SLATES[method]] = policy
-        if method == "nar4rec":
+            network = fit_to_slates(requests, method, SLATE, run_dir=kept / "fit")
+            save_policy(kept / "policy", method, network, network.shape)
+        if policy_card(kept / "policy")["config"] != dataclasses.asdict(method.config):
+            raise ValueError(f"{kept} holds a policy of other settings than {method.config}; move it away")
+        policy = load_policy(kept / "policy")
+        found[FROM_SLATES[name]] = policy
+        if name == "nar4rec":
             found["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(policy, CONTRAST)
     return found
 
