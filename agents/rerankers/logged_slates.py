@@ -18,25 +18,37 @@ from torch import Tensor
 from agents.method import Columns, Method, log_columns, method_path
 from agents.networks import RequestShape
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
-from recsim_env.slates import are_candidates, items_at, positions_of
+from recsim_env.slates import are_candidates, first_showing, items_at, positions_of
 from reward_models.trainer import TrainConfig, train
 
 POSITIONS, SECONDS, EXPECTED = "slate_positions_BK", "seconds_BK", "expected_seconds_BK"
 """Columns of logged slates: int64 positions in the candidate list, seconds watched, and what the predictor expected."""
+WEIGHT = "weight_B"
+"""Column: 1 for slates that teach, 0 for the others, whose positions mean nothing."""
 
 
 def slate_columns(batch: LoggedBatch) -> Columns:
-    """The logged slates as positions, with the seconds watched and expected.
-
-    Raises:
-        ValueError: a slate holds a video that was no candidate; see ``usable_slates``.
-    """
-    positions_BK = positions_of(batch.items_BK, batch.request.candidates_BC)
+    """The logged slates as positions, with the seconds watched and expected, and which of them teach."""
+    candidates_BC, teaches_B = batch.request.candidates_BC, _teaches(batch)
+    anything_BK = candidates_BC[:, : batch.items_BK.shape[1]]
+    positions_BK = positions_of(torch.where(teaches_B.unsqueeze(1), batch.items_BK, anything_BK), candidates_BC)
     return {
         POSITIONS: positions_BK,
         SECONDS: batch.feedback.signals_BKF[..., 0],
         EXPECTED: items_at(batch.request.predicted_BCF[..., 0], positions_BK),
+        WEIGHT: teaches_B.to(torch.float32),
     }
+
+
+def weighted_mean(loss_B: Tensor, batch: Columns) -> Tensor:
+    """The mean over the slates that teach, a scalar; 0 where none does."""
+    return (loss_B * batch[WEIGHT]).sum() / batch[WEIGHT].sum().clamp(min=1)
+
+
+def _teaches(batch: LoggedBatch) -> Tensor:
+    """Slates (B,) that were chosen from their candidates, unlike uniform exposure, and watched for a recorded time."""
+    own_BK = are_candidates(batch.items_BK, batch.request.candidates_BC)
+    return (own_BK & batch.known_BKF[..., 0]).all(dim=1) & first_showing(batch.items_BK).all(dim=1)
 
 
 def usable_slates(requests: LoggedRequests, among: Tensor | None = None) -> Tensor:
@@ -50,9 +62,7 @@ def usable_slates(requests: LoggedRequests, among: Tensor | None = None) -> Tens
     bare = requests.annotated(None)
     found = [among[:0]]
     for index_B in bare.batch_indices(1024, None, among):
-        batch = bare.batch(index_B)
-        own_BK = are_candidates(batch.items_BK, batch.request.candidates_BC)
-        found.append(index_B[(own_BK & batch.known_BKF[..., 0]).all(dim=1)])
+        found.append(index_B[_teaches(bare.batch(index_B))])
     return torch.cat(found).sort().values
 
 

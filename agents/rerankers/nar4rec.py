@@ -8,17 +8,16 @@ Shape legend: B requests, C candidates, K places, A candidates that a place choo
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from agents.decoders import DecoderName, MatchingDecoder
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, DataSource, request_of
+from agents.method import Columns, request_of
 from agents.networks import RequestShape, rows_at
 from agents.rerankers.heuristics import cosine
-from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, slate_columns
+from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, slate_columns, weighted_mean
 from recsim_env.data.requests import LoggedBatch
 from recsim_env.slates import items_at
 from recsim_env.types import Decision, Request
@@ -43,7 +42,7 @@ class Nar4Rec:
     """The method."""
 
     Config = Nar4RecConfig
-    data: ClassVar[DataSource] = "log"
+    data = "log"
 
     def __init__(self, config: Nar4RecConfig) -> None:
         self.config = config
@@ -75,7 +74,8 @@ class Nar4Rec:
         good_B1 = batch[SECONDS].sum(dim=1, keepdim=True) > batch[EXPECTED].sum(dim=1, keepdim=True)
         # A place that is sure of a bad video would have an infinite loss.
         unlikely_BK = -torch.log1p(-log_p_BK.exp().clamp(max=1 - 1e-6))
-        return torch.where(good_B1, -log_p_BK, unlikely_BK).mean(), {"good_slates": good_B1.float().mean()}
+        loss_B = torch.where(good_B1, -log_p_BK, unlikely_BK).mean(dim=1)
+        return weighted_mean(loss_B, batch), {"good_slates": good_B1.float().mean()}
 
 
 class ContrastiveDecoding:

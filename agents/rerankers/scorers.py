@@ -19,14 +19,14 @@ Shape legend: B requests, C candidates, K places of a logged slate.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, DataSource, MethodConfig, request_of, require_at_least, require_one_of
+from agents.method import Columns, MethodConfig, request_of, require_at_least, require_one_of
 from agents.networks import RequestShape
-from agents.rerankers.logged_slates import POSITIONS, SECONDS, slate_columns
+from agents.rerankers.logged_slates import POSITIONS, SECONDS, WEIGHT, slate_columns
 from recsim_env.data.requests import LoggedBatch
 from recsim_env.slates import items_at
 from recsim_env.types import Request
@@ -100,7 +100,7 @@ class Scorer:
     """The method on logged slates. The softmax runs over the slate only, for what was not shown has no label."""
 
     Config = ScorerConfig
-    data: ClassVar[DataSource] = "log"
+    data = "log"
 
     def __init__(self, config: ScorerConfig) -> None:
         self.config = config
@@ -119,4 +119,4 @@ class Scorer:
 
     def loss(self, outputs: Columns, batch: Columns) -> tuple[Tensor, Columns]:
         """Cross-entropy to the videos' shares of the seconds."""
-        return listwise_softmax_loss(outputs[_SCORE], batch[SECONDS]), {}
+        return listwise_softmax_loss(outputs[_SCORE], batch[SECONDS] * batch[WEIGHT].unsqueeze(1)), {}

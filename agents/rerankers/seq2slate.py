@@ -9,15 +9,14 @@ Shape legend: B requests, K places of a logged slate, and the videos at them.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, DataSource, request_of
+from agents.method import Columns, request_of
 from agents.networks import RequestShape
-from agents.rerankers.logged_slates import POSITIONS, SECONDS, slate_columns
+from agents.rerankers.logged_slates import POSITIONS, SECONDS, slate_columns, weighted_mean
 from recsim_env.data.requests import LoggedBatch
 from recsim_env.randomness import address, uniform
 from recsim_env.slates import items_at
@@ -39,7 +38,7 @@ class Seq2Slate:
     """The method."""
 
     Config = Seq2SlateConfig
-    data: ClassVar[DataSource] = "log"
+    data = "log"
 
     def __init__(self, config: Seq2SlateConfig) -> None:
         self.config = config
@@ -84,4 +83,4 @@ class Seq2Slate:
         share_BKK = seconds_BKK / seconds_BKK.sum(dim=2, keepdim=True).clamp(min=1e-6)
         loss_BK = -(share_BKK * outputs[_LOG_P]).sum(dim=2)
         place_K = torch.arange(loss_BK.shape[1], device=loss_BK.device)
-        return (loss_BK / torch.log2(place_K + 2.0)).sum(dim=1).mean(), {}
+        return weighted_mean((loss_BK / torch.log2(place_K + 2.0)).sum(dim=1), batch), {}

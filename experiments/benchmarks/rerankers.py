@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy
 from agents.decoders import DECODERS
-from agents.goalrank import GoalRankConfig, GoalRankPolicy, sized
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy, sized
 from agents.networks import RequestShape
 from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
@@ -36,8 +37,8 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
     requests = {batch: Simulator(world, slate_size=SLATE).start(batch, 0).request for batch in BATCHES}
     shape = RequestShape.of(requests[1], len(world.catalogue), SLATE)
 
-    def ranker_of(config: GoalRankConfig) -> GoalRankPolicy:
-        return GoalRankPolicy(config, shape, greedy=True)
+    def ranker_of(config: GoalRankConfig) -> ListPolicy:
+        return ListPolicy(config, shape, greedy=True)
 
     rankers = {name: ranker_of(GoalRankConfig(decoder=name)) for name in DECODERS}
     report: dict[str, Any] = {"world": world.name, "list_us": {}, "k_lists_over_k": {}, "methods_us": {}, **stamp()}

@@ -14,7 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.baselines import PointwiseGreedy
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.method import Method, MethodConfig
 from agents.policies import load_policy, policy_card, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
@@ -92,7 +94,8 @@ def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants)
     def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
         return name, [
             TrainRun(
-                goalrank=GoalRankConfig(seed=seed, **settings),
+                method="agents.goalrank:GoalRank",
+                config=GoalRankConfig(seed=seed, **settings),
                 size=size,
                 env=REQUEST_ENV,
                 world=str(world),
@@ -128,11 +131,11 @@ def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants)
 
 def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[list[Policy]]]:
     """The generators of each search, the pointwise sort first, for each training seed."""
-    from agents.rllib.train import train_goalrank  # imports ray
+    from agents.rllib.train import train_method  # imports ray
 
-    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        return train_goalrank(
-            config,
+    def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        return train_method(
+            method,
             {"world": str(world)},
             env=REQUEST_ENV,
             evaluator=evaluator,
@@ -154,28 +157,28 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
             train_one,
             num_generators=number,
             folder=of_search,
-            policy=GoalRankConfig(seed=number * seed),
+            method=GoalRank(GoalRankConfig(seed=number * seed)),
             config=GENERATORS[name],
         )
         found[name].append([first, *learned])
     return found
 
 
-def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRankPolicy]]:
+def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[ListPolicy]]:
     """Trains what is missing and loads every policy.
 
     Raises:
         ValueError: a run folder holds a policy of other settings or rounds.
     """
     total = sum(len(some) for some in runs.values())
-    policies: dict[str, list[GoalRankPolicy]] = {}
+    policies: dict[str, list[ListPolicy]] = {}
     with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
         for name, some in runs.items():
             policies[name] = []
             for one in some:
                 folder = one.run_dir / "policy"
                 _check_rounds(one.run_dir, one.iterations)
-                policies[name].append(_as_asked(folder if folder.exists() else train(one), one.settings))
+                policies[name].append(_as_asked(folder if folder.exists() else train(one), one.make_method().config))
                 bar.update()
     return policies
 
@@ -192,8 +195,8 @@ def _check_rounds(run_dir: Path, iterations: int) -> None:
         )
 
 
-def _as_asked(folder: Path, settings: GoalRankConfig) -> GoalRankPolicy:
-    policy = GoalRankPolicy.load(folder)
+def _as_asked(folder: Path, settings: MethodConfig) -> ListPolicy:
+    policy: ListPolicy = load_policy(folder)
     if policy.config != settings:
         raise ValueError(f"{folder} holds a policy of {policy.config}, this table needs {settings}; move it away")
     return policy

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns
+from agents.method import Columns, log_columns, method_path
+from agents.method_checker import check_method
 from agents.networks import Encoding, RequestShape
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
-from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, fit_to_slates, usable_slates
+from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, WEIGHT, fit_to_slates, usable_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
+from agents.rerankers.scorers import SCORERS
 from agents.rerankers.seq2slate import _NOISE
 from recsim_env.data.requests import LoggedBatch, LoggedRequests, logged_requests
 from recsim_env.known_worlds import short_video_world
@@ -66,7 +68,8 @@ def columns(seconds: list[list[float]], positions: list[list[int]], expected: fl
     seconds_BK = torch.tensor(seconds)
     noise_BKK = torch.zeros(*seconds_BK.shape, seconds_BK.shape[1])
     slates = {POSITIONS: torch.tensor(positions), SECONDS: seconds_BK, EXPECTED: torch.full_like(seconds_BK, expected)}
-    return {**dict.fromkeys(Request._fields, torch.empty(0)), **slates, _NOISE: noise_BKK}
+    weight_B = torch.ones(len(seconds))
+    return {**dict.fromkeys(Request._fields, torch.empty(0)), **slates, WEIGHT: weight_B, _NOISE: noise_BKK}
 
 
 def loss_of(name: LogMethodName, decoder: Any, batch: Columns) -> Tensor:
@@ -189,6 +192,33 @@ def test_every_method_finds_the_best_lists_of_a_log(name: LogMethodName, monkeyp
         return policy(request._replace(predicted_BCF=opinion), generator)
 
     assert list_game.share_of_optimum(blind) > 0.95
+
+
+@pytest.mark.parametrize("name", LOG_METHODS)
+def test_every_method_keeps_the_contract(name: LogMethodName) -> None:
+    method = log_method(name)
+    sizes = {"width": 8, "heads": 2, "item_embedding": 0}
+    network = {"network": method.config.network} if name in SCORERS else {}
+    check_method(method_path(method), **sizes, **network)
+
+
+def test_slates_from_outside_their_candidates_teach_nothing(small_log: LoggedRequests) -> None:
+    batch = small_log.annotated(NoOpinion()).batch(max(small_log.batch_indices(64), key=len))
+    batch.items_BK[0, 0] = next(i for i in range(100) if i not in batch.request.candidates_BC[0].tolist())
+    batch.known_BKF[1, 0, 0] = False
+    without = LoggedBatch(*(_rows(part, 2) for part in batch))
+    for name in LOG_METHODS:
+        method = log_method(name, **SMALL)
+        network = method.network(RequestShape.of(batch.request, 100, 3))
+        losses = [
+            method.loss(method.outputs(network, c), c)[0] for c in (log_columns(method, b) for b in (batch, without))
+        ]
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+
+
+def _rows(part: Any, begin: int) -> Any:
+    """A batch's part without its first rows."""
+    return part[begin:] if isinstance(part, Tensor) else type(part)(*(tensor[begin:] for tensor in part))
 
 
 def make_policy(decoder: str = "matching") -> tuple[ListPolicy, Request]:
