@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.method import Method, make_method, method_path
 from agents.objectives import group_z_score
-from agents.policies import load_policy, policy_card
+from agents.policies import load_policy
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
-from recsim_env.files import read_json, write_json
+from recsim_env.files import claim
 from recsim_env.slates import positions_of
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
 
@@ -114,7 +114,7 @@ def search_generators(
         train: trains a method on an evaluator; usually a few lines around ``agents.rllib.train.train_method`` that
             name the world, as ``experiments.tables.reranker_training`` has them.
         num_generators: how many to add.
-        folder: where each keeps its run; finished ones are read, not trained again.
+        folder: where each keeps its run, under ``generator-<number>/run``; finished ones are read, not trained again.
         method: what trains each of them, with its settings; GoalRank by default. Each gets a seed of its own.
         config: what makes a generator worth adding.
         device: where the world's requests are.
@@ -128,36 +128,32 @@ def search_generators(
     method, config = method or GoalRank(GoalRankConfig()), config or CligConfig()
     existing: dict[str, Policy] = {"first": first}
     for number in range(1, num_generators + 1):
-        run_dir = folder / f"generator-{number}"
-        settings = dataclasses.replace(method.config, seed=method.config.seed + number)
-        _claim(run_dir, _goal(evaluator, existing, config))
+        one = _with_seed(method, method.config.seed + number)
+        run_dir = folder / f"generator-{number}" / "run"
+        claim(run_dir.parent, _goal(one, evaluator, existing, config), name="goal.json")
         if not (run_dir / "policy").exists():
-            one = make_method(method_path(method), dataclasses.asdict(settings))
             train(one, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
-        card = policy_card(run_dir / "policy")
-        was, need = [card["method"], card["config"]], [method_path(method), dataclasses.asdict(settings)]
-        if was != need:
-            raise ValueError(f"{run_dir} holds a generator of {was}, need one of {need}; move the folder away")
         learned = load_policy(run_dir / "policy", device=device)
         existing[f"learned {number}"] = learned
         yield learned
 
 
-def _goal(evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig) -> dict[str, Any]:
-    """What a generator is learned for, as JSON values: the weights, and fingerprints of evaluator and generators."""
-    others = {name: _fingerprint(policy) for name, policy in existing.items()}
-    return {"config": dataclasses.asdict(config), "evaluator": _fingerprint(evaluator), "beside": others}
+def _with_seed(method: Method, seed: int) -> Method:
+    """The same method with another seed."""
+    return make_method(method_path(method), {**dataclasses.asdict(method.config), "seed": seed})
 
 
-def _claim(run_dir: Path, goal: dict[str, Any]) -> None:
-    """Writes down what a run is for before it begins; refuses a folder that holds another, or does not say."""
-    path = run_dir / "goal.json"
-    if path.exists() or (run_dir / "policy").exists():
-        was = read_json(path) if path.exists() else "a goal that it does not say"
-        if was != goal:
-            raise ValueError(f"{run_dir} holds a generator for {was}, need one for {goal}; move the folder away")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, goal)
+def _goal(
+    method: Method, evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig
+) -> dict[str, Any]:
+    """Everything that shapes a generator, as JSON values; evaluator and other generators by their fingerprints."""
+    return {
+        "method": method_path(method),
+        "settings": dataclasses.asdict(method.config),
+        "clig": dataclasses.asdict(config),
+        "evaluator": _fingerprint(evaluator),
+        "beside": {name: _fingerprint(policy) for name, policy in existing.items()},
+    }
 
 
 def _fingerprint(thing: Any) -> str:

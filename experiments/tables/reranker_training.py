@@ -149,7 +149,7 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
     searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
     for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
         of_search = folder / f"clig-{name.replace(' ', '-')}-{seed}"
-        for run_dir in sorted(of_search.glob("generator-*")):
+        for run_dir in sorted(of_search.glob("generator-*/run")):
             _check_rounds(run_dir, budget.iterations)
         learned = search_generators(
             first,
