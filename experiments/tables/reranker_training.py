@@ -4,6 +4,7 @@ List rankers, generators that complete a set, generators fitted to logged slates
 is kept in a folder and read where it is there, if its settings are those asked for.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ from tqdm import tqdm
 from agents.baselines import PointwiseGreedy
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.list_policy import ListPolicy
-from agents.method import MethodConfig
-from agents.policies import load_policy, save_policy
+from agents.method import Method, MethodConfig
+from agents.policies import load_policy, policy_card, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
-from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, Method, fit_to_slates, settings_of
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
+from agents.rerankers.logged_slates import fit_to_slates
+from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset
@@ -36,7 +39,7 @@ GENERATORS = {
 }
 """Searches for complementary generators."""
 
-FROM_SLATES: dict[Method, str] = {
+FROM_SLATES: dict[LogMethodName, str] = {
     "prm": "PRM, logged slates",
     "setrank": "SetRank, logged slates",
     "dlcm": "DLCM, logged slates",
@@ -130,9 +133,9 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
     """The generators of each search, the pointwise sort first, for each training seed."""
     from agents.rllib.train import train_method  # imports ray
 
-    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
+    def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
         return train_method(
-            GoalRank(config),
+            method,
             {"world": str(world)},
             env=REQUEST_ENV,
             evaluator=evaluator,
@@ -146,7 +149,7 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
     searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
     for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
         of_search = folder / f"clig-{name.replace(' ', '-')}-{seed}"
-        for run_dir in sorted(of_search.glob("generator-*")):
+        for run_dir in sorted(of_search.glob("generator-*/run")):
             _check_rounds(run_dir, budget.iterations)
         learned = search_generators(
             first,
@@ -154,7 +157,7 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
             train_one,
             num_generators=number,
             folder=of_search,
-            policy=GoalRankConfig(seed=number * seed),
+            method=GoalRank(GoalRankConfig(seed=number * seed)),
             config=GENERATORS[name],
         )
         found[name].append([first, *learned])
@@ -216,14 +219,16 @@ def operator_requests(log: LoggedDataset, world: World, share: float = 1.0) -> L
 def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy]:
     """Generators fitted to logged slates; what is missing is fitted."""
     found: dict[str, Policy] = {}
-    for method in METHODS:
-        kept = folder / f"slates-{method}"
+    for name in LOG_METHODS:
+        kept, method = folder / f"slates-{name}", log_method(name)
         if not (kept / "policy").exists():
-            fitted = fit_to_slates(requests, method, SLATE, run_dir=kept / "fit")
-            save_policy(kept / "policy", GoalRank(settings_of(method)), fitted, fitted.shape)
-        policy = _as_asked(kept / "policy", settings_of(method))
-        found[FROM_SLATES[method]] = policy
-        if method == "nar4rec":
+            network = fit_to_slates(requests, method, SLATE, run_dir=kept / "fit")
+            save_policy(kept / "policy", method, network, network.shape)
+        if policy_card(kept / "policy")["config"] != dataclasses.asdict(method.config):
+            raise ValueError(f"{kept} holds a policy of other settings than {method.config}; move it away")
+        policy = load_policy(kept / "policy")
+        found[FROM_SLATES[name]] = policy
+        if name == "nar4rec":
             found["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(policy, CONTRAST)
     return found
 

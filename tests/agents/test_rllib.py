@@ -20,7 +20,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch  # noqa: 
 from agents.baselines import PointwiseGreedy  # noqa: E402
 from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRank, GoalRankConfig  # noqa: E402
 from agents.list_policy import ListPolicy  # noqa: E402
-from agents.method import request_of  # noqa: E402
+from agents.method import Method, request_of  # noqa: E402
 from agents.networks import RequestShape  # noqa: E402
 from agents.objectives import group_relative_cross_entropy  # noqa: E402
 from agents.policies import load_policy, save_policy  # noqa: E402
@@ -255,20 +255,20 @@ def test_solves_the_list_game(objective: str, decoder: str, iterations: int) -> 
 def test_a_generator_for_complementarity_alone_learns_the_reverse(tmp_path: Path) -> None:
     """No list lies further from another in pair order (1) than its reverse."""
 
-    def train(policy: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        asked = settings(policy, num_envs=64).training(evaluator=evaluator)
+    def train(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        asked = settings(method.config, num_envs=64).training(evaluator=evaluator)
         runner = make_runner(asked)
         learner = asked.build_learner(spaces=runner.get_spaces())
         for _ in range(16):
             update(learner, runner.sample())
             runner.set_state({"rl_module": learner.get_state(components="rl_module")["rl_module"]})
-        return save_policy(run_dir / "policy", GoalRank(policy), runner.module.network, SHAPE)
+        return save_policy(run_dir / "policy", method, runner.module.network, SHAPE)
 
     first = PointwiseGreedy(K)
-    policy = GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=128)
+    method = GoalRank(GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=128))
     gain = CligConfig(reward_weight=0)
     (learned,) = search_generators(
-        first, TrueValue(), train, num_generators=1, folder=tmp_path, policy=policy, config=gain
+        first, TrueValue(), train, num_generators=1, folder=tmp_path, method=method, config=gain
     )
     request = make_request(200, torch.Generator().manual_seed(3))
     one, two = (PolicyLists({"": p}).propose(request, torch.Generator()) for p in (first, learned))
