@@ -32,7 +32,8 @@ def slates(state: SessionState, salt: int = 0) -> torch.Tensor:
 
 
 def same_bytes(a: SessionState, b: SessionState) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+    pairs = zip([*a.tensors(), *a.request], [*b.tensors(), *b.request], strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.mark.parametrize("num_sessions", [2, 3, 17, 64, 250])
@@ -113,7 +114,7 @@ def test_one_step_against_a_slow_twin(simulator: Simulator) -> None:
             assert following.request.history_BH[row].tolist() == history
             clock = float(following.clock_s_B[row] - state.clock_s_B[row])
             assert clock == pytest.approx(watched + SECONDS_BETWEEN_REQUESTS, abs=1e-2)
-            assert set(items[row].tolist()) <= set(following.shown_BM[row].tolist())
+            assert set(items[row].tolist()) <= set(following.memory.shown_BM[row].tolist())
         state = simulator.restart(following, feedback.left_B)
 
 
@@ -123,7 +124,7 @@ def test_candidates_are_new_distinct_and_best_first(simulator: Simulator) -> Non
         for row in range(32):
             candidates = state.request.candidates_BC[row].tolist()
             assert len(set(candidates)) == 30
-            assert not set(candidates) & (set(state.shown_BM[row].tolist()) - {NO_ITEM})
+            assert not set(candidates) & (set(state.memory.shown_BM[row].tolist()) - {NO_ITEM})
         state, feedback = simulator.step(state, slates(state))
         state = simulator.restart(state, feedback.left_B)
 
