@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsim_env import RecEnv, RecVectorEnv, World
+from recsim_env import RecEnv, RecVectorEnv, Request, Simulator, World
+from recsim_env.checkers import check_expected
 from recsim_env.known_worlds import short_video_world, tiny_world
+from recsim_env.slates import are_candidates
 from recsim_env.types import CONTEXT
 from tests.helpers.learned import shared_learned_worlds
 
@@ -42,6 +44,39 @@ def test_a_row_is_the_single_environment_at_any_number_of_threads(name: str) -> 
         for row, env in singles.items():
             alone[row], reward, *_ = env.step(actions[row])
             assert reward == rewards[row]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expectations_are_what_is_played(name: str) -> None:
+    check_expected(shared_learned_worlds()[name], num_samples=2000)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_lists_from_outside_the_candidates_get_what_they_would_get_as_candidates(step: int) -> None:
+    world = shared_learned_worlds()["A"]
+    few, all_items = (
+        Simulator(world, num_candidates=count, slate_size=4, history_length=10) for count in (20, len(world.catalogue))
+    )
+    requests = []
+    for simulator in (few, all_items):
+        state = simulator.start(6, seed=3)
+        for _ in range(step):
+            state, _ = simulator.step(state, torch.arange(24).view(6, 4))
+        requests.append(state.request)
+        shown_BM = state.memory.shown_BM
+    fresh_BN = requests[1].candidates_BC.gather(1, requests[1].retriever_score_BC.argsort(dim=1, descending=True))
+    fresh_BX = fresh_BN[:, : len(world.catalogue) - shown_BM.shape[1]]
+    order = torch.randperm(fresh_BX.shape[1], generator=torch.Generator().manual_seed(0))[:48]
+    lists_BGK = fresh_BX[:, order].view(6, 12, 4)
+    assert not are_candidates(lists_BGK, requests[0].candidates_BC).all()
+    found, expected = (world.evaluator.score(request, lists_BGK) for request in requests)  # type: ignore[union-attr]
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+    inside_BGK = requests[0].candidates_BC[:, :12].view(6, 3, 4)
+    known, alone = (world.evaluator.score(r, inside_BGK) for r in (requests[0], Request(*requests[0])))  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(known, alone, strict=True))
+    with pytest.raises(ValueError, match="is not among the 20 candidates"):
+        world.evaluator.score(Request(*requests[0]), lists_BGK)  # type: ignore[union-attr]
 
 
 def left_behind(value: Any, path: str, seen: set[int], device: str) -> list[str]:
