@@ -257,7 +257,7 @@ class GoalRankPolicy(nn.Module):
             "config": dataclasses.asdict(self.config),
             "shape": dataclasses.asdict(self.shape),
         }
-        with whole_folder(folder) as aside:
+        with whole_folder(folder, ("policy.json", "policy.safetensors")) as aside:
             save_file(tensors, aside / "policy.safetensors")
             write_json(aside / "policy.json", card)
         return Path(folder)

@@ -37,6 +37,9 @@ from recsim_env.types import (
 FORMAT = 2
 """Version of the folder layout; raised when an older reader would misread it."""
 
+FILES = ("world.json", "tables.safetensors", "models.safetensors", "fidelity.json")
+"""What a world folder holds; ``World.save`` replaces no other."""
+
 _MODELS = ("response", "leave", "list_effect", "contexts", "predictor", "candidates", "evaluator")
 
 
@@ -141,8 +144,12 @@ class World:
         return self.replace(catalogue=catalogue, users=users, population_P=self.population_P.to(device), **models)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the world folder; it appears whole or not at all, replacing an older one."""
-        with whole_folder(folder) as aside:
+        """Writes the world folder; it appears whole or not at all, replacing an older world.
+
+        Raises:
+            ValueError: a model cannot be saved, or the folder holds anything else than a world.
+        """
+        with whole_folder(folder, FILES) as aside:
             self._write(aside)
         return Path(folder)
 

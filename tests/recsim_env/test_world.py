@@ -76,6 +76,19 @@ def test_a_failed_save_leaves_the_older_world(world: World, folder: Path) -> Non
     assert {p.name for p in folder.parent.iterdir()} == {"copy"}
 
 
+@pytest.mark.parametrize("name", ["", "."])
+def test_saving_into_the_current_folder_touches_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the current folder"):
+        world.save(name)
+    with pytest.raises(ValueError, match=r"holds what was not written here \(thesis.txt\)"):
+        world.save(Path(shutil.copytree(tmp_path, tmp_path / "sub")))
+    assert (tmp_path / "thesis.txt").read_text() == (tmp_path / "sub" / "thesis.txt").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("name", ["tables.safetensors", "models.safetensors"])
 def test_truncated_folders_are_refused(folder: Path, name: str) -> None:
     path = folder / name
