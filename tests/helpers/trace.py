@@ -62,6 +62,7 @@ def learned_worlds(folder: Path) -> dict[str, World]:
         test_days=2,
         stopping_days=1,
         judges=1,
+        judge_dev=False,
         jobs=1,
         fit=ResponseFitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
         predictor=PredictorConfig(max_epochs=1),

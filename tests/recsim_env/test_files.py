@@ -104,7 +104,10 @@ def test_links_and_files_are_not_replaced(tmp_path: Path) -> None:
 
 def test_a_file_that_appears_while_we_write_is_kept(tmp_path: Path) -> None:
     write_ours(tmp_path / "it", "old")
-    with pytest.raises(ValueError, match="notes.txt"), whole_folder(tmp_path / "it", OURS) as aside:
-        (aside / "card.json").write_text("new")
-        (tmp_path / "it" / "notes.txt").write_text("mine")
+    writing = whole_folder(tmp_path / "it", OURS)
+    aside = writing.__enter__()
+    (aside / "card.json").write_text("new")
+    (tmp_path / "it" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        writing.__exit__(None, None, None)
     assert contents(tmp_path) == {"it/card.json": "old", "it/part/weights.bin": "old", "it/notes.txt": "mine"}
