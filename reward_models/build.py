@@ -65,6 +65,10 @@ SHORT_FIT = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=
 DEV_SHARE = 1 / 3
 """Share of the judges' users that ``judge-dev`` is fitted on."""
 
+ITEM_WIDTH = 8
+"""Length of the learned vector of each video in logs that tell nothing of their videos: users would otherwise like all
+of them equally."""
+
 _USUAL_CANDIDATES = 50  # the environment's own default, too many for a small catalogue
 _Codes = NDArray[np.int64]
 
@@ -316,6 +320,11 @@ class _Builder:
         )
 
     @property
+    def items_look_alike(self) -> bool:
+        """Whether the log tells nothing that differs from item to item, but what was watched."""
+        return bool((self.item_features["A"] == self.item_features["A"][:1]).all())
+
+    @property
     def list_effect(self) -> TagRepeatEffect | None:
         """What the log's missing slates cannot teach, declared."""
         if self.has_slates or self.config.list_effect == 0:
@@ -342,8 +351,10 @@ class _Builder:
     def world(self, plan: _Plan, recommender: Recommender) -> World:
         """Fits one world's users and measures it."""
         own, fit = self.users[plan.part], self.config.fit
-        if plan.family is not None:
-            fit = dataclasses.replace(fit, response=plan.family)
+        family = plan.family or fit.response
+        if not family.item_width and self.items_look_alike:
+            family = dataclasses.replace(family, item_width=ITEM_WIDTH)
+        fit = dataclasses.replace(fit, response=family)
         response = fit_sequences(
             self.sequences,
             item_features_ND=self.item_features[plan.part],
