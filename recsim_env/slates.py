@@ -97,6 +97,11 @@ def list_log_prob(logits_BC: Tensor, positions_BGK: Tensor) -> Tensor:
     return chosen_BGK - torch.logaddexp(never_BG1, from_here_BGK)
 
 
+def list_at(lists_BGK: Tensor, index_B: Tensor) -> Tensor:
+    """The list (B, K) at an index (B,) int64 of each group."""
+    return lists_BGK[torch.arange(len(index_B), device=index_B.device), index_B]
+
+
 def check_room(scores_BC: Tensor, slate_size: int) -> None:
     """Raises a ValueError if there are fewer candidates than places."""
     if scores_BC.shape[1] < slate_size:

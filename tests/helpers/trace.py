@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from agents.goalrank import GoalRankConfig
-from agents.networks import RequestShape
-from agents.rllib.algorithm import GoalRankAlgorithmConfig
-from agents.rllib.env_runner import GoalRankEnvRunner
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.env_runner import MethodEnvRunner
 from recsim_env.envs import RecVectorEnv
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.world import World
@@ -51,15 +50,13 @@ def rollout(world: World, num_envs: int = 8, steps: int = 12) -> dict[str, Any]:
 def goalrank_losses(world_folder: Path, updates: int = 3) -> list[float]:
     """The first losses of GoalRank in world A, sampled and learned in this process."""
     settings = GoalRankConfig(width=16, heads=2, item_embedding=4, minibatch_size=128, num_epochs=1)
-    env = RecVectorEnv(1, world=world_folder)
-    shape = RequestShape.of(env.reset_tensors(0), len(env.world.catalogue), env.config.slate_size)
     config = (
-        GoalRankAlgorithmConfig()
+        MethodAlgorithmConfig(GoalRank)
         .environment(ENV_ID, env_config={"world": str(world_folder)})
         .env_runners(num_envs_per_env_runner=16, rollout_fragment_length=8)
-        .training(goalrank=settings, request_shape=shape)
+        .training(method_config=settings)
     )
-    runner = GoalRankEnvRunner(config=config, worker_index=0, num_workers=0)
+    runner = MethodEnvRunner(config=config, worker_index=0, num_workers=0)
     learner = config.build_learner(env=runner.env)
     learner.set_state({"rl_module": {"default_policy": runner.module.get_state()}})
     losses = []
