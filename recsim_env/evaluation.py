@@ -119,8 +119,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Plays every policy in every world on the sessions ``seed .. seed + num_sessions - 1``.
 
-    The same arguments give the same bytes on a CPU. Every policy is tried on a few requests before anything is played,
-    see ``policy_checkers.try_policy``: repeats within a slate are warned of (and counted in ``repeat_share``), positions
+    The same arguments give the same bytes on a CPU. Every policy is tried on a few requests before anything is played
+    (``policy_checkers.try_policy``): repeats within a slate are warned of, and counted in ``repeat_share``; positions
     in the place of item codes are refused.
 
     Args:

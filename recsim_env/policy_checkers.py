@@ -80,8 +80,8 @@ def try_policy(policy: Policy, simulator: Simulator, *, name: str, seed: int = 0
     errors.add(
         any_outside and not outside and largest < simulator.num_candidates,
         f"every code it shows is below {simulator.num_candidates}, the number of candidates, and some are no "
-        "candidates: these look like positions; gather items from request.candidates_BC (a generator over the whole catalogue is "
-        "declared by Contender(..., outside=True))",
+        "candidates: these look like positions; gather items from request.candidates_BC (a generator over the whole "
+        "catalogue is declared by Contender(..., outside=True))",
     )
     errors.close()
     if remarks.findings:
