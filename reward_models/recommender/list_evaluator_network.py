@@ -71,9 +71,9 @@ class Inputs(NamedTuple):
         """The inputs of B * G requests whose candidates are one list each, from those of all lists side by side."""
         lists = self.candidate_BCI.shape[1] // places
         return Inputs(
-            self.candidate_BCI.unflatten(1, (lists, places)).flatten(0, 1),
+            self.candidate_BCI.reshape(-1, places, self.candidate_BCI.shape[2]),
             self.request_BJ.repeat_interleave(lists, dim=0),
-            self.base_BCF.unflatten(1, (lists, places)).flatten(0, 1),
+            self.base_BCF.reshape(-1, places, self.base_BCF.shape[2]),
         )
 
 

@@ -158,6 +158,23 @@ def test_a_request_is_answered_from_the_state_at_its_beginning() -> None:
     assert sequences.earlier_PQ[:3].tolist() == [[-1, -1], [items[0], -1], [items[1], items[0]]]
 
 
+def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
+    dataset, _ = planted_log()
+    rows = dataset.rows.copy()
+    rows.loc[[3, 4, 5], "time_ms"] = rows["time_ms"][3]
+    assert rows["user"][2:7].nunique() == 1
+    together = LoggedDataset("planted", rows, dataset.users, dataset.items, SIGNALS)
+    sequences = read_sequences(together)
+    assert sequences.earlier_PQ is None
+    assert sequences.begin_P[:8].tolist() == [0, 1, 2, 3, 3, 3, 6, 7]
+    network = _Fitting(together, QUICK, 0).network(torch.ones(len(rows), dtype=torch.bool))
+    (batch,) = sequence_batches(sequences, sequences.user_P == rows["user"][0], NUM_USERS)
+    state_TS = network.states(sequences, batch, 50)[0]
+    assert torch.equal(state_TS[3], state_TS[4])
+    assert torch.equal(state_TS[3], state_TS[5])
+    assert not torch.equal(state_TS[5], state_TS[6])
+
+
 def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     dataset, _ = planted_log()
     features = torch.from_numpy(item_features(dataset).values)
