@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.baselines.best_of_lists import lists_around_sort
+from agents.method import require_at_least, require_positive
 from agents.networks import RequestShape, rows_at
 from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, label_loss, random_lists
 from agents.offline.metrics import discounts
-from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
 from agents.rerankers.scorers import listwise_softmax_loss
 from recsim_env.slates import items_at, list_at, sample_lists
 from recsim_env.types import Decision, Request
@@ -58,13 +59,10 @@ class PierConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.num_kept <= self.num_lists:
             raise ValueError(f"num_kept must lie in 1..num_lists, got {self.num_kept} and {self.num_lists}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.num_bits < 1 or self.training_lists < 2 or self.comparative_weight < 0:
-            raise ValueError(
-                "num_bits must be at least 1, training_lists at least 2 and comparative_weight at least 0, got "
-                f"{self.num_bits}, {self.training_lists} and {self.comparative_weight}"
-            )
+        require_positive(self, "temperature")
+        require_at_least(self, 1, "num_bits")
+        require_at_least(self, 2, "training_lists")
+        require_at_least(self, 0, "comparative_weight")
 
 
 def sim_hash(vector: Tensor, planes_WA: Tensor) -> Tensor:
@@ -163,5 +161,5 @@ def comparative_loss(likeness_BG: Tensor, worth_BG: Tensor, temperature: float =
 def fit_pier(data: RerankData, config: PierConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig) -> Pier:
     """Fits both modules together."""
     model = Pier(config, evaluator, shape_of(data))
-    fit_reranker(model, model.loss, validation_loss(model, data, fit.seed), data, fit, label="PIER")
+    fit_reranker(model, model.loss, data, fit, label="PIER")
     return model

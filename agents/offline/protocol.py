@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.method import require_at_least, require_one_of
 from agents.offline.data import LogTables, RequestPart, RerankData, unit_scaled, window
 from recsim_env.data.features import item_features, local_hour, user_features
 from recsim_env.data.schema import LoggedDataset
@@ -90,13 +91,9 @@ class ProtocolConfig:
     """Seed of the candidates' order and of the users kept apart."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {PROTOCOLS}, got {self.protocol!r}")
-        if min(self.list_size, self.history_length) < 1 or self.core < 0:
-            raise ValueError(
-                "list_size and history_length must be at least 1 and core at least 0, got "
-                f"{self.list_size}, {self.history_length} and {self.core}"
-            )
+        require_one_of(self, "protocol", PROTOCOLS)
+        require_at_least(self, 1, "list_size", "history_length")
+        require_at_least(self, 0, "core")
         if self.num_candidates < self.list_size:
             raise ValueError(f"need num_candidates >= list_size, got {self.num_candidates} and {self.list_size}")
         if not (0 < self.background < 1 and 0 < self.validation_users < 1):

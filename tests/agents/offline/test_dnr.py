@@ -20,10 +20,10 @@ from agents.offline.protocol import ProtocolConfig, build_rerank_data
 from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
 from agents.offline.scorers import fit_scorer, new_scorer
 from agents.offline.training import OfflineTrainingConfig
-from agents.rerankers.scorers import ScorerConfig
+from agents.rerankers.scorers import scorer_config
 from tests.helpers.planted_ratings import planted_ratings
 
-SCORER = ScorerConfig(width=8, heads=2, item_embedding=4)
+SCORER = scorer_config("prm", width=8, heads=2, item_embedding=4)
 
 
 @pytest.fixture(scope="module")
