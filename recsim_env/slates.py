@@ -23,15 +23,21 @@ def positions_of(items: Tensor, candidates_BC: Tensor) -> Tensor:
     Raises:
         ValueError: an item that is no candidate of its request.
     """
-    match_BXC = _match(items, candidates_BC)
-    found_BX = match_BXC.any(dim=2)
-    if not bool(found_BX.all()):
-        row, place = (~found_BX).nonzero()[0].tolist()
+    positions, found = find(items, candidates_BC)
+    if not bool(found.all()):
+        row, place = (~found.flatten(1)).nonzero()[0].tolist()
         raise ValueError(
             f"item {int(items.flatten(1)[row, place])} is not among the {candidates_BC.shape[1]} candidates of request "
             f"{row}; positions and probabilities exist for lists made of the request's candidates only"
         )
-    return match_BXC.to(torch.uint8).argmax(dim=2).view(items.shape)
+    return positions
+
+
+def find(items: Tensor, candidates_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, ...) of items (B, ...) in the candidate set, and which of them are there (0 where they are not)."""
+    match_BXC = _match(items, candidates_BC)
+    positions = match_BXC.to(torch.uint8).argmax(dim=2).view(items.shape)
+    return positions, match_BXC.any(dim=2).view(items.shape)
 
 
 def are_candidates(items: Tensor, candidates_BC: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_LEN_MEAN, EPISODE_RETURN_MEAN, EVALUATION_RESULTS
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from agents.baselines.pointwise_greedy import PointwiseGreedy
 from agents.method import as_used
@@ -66,7 +67,9 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
         EPISODE_RETURN_MEAN: float(values["return"].mean()),
         EPISODE_LEN_MEAN: float(values["length"].mean()),
     }
-    algorithm.metrics.log_dict(results, key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS), window=1)
+    told = MetricsLogger()  # RLlib reads back only what was aggregated from another logger
+    told.log_dict(results, window=1)
+    algorithm.metrics.aggregate([told.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
     steps = int(values["length"].sum() + values["pointwise_length"].sum())
     return results, steps, steps
 
