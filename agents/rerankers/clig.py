@@ -16,7 +16,7 @@ The text that was found stops before the paper's loss. Here:
 
 Left out: the paper's automatic choice of how many generators to add, since its rule is not known.
 
-Shape legend: B requests, G lists in a group, L lists of the generators before, K places.
+Shape legend: B requests, C candidates, G lists in a group, L lists of the generators before, K places.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ A log of slates says what was shown together and how long each video was watched
 the methods that learn from that; each follows ``agents.method`` with ``data = "log"``. As everywhere, seconds watched
 stand in for clicks.
 
-Shape legend: B requests, K places of a logged slate.
+Shape legend: L requests of the log, B requests of a batch, C candidates, K places of a logged slate, F signals,
+N items, D features; Q and P as in ``recsim_env.data.requests``.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ A good slate is made likelier, a bad one less likely (unlikelihood, ``- log(1 - 
 the predictor had expected: a threshold on the seconds themselves would tell patient users from others. In use the
 network writes its list greedily, or by the paper's ``ContrastiveDecoding``.
 
-Shape legend: B requests, C candidates, K places, A candidates that a place chooses from.
+Shape legend: B requests, C candidates, K places, W width, A candidates that a place chooses
+from.
 """
 
 from dataclasses import dataclass

@@ -229,7 +229,7 @@ def test_pier_chooses_among_lists_nearly_as_good_as_its_scores_sort(data: Rerank
     batch = data.test.all()
     with torch.no_grad():
         candidates = fitted.evaluator.encode(batch.request).candidates_BCW
-        proposed = fitted.propose(candidates, torch.Generator().manual_seed(0))
+        proposed = fitted.propose(candidates, 100, torch.Generator().manual_seed(0))
         by_score = fitted.prior(candidates).squeeze(2).topk(6).indices
     assert torch.equal(proposed[:, 0], by_score)
     worth = discounted_labels(batch.label_BC, proposed)
