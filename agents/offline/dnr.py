@@ -73,7 +73,7 @@ class DnrConfig:
 
     def heuristic_epochs(self, max_epochs: int) -> int:
         """Epochs with drawn noise, of ``max_epochs`` in all: at least one is left for the network."""
-        return min(int(self.heuristic_share * max_epochs + 1e-9), max_epochs - 1)
+        return int(self.heuristic_share * max_epochs)
 
 
 def heuristic_scores(label_BC: Tensor, config: DnrConfig, generator: torch.Generator) -> Tensor:
