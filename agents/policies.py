@@ -59,7 +59,7 @@ def save_policy(
         "shape": dataclasses.asdict(shape),
         "training": dict(training or {}),
     }
-    with whole_folder(folder) as aside:
+    with whole_folder(folder, ("policy.json", "policy.safetensors")) as aside:
         save_file(tensors, aside / "policy.safetensors")
         write_json(aside / "policy.json", card)
     return Path(folder)

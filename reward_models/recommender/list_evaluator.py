@@ -33,12 +33,12 @@ from torch import Tensor
 
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.plugins import load_object
+from recsim_env.saving import class_path
 from recsim_env.slates import find, positions_of
 from recsim_env.types import ListEffect, ListValue, Request
-from recsim_env.world import class_path
 from reward_models.list_effects import kinds_of
 from reward_models.ranker_controls import RankerControls, ranker_controls
-from reward_models.recommender.ensemble import FitSettings, bootstrap_weights, fit_members
+from reward_models.recommender.ensemble import bootstrap_weights, fit_members
 from reward_models.recommender.list_evaluator_network import (
     Inputs,
     ListEvaluatorConfig,
@@ -46,7 +46,7 @@ from reward_models.recommender.list_evaluator_network import (
     Sizes,
     request_inputs,
 )
-from reward_models.recommender.predictor import level_shifts, signal_losses
+from reward_models.recommender.losses import level_shifts, signal_losses
 
 
 class SlateEvaluator:
@@ -288,14 +288,7 @@ def _train(
             )
             return loss_MP, example.user_P
 
-        settings = FitSettings(
-            learning_rate=config.learning_rate,
-            max_epochs=config.max_epochs,
-            patience=config.patience,
-            label=label,
-            run_dir=run_dir,
-        )
-        fit_members(part, batches, losses, weight_UM, generator, settings)
+        fit_members(part, batches, losses, weight_UM, generator, config, label=label, run_dir=run_dir)
 
     def alone(number: int) -> Tensor:
         logit_MPF: Tensor = model.alone(examples[number].inputs, num_signals)
