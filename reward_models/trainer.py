@@ -180,7 +180,8 @@ def _epoch(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step()
-        # Young averages forget faster, or they would keep the initial weights.
+        # The average over steps is what is kept and validated: it has less of the last batches' noise. Young averages
+        # forget faster, or they would keep the initial weights.
         keep = min(config.averaging, (1 + done) / (10 + done))
         _move_towards(average, model.state_dict(), 1.0 - keep)
         done += 1
