@@ -201,7 +201,8 @@ class Setting:
             return self.table.settings[0].training
         return [
             TrainRun(
-                goalrank=GoalRankConfig(seed=seed),
+                method="agents.goalrank:GoalRank",
+                config=GoalRankConfig(seed=seed),
                 world=str(self.folder / "worlds" / "A"),
                 iterations=self.table.iterations,
                 run_dir=self.folder / f"goalrank-{seed}",

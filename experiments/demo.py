@@ -105,7 +105,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     _say("3/4  GoalRank learns in world A through RLlib")
     torch.set_num_threads(os.cpu_count() or 1)  # nothing else runs from here on
     training = TrainRun(
-        goalrank=GoalRankConfig(seed=config.seed),
+        method="agents.goalrank:GoalRank",
+        config=GoalRankConfig(seed=config.seed),
         world=str(folders["A"]),
         iterations=config.iterations,
         run_dir=config.folder / "goalrank",

@@ -16,7 +16,7 @@ from agents.baselines import (
     RetrieverOrder,
     fit_logging_clone,
 )
-from agents.goalrank import GoalRankPolicy
+from agents.policies import load_policy
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
@@ -73,7 +73,7 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingC
 def trained(folders: list[Path], world_requests: int = 0) -> Contender:
     """GoalRank policies of several training seeds as one contender."""
     return Contender(
-        policies=[GoalRankPolicy.load(folder) for folder in folders],
+        policies=[load_policy(folder) for folder in folders],
         feedback="one slate",
         world_requests=world_requests,
     )
@@ -101,7 +101,7 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
             raise ValueError(f"{name} needs a list evaluator to choose by, and world {world.name!r} has none")
         return GeneratorEvaluator(HeuristicGenerators.standard(world, slate_size), world.evaluator)
     if (Path(name) / "policy.json").exists():
-        return GoalRankPolicy.load(name)
+        return load_policy(name)  # type: ignore[no-any-return]
     if ":" in name:
         found: Any = load_object(name)
         if not isinstance(found, type):

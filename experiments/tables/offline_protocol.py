@@ -20,7 +20,7 @@ one over requests (request_low, request_high), both at 95 %. AUC is there for me
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,18 +33,21 @@ from tqdm import tqdm
 
 from agents.baselines import RandomSlate
 from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.offline.controls import with_noisy_scores, with_shuffled_labels, without_scores
-from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
+from agents.offline.data import RerankData
 from agents.offline.dnr import DnrConfig, fit_dnr
 from agents.offline.egrerank import EgRerankConfig, fit_egrerank
 from agents.offline.goalrank import fit_goalrank
 from agents.offline.label_evaluator import LabelEvaluatorConfig
-from agents.offline.matrix_factorisation import fit_matrix_factorisation
 from agents.offline.metrics import LIST_METRICS
 from agents.offline.nlgr import NlgrConfig, fit_nlgr
 from agents.offline.pier import PierConfig, fit_pier
-from agents.offline.scorers import Network, RerankScorer, ScorerConfig, fit_scorer
-from agents.offline.training import TrainingConfig, request_quality
+from agents.offline.protocol import ProtocolConfig, build_rerank_data
+from agents.offline.retriever import fit_matrix_factorisation
+from agents.offline.scorers import ScorerLoss, fit_scorer
+from agents.offline.training import OfflineTrainingConfig, request_quality
+from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores
 from experiments.command import run_command
 from experiments.compare import GoalRankTable
 from recsim_env.data import LoggedDataset
@@ -121,17 +124,17 @@ class RerankTable:
         )
         return build_rerank_data(self.log, fit_matrix_factorisation, config)
 
-    def scorer(self, network: Network, seed: int, loss: Literal["softmax", "bce"] = "softmax") -> ScorerConfig:
+    def scorer(self, network: ScorerName, seed: int) -> ScorerConfig:
         """A network of this table's size."""
-        return ScorerConfig(network=network, width=self.width, loss=loss, seed=seed)
+        return ScorerConfig(network=network, width=self.width, seed=seed)
 
     def evaluator(self, mixing: Literal["lstm", "attention"], seed: int) -> LabelEvaluatorConfig:
         """A list evaluator of this table's size."""
         return LabelEvaluatorConfig(mixing=mixing, width=self.width, seed=seed)
 
-    def fit(self, seed: int) -> TrainingConfig:
+    def fit(self, seed: int) -> OfflineTrainingConfig:
         """This table's training."""
-        return TrainingConfig(max_epochs=self.max_epochs, seed=seed)
+        return OfflineTrainingConfig(max_epochs=self.max_epochs, seed=seed)
 
 
 class Ranker(NamedTuple):
@@ -151,24 +154,25 @@ def sort_by(score: Callable[[Request], Tensor], list_size: int) -> Ranker:
     return Ranker(lambda request, generator: Decision(best_first(request, score(request), list_size)), score)
 
 
-def scored(scorer: RerankScorer) -> Ranker:
+def scored(scorer: ListPolicy) -> Ranker:
     """A fitted scorer."""
-    return Ranker(scorer, scorer.score)
+    return Ranker(scorer, partial(candidate_scores, scorer))
 
 
-def scorer_method(network: Network, loss: Literal["softmax", "bce"] = "softmax") -> Method:
+def scorer_method(network: ScorerName, loss: ScorerLoss = "softmax") -> Method:
     """A network fitted to the labels."""
-    return lambda table, data, seed: scored(fit_scorer(data, table.scorer(network, seed, loss), table.fit(seed)))
+    return lambda table, data, seed: scored(fit_scorer(data, table.scorer(network, seed), table.fit(seed), loss))
 
 
-def blind_method(network: Network) -> Method:
+def blind_method(network: ScorerName) -> Method:
     """A network that never sees the retriever's scores."""
 
     def make(table: RerankTable, data: RerankData, seed: int) -> Ranker:
-        scorer = fit_scorer(without_scores(data), table.scorer(network, seed, "bce"), table.fit(seed))
+        scorer = fit_scorer(without_scores(data), table.scorer(network, seed), table.fit(seed), "bce")
 
         def score(request: Request) -> Tensor:
-            return scorer.score(request._replace(retriever_score_BC=torch.zeros_like(request.retriever_score_BC)))
+            blind = request._replace(retriever_score_BC=torch.zeros_like(request.retriever_score_BC))
+            return candidate_scores(scorer, blind)
 
         return sort_by(score, data.list_size)
 
@@ -178,7 +182,7 @@ def blind_method(network: Network) -> Method:
 def dnr_method(noise: Literal["gaussian", "beta"]) -> Method:
     """DNR around PRM."""
     config = DnrConfig(noise=noise)
-    return lambda table, data, seed: scored(fit_dnr(data, table.scorer("prm", seed, "bce"), config, table.fit(seed)))
+    return lambda table, data, seed: scored(fit_dnr(data, table.scorer("prm", seed), config, table.fit(seed)))
 
 
 def egrerank(table: RerankTable, data: RerankData, seed: int) -> Ranker:

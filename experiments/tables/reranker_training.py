@@ -4,6 +4,7 @@ List rankers, generators that complete a set, generators fitted to logged slates
 is kept in a folder and read where it is there, if its settings are those asked for.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.baselines import PointwiseGreedy
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.method import Method, MethodConfig
+from agents.policies import load_policy, policy_card, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
-from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, Method, fit_to_slates, settings_of
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
+from agents.rerankers.logged_slates import fit_to_slates
+from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
 from experiments.train import run as train
 from recsim_env.data import LoggedDataset
@@ -33,7 +39,7 @@ GENERATORS = {
 }
 """Searches for complementary generators."""
 
-FROM_SLATES: dict[Method, str] = {
+FROM_SLATES: dict[LogMethodName, str] = {
     "prm": "PRM, logged slates",
     "setrank": "SetRank, logged slates",
     "dlcm": "DLCM, logged slates",
@@ -88,7 +94,8 @@ def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants)
     def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
         return name, [
             TrainRun(
-                goalrank=GoalRankConfig(seed=seed, **settings),
+                method="agents.goalrank:GoalRank",
+                config=GoalRankConfig(seed=seed, **settings),
                 size=size,
                 env=REQUEST_ENV,
                 world=str(world),
@@ -124,11 +131,11 @@ def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants)
 
 def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[list[Policy]]]:
     """The generators of each search, the pointwise sort first, for each training seed."""
-    from agents.rllib.train import train_goalrank  # imports ray
+    from agents.rllib.train import train_method  # imports ray
 
-    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        return train_goalrank(
-            config,
+    def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        return train_method(
+            method,
             {"world": str(world)},
             env=REQUEST_ENV,
             evaluator=evaluator,
@@ -142,7 +149,7 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
     searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
     for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
         of_search = folder / f"clig-{name.replace(' ', '-')}-{seed}"
-        for run_dir in sorted(of_search.glob("generator-*")):
+        for run_dir in sorted(of_search.glob("generator-*/run")):
             _check_rounds(run_dir, budget.iterations)
         learned = search_generators(
             first,
@@ -150,28 +157,28 @@ def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -
             train_one,
             num_generators=number,
             folder=of_search,
-            policy=GoalRankConfig(seed=number * seed),
+            method=GoalRank(GoalRankConfig(seed=number * seed)),
             config=GENERATORS[name],
         )
         found[name].append([first, *learned])
     return found
 
 
-def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[GoalRankPolicy]]:
+def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[ListPolicy]]:
     """Trains what is missing and loads every policy.
 
     Raises:
         ValueError: a run folder holds a policy of other settings or rounds.
     """
     total = sum(len(some) for some in runs.values())
-    policies: dict[str, list[GoalRankPolicy]] = {}
+    policies: dict[str, list[ListPolicy]] = {}
     with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
         for name, some in runs.items():
             policies[name] = []
             for one in some:
                 folder = one.run_dir / "policy"
                 _check_rounds(one.run_dir, one.iterations)
-                policies[name].append(_as_asked(folder if folder.exists() else train(one), one.settings))
+                policies[name].append(_as_asked(folder if folder.exists() else train(one), one.make_method().config))
                 bar.update()
     return policies
 
@@ -188,8 +195,8 @@ def _check_rounds(run_dir: Path, iterations: int) -> None:
         )
 
 
-def _as_asked(folder: Path, settings: GoalRankConfig) -> GoalRankPolicy:
-    policy = GoalRankPolicy.load(folder)
+def _as_asked(folder: Path, settings: MethodConfig) -> ListPolicy:
+    policy: ListPolicy = load_policy(folder)
     if policy.config != settings:
         raise ValueError(f"{folder} holds a policy of {policy.config}, this table needs {settings}; move it away")
     return policy
@@ -212,13 +219,16 @@ def operator_requests(log: LoggedDataset, world: World, share: float = 1.0) -> L
 def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy]:
     """Generators fitted to logged slates; what is missing is fitted."""
     found: dict[str, Policy] = {}
-    for method in METHODS:
-        kept = folder / f"slates-{method}"
+    for name in LOG_METHODS:
+        kept, method = folder / f"slates-{name}", log_method(name)
         if not (kept / "policy").exists():
-            fit_to_slates(requests, method, SLATE, run_dir=kept / "fit").save(kept / "policy")
-        policy = _as_asked(kept / "policy", settings_of(method))
-        found[FROM_SLATES[method]] = policy
-        if method == "nar4rec":
+            network = fit_to_slates(requests, method, SLATE, run_dir=kept / "fit")
+            save_policy(kept / "policy", method, network, network.shape)
+        if policy_card(kept / "policy")["config"] != dataclasses.asdict(method.config):
+            raise ValueError(f"{kept} holds a policy of other settings than {method.config}; move it away")
+        policy = load_policy(kept / "policy")
+        found[FROM_SLATES[name]] = policy
+        if name == "nar4rec":
             found["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(policy, CONTRAST)
     return found
 

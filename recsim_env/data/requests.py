@@ -214,24 +214,27 @@ class LoggedRequests:
             if self.candidate_item_Q is None
             else self.candidate_item_Q[_ranges(self.candidate_start_L1, index_B)]
         )
-        nothing_BCF = torch.zeros(*candidates_BC.shape, len(self.signals))
+        unfilled = (torch.empty(0),) * 4  # what depends on the candidates
         request = Request(
-            user_B,
-            self.user_features_UD[user_B],
-            self.context_LX[index_B],
-            *history,
-            candidates_BC,
-            self.item_features_ND[candidates_BC],
-            nothing_BCF[..., 0],
-            nothing_BCF,
-            nothing_BCF,
+            user_B, self.user_features_UD[user_B], self.context_LX[index_B], *history, candidates_BC, *unfilled
+        )
+        return self.offering(request, candidates_BC)
+
+    def offering(self, request: Request, candidates_BC: Tensor) -> Request:
+        """The request with these candidates, their features and what the models say of them."""
+        nothing_BCF = torch.zeros(*candidates_BC.shape, len(self.signals))
+        request = request._replace(
+            candidates_BC=candidates_BC,
+            candidate_features_BCD=self.item_features_ND[candidates_BC],
+            retriever_score_BC=nothing_BCF[..., 0],
+            predicted_BCF=nothing_BCF,
+            predicted_std_BCF=nothing_BCF,
         )
         if self.predictor is not None:
             predicted_BCF, std_BCF = self.predictor.predict_request(request, candidates_BC)
             request = request._replace(predicted_BCF=predicted_BCF, predicted_std_BCF=std_BCF)
         if self.retriever is not None:
-            score_BC = self.retriever.score_request(request, candidates_BC)
-            request = request._replace(retriever_score_BC=score_BC)
+            request = request._replace(retriever_score_BC=self.retriever.score_request(request, candidates_BC))
         return request
 
     def _history(self, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

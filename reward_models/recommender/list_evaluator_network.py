@@ -67,6 +67,15 @@ class Inputs(NamedTuple):
 
         return Inputs(gather(self.candidate_BCI), self.request_BJ, gather(self.base_BCF))
 
+    def of_lists(self, places: int) -> "Inputs":
+        """The inputs of B * G requests whose candidates are one list each, from those of all lists side by side."""
+        lists = self.candidate_BCI.shape[1] // places
+        return Inputs(
+            self.candidate_BCI.reshape(-1, places, self.candidate_BCI.shape[2]),
+            self.request_BJ.repeat_interleave(lists, dim=0),
+            self.base_BCF.reshape(-1, places, self.base_BCF.shape[2]),
+        )
+
 
 def request_inputs(request: Request) -> Inputs:
     """Inputs of a batch of requests; see ``Inputs``."""

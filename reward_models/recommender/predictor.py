@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsim_env.numerics import enough_rows, sigmoid
+from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import WATCH_TIME, Request
 from reward_models.recommender.decayed_history import DecayedHistory
 from reward_models.recommender.encoding import NUM_TABS, EncodedRequests, context_codes, user_inputs
@@ -114,13 +114,13 @@ class EnsemblePredictor:
 
     def _user_hidden(self, features_BD: Tensor) -> Tensor:
         weight_WD, bias_W = self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"]
-        return enough_rows(lambda rows_BD: torch.nn.functional.linear(rows_BD, weight_WD, bias_W), features_BD)
+        return linear(features_BD, weight_WD, bias_W)
 
     def _predict(
         self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor, items_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
         members, batch, num_signals = self._num_members, len(items_BC), len(self.signals)
-        vector_MBX = enough_rows(self._user_vectors, sums_BS, user_hidden_BW, context_BX)
+        vector_MBX = self._user_vectors(sums_BS, user_hidden_BW, context_BX)
         vector_YdF = vector_MBX.reshape(members * batch, self._factor_width, num_signals)
         # All members' factors lie in one table, member after member, so one lookup brings them all.
         row_MBC = items_BC + self._first_row_M11
@@ -138,10 +138,12 @@ class EnsemblePredictor:
         tensors = self._tensors
         inputs_BI = user_inputs(self.history, sums_BS, tensors["prior_rate_F"], self._settings["rate_prior"])
         tab_B, hour_B = context_codes(context_BX)
-        hidden_BW = torch.nn.functional.linear(inputs_BI, tensors["history_weight_WI"])
+        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"])
         hidden_BW = (hidden_BW + user_hidden_BW + self._context_hidden_ZW[tab_B * 24 + hour_B]).relu_()
-        hidden_MBW = hidden_BW.view(len(sums_BS), self._num_members, -1).transpose(0, 1)
-        return torch.baddbmm(tensors["vector_bias_M1X"], hidden_MBW, tensors["vector_weight_MWX"])
+        hidden_BMW = hidden_BW.view(len(sums_BS), self._num_members, -1)
+        weights = zip(tensors["vector_weight_MWX"], tensors["vector_bias_M1X"], strict=True)
+        members = [linear(hidden_BMW[:, i], w_WX.T, b_1X[0]) for i, (w_WX, b_1X) in enumerate(weights)]
+        return torch.stack(members)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

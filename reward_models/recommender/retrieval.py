@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from recsim_env.data.requests import LoggedRequests
-from recsim_env.numerics import enough_rows, linear
+from recsim_env.numerics import BLOCK_ROWS, linear
 from recsim_env.types import NO_ITEM, WATCH_TIME, Request
 from reward_models.recommender.decayed_history import DecayedHistory
 from reward_models.recommender.encoding import EncodedRequests, user_inputs
@@ -30,7 +30,7 @@ from reward_models.recommender.ensemble import FitSettings, at_least_one, fit_me
 
 _BLOCK = 8  # columns of a block, see ``_top``
 _LEFT_OUT = -1e30
-_ROWS_AT_ONCE = 32  # so many rows of scores stay in the processor's cache
+_ROWS_AT_ONCE = BLOCK_ROWS  # so many rows of scores stay in the processor's cache
 LOWEST_SCORE = -50.0
 """Returned scores are cut here; only items that had to be left out reach it."""
 
@@ -89,7 +89,7 @@ class TwoTowerCandidates:
         self._padded_Zd[: self._num_items] = items_Nd
         noise = settings["exploration"] * tensors["noise_Y"]
         self._noise_NZ = noise.unfold(0, len(self._padded_Zd), 1)
-        self._user_hidden_UW = enough_rows(self._user_hidden, tensors["user_features_UD"])
+        self._user_hidden_UW = self._user_hidden(tensors["user_features_UD"])
 
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) at the end of the fitted log."""
@@ -117,7 +117,7 @@ class TwoTowerCandidates:
         """
         if not 0 < num_candidates <= self._num_items:
             raise ValueError(f"num_candidates must lie in 1..{self._num_items} (the catalogue), got {num_candidates}")
-        vector_Bd = enough_rows(self._user_vectors, state_BS)
+        vector_Bd = self._user_vectors(state_BS)
         parts = [
             self._best(vector_Bd[rows], shown_BM[rows], uniform_B[rows], num_candidates)
             for rows in (slice(i, i + _ROWS_AT_ONCE) for i in range(0, max(len(vector_Bd), 1), _ROWS_AT_ONCE))
@@ -131,8 +131,7 @@ class TwoTowerCandidates:
         score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
             # ``unfold`` made every stretch of the noise table a row of a view: a request's noise is one lookup.
-            offset_B = (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)
-            score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, offset_B))
+            score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, self._offset(uniform_B)))
         # Items to leave out fall far below all others but stay above the padding, so that they come back, rather than
         # nothing, once everything has been shown.
         column_BM = shown_BM.masked_fill(shown_BM == NO_ITEM, self._num_items)
@@ -141,9 +140,21 @@ class TwoTowerCandidates:
         score_BC, items_BC = _top(score_BZ, num_candidates)
         return items_BC, score_BC.clamp_(min=LOWEST_SCORE)
 
+    def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
+        """Scores (B, Y) of any items, noise included, as ``retrieve`` gives them while nothing is left out."""
+        vector_B1d = self._user_vectors(state_BS).unsqueeze(1)
+        score_BY = (self._tensors["items_Nd"][items_BY] * vector_B1d).sum(dim=-1)
+        if self._settings["exploration"] > 0:
+            score_BY = score_BY + self._noise_NZ[self._offset(uniform_B).unsqueeze(1), items_BY]
+        return score_BY.clamp_(min=LOWEST_SCORE)
+
+    def _offset(self, uniform_B: Tensor) -> Tensor:
+        """Where in the table of noise each request reads."""
+        return (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)
+
     def score_request(self, request: Request, items_BC: Tensor) -> Tensor:
         """Noise-free scores (B, C) of any items, the history window encoded anew."""
-        vector_B1d = enough_rows(self._user_vectors, self.encode(request)).unsqueeze(1)
+        vector_B1d = self._user_vectors(self.encode(request)).unsqueeze(1)
         return (self._tensors["items_Nd"][items_BC] * vector_B1d).sum(dim=-1)
 
     def with_exploration(self, temperature: float) -> "TwoTowerCandidates":
@@ -153,15 +164,15 @@ class TwoTowerCandidates:
         return TwoTowerCandidates({**self._settings, "exploration": temperature}, self._tensors)
 
     def _user_hidden(self, features_BD: Tensor) -> Tensor:
-        return torch.nn.functional.linear(features_BD, self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"])
+        return linear(features_BD, self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"])
 
     def _user_vectors(self, state_BS: Tensor) -> Tensor:
         """User vectors (B, d); the last coordinate is 1."""
         tensors = self._tensors
         inputs_BI = user_inputs(self.history, state_BS[:, 1:], tensors["prior_rate_F"], self._settings["rate_prior"])
-        hidden_BW = torch.nn.functional.linear(inputs_BI, tensors["history_weight_WI"])
+        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"])
         hidden_BW = (hidden_BW + self._user_hidden_UW[state_BS[:, 0].to(torch.int64)]).relu_()
-        return torch.nn.functional.linear(hidden_BW, tensors["vector_weight_dW"], tensors["vector_bias_d"])
+        return linear(hidden_BW, tensors["vector_weight_dW"], tensors["vector_bias_d"])
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.networks import RequestShape
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
@@ -209,7 +210,7 @@ def test_training_runs_are_distinct_and_share_their_budget() -> None:
 def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
     shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
     run = TrainRun(goalrank=GoalRankConfig(seed=1), size="10k", run_dir=tmp_path)
-    GoalRankPolicy(run.settings, shape).save(tmp_path / "policy")
+    ListPolicy(run.settings, shape).save(tmp_path / "policy")
     assert reranker_training.train_all({"a": [run]})["a"][0].config == run.settings
     with pytest.raises(ValueError, match="move it away"):
         reranker_training.train_all({"a": [dataclasses.replace(run, size=None)]})

@@ -1,10 +1,14 @@
-"""A build that takes seconds: a small log of a small known world, and one epoch of every fit."""
+"""Small learned worlds, fitted in seconds: what is tested with them does not need a good fit."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from recsim_env.data import LoggedDataset
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
-from recsim_env.world import World
-from reward_models.build import BuildConfig
+from recsim_env.world import World, load_worlds
+from reward_models.build import BuildConfig, build_worlds
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
 from reward_models.recommender.predictor import PredictorConfig
 from reward_models.recommender.retrieval import RetrievalConfig
@@ -20,6 +24,10 @@ SMALL_BUILD = BuildConfig(
     retrieval=RetrievalConfig(max_epochs=1),
     evaluator=ListEvaluatorConfig(max_epochs=1),
 )
+"""One epoch of every fit."""
+
+ONE_JUDGE = BuildConfig(**{**vars(SMALL_BUILD), "judges": 1, "judge_dev": False})
+"""The same with ``A`` and ``judge-final-1`` alone."""
 
 
 def small_truth() -> World:
@@ -30,3 +38,15 @@ def small_truth() -> World:
 def small_log(truth: World) -> LoggedDataset:
     """Six days of it, with slates."""
     return synthetic_log(truth, num_sessions=400, days=6, seed=4)
+
+
+def learned_worlds(folder: Path) -> dict[str, World]:
+    """World A and one judge, fitted in seconds on a small synthetic log."""
+    return load_worlds(build_worlds(small_log(small_truth()), folder, ONE_JUDGE))
+
+
+@cache
+def shared_learned_worlds() -> dict[str, World]:
+    """The same, fitted once for all tests of a process."""
+    with TemporaryDirectory() as folder:
+        return learned_worlds(Path(folder))
