@@ -22,9 +22,6 @@ from recsim_env.files import read_json, whole_folder, write_json
 FORMAT = 2
 """Version of the folder; raised when an older reader would misread it. 1 knew GoalRank only."""
 
-FILES = ("policy.json", "policy.safetensors")
-"""What a policy folder holds; ``save_policy`` replaces no other."""
-
 OWN_MODULES = ("agents",)
 """Modules whose methods a folder may name without the caller's word."""
 
@@ -46,7 +43,7 @@ def save_policy(
         training: how it was trained, as JSON values; ``requests`` counts the world requests consumed.
 
     Raises:
-        ValueError: a weight is NaN or infinite, or the folder holds anything else than a policy.
+        ValueError: a weight is NaN or infinite.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
@@ -62,7 +59,7 @@ def save_policy(
         "shape": dataclasses.asdict(shape),
         "training": dict(training or {}),
     }
-    with whole_folder(folder, FILES) as aside:
+    with whole_folder(folder, ("policy.json", "policy.safetensors")) as aside:
         save_file(tensors, aside / "policy.safetensors")
         write_json(aside / "policy.json", card)
     return Path(folder)

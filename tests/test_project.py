@@ -1,6 +1,8 @@
 """The project keeps its own promises: layers, wheel, README, and no leak of the world's truth."""
 
 import ast
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -112,6 +114,16 @@ def test_every_verb_has_help(verb: str) -> None:
     command = [sys.executable, "-m", verb, "--help"]
     found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.startswith("usage:")
+
+
+EXAMPLES = [module_of(path) for layer in LAYERS for path in sources(layer) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_docstring_examples_run(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(module))
+    assert tried > 0
+    assert failed == 0
 
 
 def readme_blocks() -> list[str]:
