@@ -1,8 +1,8 @@
 """The trainer of models that take minutes to hours: early stopping, progress, checkpoints that a killed run resumes.
 
-Learned users, rerankers of logged slates and the offline protocol go through it. The recommender's own ensembles stop
-member by member on bootstrapped users and have their own loop (``reward_models.recommender.ensemble``), as has the
-logging clone, whose fits take seconds.
+Learned users, the logging clone, rerankers of logged slates and the offline protocol go through it. The recommender's
+own ensembles stop member by member on bootstrapped users and have a loop of their own
+(``reward_models.recommender.ensemble``).
 
 After each epoch the model, the best model so far and the optimiser are written as one safetensors file,
 then a JSON file that names it replaces the previous one in a single step. A run that is killed goes on
