@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 Oracle = Callable[[Simulator, SessionState], Tensor]
-"""Chooses slates (B, K) with the truth at hand; a reference, never a contender in earnest."""
+"""Chooses slates (B, K) with the truth at hand: a reference that no policy has to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)

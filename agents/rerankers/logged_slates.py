@@ -150,7 +150,8 @@ def fit_to_slates(
             "method": method_path(method),
             "config": dataclasses.asdict(config),
             "shape": dataclasses.asdict(shape),
-            "slates": [len(fitted), len(validation), int(requests.slate_event_P.sum())],
+            "log": requests.digest,
+            "slates": [len(fitted), len(validation)],
         },
     )
     if hasattr(network, "greedy"):

@@ -160,6 +160,7 @@ class GameLog:
         self.slate_size_L = torch.full((num_requests,), K)
         self.slate_event_P = torch.arange(num_requests * K)
         self.candidate_item_Q = self.predictor = ()
+        self.digest = "the list game"
 
     def batch(self, index: Tensor) -> LoggedBatch:
         seconds, nothing = self.seconds[index], torch.zeros(len(index), dtype=torch.bool)
@@ -328,5 +329,5 @@ def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_
     again = fit_to_slates(ready, prm, 3, max_epochs=1, run_dir=tmp_path)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="holds other work"):
         fit_to_slates(ready, log_method("seq2slate", **SMALL), 3, max_epochs=1, run_dir=tmp_path)
