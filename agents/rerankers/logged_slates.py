@@ -21,6 +21,7 @@ from agents.method import Columns, log_columns, method_path
 from agents.networks import RequestShape
 from agents.rl.behaviour_cloning import WEIGHT
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
+from recsim_env.digests import digest_tensors
 from recsim_env.slates import are_candidates, first_showing, items_at, positions_of
 from reward_models.trainer import TrainConfig, train
 
@@ -150,7 +151,7 @@ def fit_to_slates(
             "method": method_path(method),
             "config": dataclasses.asdict(config),
             "shape": dataclasses.asdict(shape),
-            "slates": [len(fitted), len(validation), int(requests.slate_event_P.sum())],
+            "slates": _digest(requests, torch.cat([fitted, validation])),
         },
     )
     if hasattr(network, "greedy"):
@@ -183,3 +184,11 @@ def _split(requests: LoggedRequests, method: Any, slate_size: int, among: Tensor
     if slate_size < max(longest, 2):
         raise ValueError(f"slate_size must be at least 2 and hold the log's slates of {longest}, got {slate_size}")
     return fitted, validation
+
+
+def _digest(requests: LoggedRequests, used: Tensor) -> str:
+    """Of what a fit sees: the log's tables, which requests are used, and what the models say of the first ones."""
+    tables = {name: value for name, value in vars(requests).items() if isinstance(value, Tensor)}
+    asked = requests.batch(requests.batch_indices(64, None, used)[0]).request
+    opinions = {"predicted": asked.predicted_BCF, "spread": asked.predicted_std_BCF, "scores": asked.retriever_score_BC}
+    return digest_tensors({**tables, **opinions, "used": used})
