@@ -151,7 +151,9 @@ def fit_to_slates(
             "method": method_path(method),
             "config": dataclasses.asdict(config),
             "shape": dataclasses.asdict(shape),
-            "slates": _digest(requests, torch.cat([fitted, validation])),
+            "log": requests.digest,
+            "used": digest_tensors({"fitted": fitted, "validation": validation}),
+            "models": _opinions(requests, fitted),
         },
     )
     if hasattr(network, "greedy"):
@@ -186,9 +188,8 @@ def _split(requests: LoggedRequests, method: Any, slate_size: int, among: Tensor
     return fitted, validation
 
 
-def _digest(requests: LoggedRequests, used: Tensor) -> str:
-    """Of what a fit sees: the log's tables, which requests are used, and what the models say of the first ones."""
-    tables = {name: value for name, value in vars(requests).items() if isinstance(value, Tensor)}
+def _opinions(requests: LoggedRequests, used: Tensor) -> str:
+    """A digest of what predictor and retriever say of some requests, which tells them from others."""
     asked = requests.batch(requests.batch_indices(64, None, used)[0]).request
     opinions = {"predicted": asked.predicted_BCF, "spread": asked.predicted_std_BCF, "scores": asked.retriever_score_BC}
-    return digest_tensors({**tables, **opinions, "used": used})
+    return digest_tensors(opinions)

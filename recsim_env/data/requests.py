@@ -21,6 +21,7 @@ from torch import Tensor
 
 from recsim_env.data.features import utc_offset_hours
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.types import NO_ITEM, Feedback, Request
 
 Array = npt.NDArray[Any]
@@ -96,6 +97,12 @@ class LoggedRequests:
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.user_L)
+
+    @property
+    def digest(self) -> str:
+        """Digest of every request, slate, label and feature; the models that annotate batches do not count."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return digest_json([list(self.signals), self.history_length, digest_tensors(tensors)])
 
     @property
     def slate_size_L(self) -> Tensor:

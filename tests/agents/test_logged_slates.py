@@ -160,6 +160,7 @@ class GameLog:
         self.slate_size_L = torch.full((num_requests,), K)
         self.slate_event_P = torch.arange(num_requests * K)
         self.candidate_item_Q = self.predictor = ()
+        self.digest = "the list game"
 
     def batch(self, index: Tensor) -> LoggedBatch:
         seconds, nothing = self.seconds[index], torch.zeros(len(index), dtype=torch.bool)
@@ -335,8 +336,8 @@ def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
     flipped = dataclasses.replace(ready, event_feedback_EF=ready.event_feedback_EF.flip(0))
-    for other in (flipped, ready.annotated(Opinion())):
-        with pytest.raises(ValueError, match=r"holds other work \(identity\.slates was"):
+    for other, name in ((flipped, "log"), (ready.annotated(Opinion()), "models")):
+        with pytest.raises(ValueError, match=rf"holds other work \(.*identity\.{name} was"):
             fit_to_slates(other, prm, 3, max_epochs=1, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"holds other work .*identity\.method was"):
         fit_to_slates(ready, log_method("seq2slate", **SMALL), 3, max_epochs=1, run_dir=tmp_path)
