@@ -22,7 +22,6 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
 from experiments.command import run_command
 from experiments.policies import logging_clone, oracle, references, trained
@@ -182,7 +181,7 @@ class Setting:
         return worlds if truth is None else {**worlds, "truth": with_recommender(truth, worlds["judge-1"])}
 
     @cached_property
-    def clone(self) -> LoggingClone | None:
+    def clone(self) -> Policy | None:
         """An imitation of the log's own ranker."""
         if self.hazard != 1:  # not among those who play
             return None

@@ -9,7 +9,6 @@ import torch
 from agents.baselines import (
     BestOfLists,
     EvaluatorSearch,
-    LoggingClone,
     PointwiseGreedy,
     Popularity,
     RandomSlate,
@@ -33,7 +32,7 @@ MULTI_GENERATOR = "MG-E"
 """The evaluator's choice among the standard heuristic generators' lists."""
 
 
-def references(world: World, slate_size: int, clone: LoggingClone | None = None) -> dict[str, Policy]:
+def references(world: World, slate_size: int, clone: Policy | None = None) -> dict[str, Policy]:
     """The policies without training: they share the world's predictor and evaluator with everyone else.
 
     The evaluator's two are left out where the world has none.
@@ -54,7 +53,7 @@ def references(world: World, slate_size: int, clone: LoggingClone | None = None)
     return policies
 
 
-def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingClone:
+def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> Policy:
     """The log's own ranker, imitated by world A's recommender on up to ``CLONE_REQUESTS`` of its requests."""
     requests = logged_requests(
         log,

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 Oracle = Callable[[Simulator, SessionState], Tensor]
-"""Chooses slates (B, K) with the truth at hand: a reference to compare with, not a policy that could be used."""
+"""Chooses slates (B, K) with the truth at hand: a reference that no policy has to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)

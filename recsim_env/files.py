@@ -162,8 +162,7 @@ def claim(folder: str | Path, card: dict[str, Any], *, name: str = "card.json") 
             changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different[:8])
             more = f" and {len(different) - 8} more" if len(different) > 8 else ""
             raise ValueError(
-                f"{folder} holds other work ({changes}{more}); choose another folder, use the same settings, or delete "
-                "it"
+                f"{folder} holds other work ({changes}{more}); choose another folder or the same settings, or delete it"
             )
         return False
     if folder.is_dir() and any(folder.iterdir()):

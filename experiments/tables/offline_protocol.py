@@ -47,7 +47,7 @@ from agents.offline.protocol import ProtocolConfig, build_rerank_data
 from agents.offline.retriever import fit_matrix_factorisation
 from agents.offline.scorers import ScorerLoss, fit_scorer
 from agents.offline.training import OfflineTrainingConfig, request_quality
-from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores
+from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores, scorer_config
 from experiments.command import run_command
 from experiments.compare import GoalRankTable
 from recsim_env.data import LoggedDataset
@@ -126,7 +126,7 @@ class RerankTable:
 
     def scorer(self, network: ScorerName, seed: int) -> ScorerConfig:
         """A network of this table's size."""
-        return ScorerConfig(network=network, width=self.width, seed=seed)
+        return scorer_config(network, width=self.width, seed=seed)
 
     def evaluator(self, mixing: Literal["lstm", "attention"], seed: int) -> LabelEvaluatorConfig:
         """A list evaluator of this table's size."""

@@ -132,7 +132,10 @@ class TwoTowerCandidates:
     ) -> tuple[Tensor, Tensor]:
         score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
+            # ``unfold`` made every stretch of the noise table a row of a view: a request's noise is one lookup.
             score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, self._offset(uniform_B)))
+        # Items to leave out fall far below all others but stay above the padding, so that they come back, rather than
+        # nothing, once everything has been shown.
         column_BM = shown_BM.masked_fill(shown_BM == NO_ITEM, self._num_items)
         score_BZ = score_BZ.scatter_(1, column_BM, _LEFT_OUT)
         score_BZ[:, self._num_items :] = -torch.inf
