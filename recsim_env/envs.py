@@ -281,7 +281,25 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             self.reset_tensors(seed_B)
         else:
             self._reset_rows(mask_B, seed_B)
-        return _numpy(self._observation.encode(self.request)), {}
+        return self.observe(self.request), {}
+
+    def observe(self, request: Request) -> Any:
+        """The observation of requests as a learner sees it, numpy arrays (B, ...) in the observation form."""
+        return _numpy(self._observation.encode(request))
+
+    def slates_of(self, request: Request, actions: Any) -> Tensor:
+        """Item codes (B, K) of the slates that a learner's actions (B, ...) mean.
+
+        Raises:
+            ValueError: actions of another shape.
+        """
+        action = torch.as_tensor(np.asarray(actions), device=self.simulator.device)
+        expected = (len(request.user_B), *(self.single_action_space.shape or ()))
+        if tuple(action.shape) != expected:
+            raise ValueError(f"actions must have the shape {expected}, got {tuple(action.shape)}")
+        if not action.dtype.is_floating_point:
+            action = action.to(torch.int64)
+        return self._action.decode(request, action)
 
     def _reset_mask(self, mask: Any) -> Tensor | None:
         if mask is None:
@@ -308,14 +326,8 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
     @one_thread()
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Shows a slate in every row; see the module docstring for what the numbers mean."""
-        action = torch.as_tensor(np.asarray(actions), device=self.simulator.device)
-        expected = (self.num_envs, *(self.single_action_space.shape or ()))
-        if tuple(action.shape) != expected:
-            raise ValueError(f"actions must have the shape {expected}, got {tuple(action.shape)}")
-        if not action.dtype.is_floating_point:
-            action = action.to(torch.int64)
-        transition = self.step_tensors(self._action.decode(self.request, action))
-        observation = _numpy(self._observation.encode(transition.request))
+        transition = self.step_tensors(self.slates_of(self.request, actions))
+        observation = self.observe(transition.request)
         return (
             observation,
             _array(transition.reward_B).astype(np.float64),
