@@ -1,6 +1,6 @@
 """Plays policies in worlds on the same sessions and reports the differences.
 
-    python -m experiments.evaluate --worlds runs/demo/worlds --policies goalrank=runs/demo/goalrank/policy
+    python -m experiments.evaluate --worlds runs/demo/worlds --policies mine=runs/goalrank/policy
 
 ``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, "MG-E" (the
 evaluator's choice among the standard generators), a reference's name, or ``module:object`` of your own; the references
@@ -9,20 +9,24 @@ are always there. Writes ``report.json`` (keys ``rows``: policy, world, metric, 
 ``--out``; ``--json`` writes the same JSON elsewhere too.
 """
 
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from experiments.command import run_command
-from experiments.policies import policy_of, references
-from experiments.report import BASELINES, write_report
+from experiments.policies import BASELINES, named_policy, references
+from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
+from experiments.report.html import write_report
+from experiments.tables.runs import digest_of_world
 from recsim_env.evaluation import EvaluationSettings, evaluate
-from recsim_env.files import read_json, write_json
+from recsim_env.files import claim, read_json, write_json
 from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.known_worlds.names import resolve_world
-from recsim_env.results import EvaluationResult
+from recsim_env.plugins import nearest
+from recsim_env.results import EvaluationResult, to_plain
 from recsim_env.world import World
 
 
@@ -39,7 +43,7 @@ class Arguments:
     seed: int = 1_000_000
     """First session seed; training uses small ones."""
     out: Path = Path("runs/evaluation")
-    """Where the report goes."""
+    """Where the report goes; a folder that holds another evaluation is refused."""
     json: Path | None = None
     """Also write the JSON report here."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationSettings] = field(default_factory=EvaluationSettings)
@@ -57,71 +61,73 @@ def worlds_in(folder: Path) -> dict[str, World]:
         return {world.name: world}
     found = sorted(path.parent for path in folder.glob("*/world.json"))
     if not found:
-        raise ValueError(f"{folder} holds no world: build some with python -m experiments.build_world")
+        hint = nearest(str(folder), KNOWN_WORLDS) if not folder.exists() else ""
+        raise ValueError(
+            f"{folder} holds no world{hint}: build some with python -m experiments.build_world, or give the name of a "
+            f"known one, {sorted(KNOWN_WORLDS)}"
+        )
     return {path.name: World.load(path) for path in found}
 
 
-def run(arguments: Arguments) -> EvaluationResult:
-    """Evaluates and writes the report."""
-    worlds = worlds_in(arguments.worlds)
-    first = next(iter(worlds.values()))
-    slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
-    contenders = references(first, slate_size)
+def players(arguments: Arguments, world: World) -> dict[str, Any]:
+    """The references and the policies that were given.
+
+    Raises:
+        ValueError: a policy is not given as name=what, or its name is taken.
+    """
+    slate_size = arguments.settings.slate_size or world.defaults.get("slate_size", 6)
+    found: dict[str, Any] = dict(references(world, slate_size))
     for given in arguments.policies:
         name, separator, what = given.partition("=")
         if not separator:
             raise ValueError(f"policies are given as name=what, got {given!r}")
-        if name in contenders:
-            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(contenders)}")
-        contenders[name] = policy_of(what, first, slate_size)
-    result = evaluate(
-        contenders,
-        worlds,
-        num_sessions=arguments.num_sessions,
-        seed=arguments.seed,
-        settings=arguments.settings,
-    )
+        if name in found:
+            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(found)}")
+        found[name] = named_policy(what, world, slate_size)
+    return found
+
+
+def run(arguments: Arguments) -> EvaluationResult:
+    """Evaluates and writes the report; the folder is claimed before anything is played."""
+    worlds = worlds_in(arguments.worlds)
+    contenders = players(arguments, next(iter(worlds.values())))
+    asked = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json")}
+    card = {**to_plain(asked), "worlds": {name: digest_of_world(world) for name, world in worlds.items()}}
+    claim(arguments.out, card, name="evaluation.json")
+    results = {}
+    for number, (name, world) in enumerate(worlds.items(), start=1):
+        print(f"{len(contenders)} policies play {name}, world {number} of {len(worlds)}", flush=True)
+        results[name] = evaluate(
+            contenders,
+            {name: world},
+            num_sessions=arguments.num_sessions,
+            seed=arguments.seed,
+            settings=arguments.settings,
+        )
+    cells = {(policy, world): results[world].cells[policy, world] for policy in contenders for world in worlds}
+    cards = {world: card for result in results.values() for world, card in result.worlds.items()}
+    result = EvaluationResult(cells=cells, worlds=cards, settings=next(iter(results.values())).settings)
     write_report(result, arguments.out, title="Policies in their worlds")
     return result
 
 
-def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
-    """Policies by worlds, with 95 % intervals, as plain text."""
-    width = max(len(name) for name in result.policies)
-    head = " " * width + "".join(f"{name:>26}" for name in result.world_names)
-    lines = [head]
-    for policy in result.policies:
-        cells = []
-        for world in result.world_names:
-            if not result.measured(policy, world, metric):
-                cells.append(" " * 26)
-                continue
-            row = result.row(policy, world, metric)
-            cells.append(f"{row.mean:10.1f} [{row.low:6.1f}, {row.high:6.1f}]".rjust(26))
-        lines.append(policy.ljust(width) + "".join(cells))
-    return "\n".join(lines)
-
-
-def leads(result: EvaluationResult, policies: Sequence[str]) -> str:
+def leads(result: EvaluationResult, policies: tuple[str, ...]) -> str:
     """What these policies lead the baselines by, paired by session, as plain text."""
-    lines = []
-    for policy in policies:
-        for baseline in BASELINES:
-            for world in result.world_names:
-                if policy != baseline and result.paired(policy, baseline, world):
-                    row = result.difference(policy, baseline, world)
-                    low, high = row.widest
-                    lines.append(f"{policy} - {baseline}, {world}: {row.mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    return "\n".join(lines)
+    pairs = [(policy, baseline, world) for policy in policies for baseline in BASELINES for world in result.world_names
+             if policy != baseline and result.paired(policy, baseline, world)]  # fmt: skip
+    rows = [result.difference(*pair) for pair in pairs]
+    texts = texts_of(frame_of(rows), sign="+")
+    return "\n".join(
+        f"{row.policy} - {row.baseline}, {row.world}: {text}" for row, text in zip(rows, texts, strict=True)
+    )
 
 
 def main(arguments: Arguments) -> None:
     """Evaluates, prints the table and says where the report is."""
     result = run(arguments)
-    print("session watch time (s), mean and 95 % interval over sessions")
-    print(table(result))
-    given = [name.partition("=")[0] for name in arguments.policies]
-    if lines := leads(result, given):
+    print("session watch time (s), mean and 95 % interval over sessions\n")
+    print(markdown(pivot(rows_of(result), "session_watch_time")))
+    if lines := leads(result, tuple(name.partition("=")[0] for name in arguments.policies)):
         print(f"\npaired differences on the same sessions (s)\n{lines}\n")
     print(f"report: {arguments.out / 'report.html'}")
     if arguments.json:

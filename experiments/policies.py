@@ -22,18 +22,22 @@ from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
-from recsim_env.plugins import load_object
+from recsim_env.files import read_json
+from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
 from recsim_env.world import World
 
 CLONE_REQUESTS = 10_000
 """Logged requests that the logging clone is fitted to, at most."""
 
+BASELINES = ("pointwise greedy", "best of 20")
+"""What a trained ranker has to beat."""
+
 MULTI_GENERATOR = "MG-E"
 """The evaluator's choice among the standard heuristic generators' lists."""
 
 
-def references(world: World, slate_size: int, clone: LoggingClone | None = None) -> dict[str, Policy]:
+def references(world: World, slate_size: int) -> dict[str, Policy]:
     """The policies without training: they share the world's predictor and evaluator with everyone else.
 
     The evaluator's two are left out where the world has none.
@@ -44,10 +48,8 @@ def references(world: World, slate_size: int, clone: LoggingClone | None = None)
         "random": RandomSlate(slate_size),
         "popularity": Popularity(count_N, slate_size),
         "retriever order": RetrieverOrder(slate_size),
+        "pointwise greedy": PointwiseGreedy(slate_size),
     }
-    if clone is not None:
-        policies["logging clone"] = clone
-    policies["pointwise greedy"] = PointwiseGreedy(slate_size)
     if world.evaluator is not None:
         policies["best of 20"] = BestOfLists(world.evaluator, slate_size, num_lists=20)
         policies["evaluator search"] = EvaluatorSearch(world.evaluator, slate_size)
@@ -70,13 +72,16 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingC
     return fit_logging_clone(requests, slate_size, among=some)
 
 
-def trained(folders: list[Path], world_requests: int = 0) -> Contender:
-    """GoalRank policies of several training seeds as one contender."""
-    return Contender(
-        policies=[GoalRankPolicy.load(folder) for folder in folders],
-        feedback="one slate",
-        world_requests=world_requests,
-    )
+def load_policy(folder: str | Path) -> Policy:
+    """A trained policy from its folder."""
+    return GoalRankPolicy.load(folder)
+
+
+def contender(folder: str | Path) -> Contender:
+    """A trained policy with what its training consumed, as ``training.json`` in its folder says."""
+    record = Path(folder) / "training.json"
+    told: Any = read_json(record) if record.exists() else {"feedback": "one slate", "requests": 0}
+    return Contender(policies=[load_policy(folder)], feedback=told["feedback"], world_requests=int(told["requests"]))
 
 
 def oracle(search: Oracle) -> Contender:
@@ -84,7 +89,7 @@ def oracle(search: Oracle) -> Contender:
     return Contender(oracle=search, feedback="branched")
 
 
-def policy_of(name: str, world: World, slate_size: int) -> Policy:
+def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender:
     """A policy from what a user wrote: a reference's name, "MG-E", a policy folder, or "module:object".
 
     A class behind a dotted path is built, with the slate size if it takes an argument; anything else is the policy
@@ -100,15 +105,18 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
         if world.evaluator is None:
             raise ValueError(f"{name} needs a list evaluator to choose by, and world {world.name!r} has none")
         return GeneratorEvaluator(HeuristicGenerators.standard(world, slate_size), world.evaluator)
-    if (Path(name) / "policy.json").exists():
-        return GoalRankPolicy.load(name)
+    folder = Path(name)
+    if (folder / "policy.json").exists():
+        return contender(folder)
     if ":" in name:
         found: Any = load_object(name)
         if not isinstance(found, type):
             return found  # type: ignore[no-any-return]
         policy: Policy = found(slate_size) if inspect.signature(found).parameters else found()
         return policy
+    if (folder / "policy" / "policy.json").exists():
+        raise ValueError(f"{name} is the folder of a training run; its policy is {folder / 'policy'}")
+    names = [*sorted(known), MULTI_GENERATOR]
     raise ValueError(
-        f"no policy {name!r}: give one of {[*sorted(known), MULTI_GENERATOR]}, a folder with a policy.json, or "
-        "module:object"
+        f"no policy {name!r}{nearest(name, names)}: give one of {names}, a folder with a policy.json, or module:object"
     )

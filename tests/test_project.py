@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import verbs
+
 ROOT = Path(__file__).parent.parent
 LAYERS = ["recsim_env", "reward_models", "agents", "experiments"]
 HEAVY = {"ray", "stable_baselines3"}
@@ -103,8 +105,7 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-VERBS = [module_of(path) for path in sources("experiments") if "run_command(" in path.read_text()]
-VERBS.remove("experiments.command")
+VERBS = [f"experiments.{name}" for name in verbs()]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -112,6 +113,14 @@ def test_every_verb_has_help(verb: str) -> None:
     command = [sys.executable, "-m", verb, "--help"]
     found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.startswith("usage:")
+
+
+def test_verbs_are_listed_with_a_line_each() -> None:
+    found = subprocess.run([sys.executable, "-m", "experiments"], check=True, cwd=ROOT, capture_output=True, text=True)
+    listed = dict(line.split(maxsplit=1) for line in found.stdout.splitlines() if line.startswith("  "))
+    modules = {path.stem for path in (ROOT / "experiments").glob("*.py") if "run_command(main" in path.read_text()}
+    assert set(listed) == modules
+    assert {"train", "compare", "evaluate", "demo"} <= modules
 
 
 def readme_blocks() -> list[str]:

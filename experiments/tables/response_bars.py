@@ -1,20 +1,19 @@
 """Learned users on the real log: fitted once, then measured on the test days beside references.
 
-    RECSIM_DATA=<folder> python -m experiments.tables.response_bars [--json PATH] [--run-dir FOLDER]
+    RECSIM_DATA=<folder> python -m experiments.compare response-bars
 
 Days: early stopping on 05-03/04, calibration and final fit to 05-04, test 05-05..05-08. Trees and the
-tab + duration baseline are refitted on the same rows in the same run. Keys of the JSON: ``checks`` (each
-with name, bar, value, low, high, verdict), ``figures`` (everything measured), ``settings``,
-``test_day_runs``, ``note``, ``command``, ``date``, ``commit``, ``machine``.
+tab + duration baseline are refitted on the same rows in the same run. The run's file keeps every check (name, bar,
+value, low, high, verdict), and in ``extra`` everything else that was measured and the number of ``test_day_runs``.
 
 Legend: P rows of the log, R test rows, F signals, M cells, L quantile levels, Q resamples of users.
 """
 
 import dataclasses
-import datetime
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,11 @@ from scipy.stats import chi2
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.command import run_command
 from experiments.tables.boosted_trees import boosted, tree_inputs
+from experiments.tables.runner import Outline, RunOptions, Table
+from experiments.tables.runs import Measured, Run, digest_of_log
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
-from recsim_env.files import write_json
-from recsim_env.provenance import COMMIT, machine
 from recsim_env.randomness import address, uniform
 from recsim_env.types import CONTEXT
 from reward_models.calibration import expected_calibration_error, rate_ratio
@@ -52,20 +50,71 @@ LEVELS = np.linspace(0.02, 0.98, 25)
 Array = NDArray[np.float64]
 
 
+OUTLINE = Outline(name="response_bars", title="Learned users against the test days of a real log", metrics={})
+
+
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Measures the learned users on KuaiRand-Pure."""
+class ResponseBars:
+    """Learned users on the test days of KuaiRand-Pure, beside boosted trees."""
 
     data: Path | None = None
     """A KuaiRand folder; the default is ``$RECSIM_DATA/kuairand_pure``."""
-    json: Path | None = None
-    """Also write every figure here."""
     run_dir: Path | None = None
     """Keep checkpoints and TensorBoard files here; a second run then resumes."""
     seed: int = 0
     """Seed of the fit, the draws and the resampling."""
     resamples: int = 400
     """Resamples of users behind each interval."""
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
+    """How it is run."""
+
+    @property
+    def folder(self) -> Path:
+        """The log's folder.
+
+        Raises:
+            ValueError: there is none.
+        """
+        folder = self.data or Path(os.environ.get("RECSIM_DATA", "")) / "kuairand_pure"
+        if not folder.is_dir():
+            raise ValueError(
+                f"no folder {folder}; set RECSIM_DATA to the folder that holds kuairand_pure/, or pass --data"
+            )
+        return folder
+
+    def table(self) -> Table:
+        """What the runner needs: one run."""
+        log = _log(self.folder)
+        card = {
+            "log_digest": digest_of_log(log),
+            "resamples": self.resamples,
+            "fit": dataclasses.asdict(ResponseFitConfig()),
+        }
+        run = Run(setting=log.name, world="test days", method="learned users", seed=self.seed, card=card)
+        return Table(outline=OUTLINE, runs=[run], measure=self.measure)
+
+    def measure(self, run: Run) -> Measured:
+        """Fits, measures and prints."""
+        dataset = _log(self.folder)
+        sequences = read_sequences(dataset)
+        began = time.process_time()
+        model = fit_response(
+            dataset, train_until=TRAIN_UNTIL, validation_dates=VALIDATION, seed=self.seed, run_dir=self.run_dir
+        )
+        report = Report()
+        report.note("fit", cpu_seconds=time.process_time() - began)
+        rows = replay(model, dataset, sequences, self.seed)
+        ranking(report, rows, dataset, sequences, self)
+        watch_time(report, rows, dataset)
+        rates(report, rows, dataset, self)
+        joint(report, rows, dataset, self)
+        extra = {"figures": report.figures, "test_day_runs": TEST_DAY_RUNS, "note": NOTE}
+        return Measured(checks=report.checks, extra=extra)
+
+
+@cache
+def _log(folder: Path) -> LoggedDataset:
+    return load_kuairand(folder)
 
 
 @dataclass(frozen=True)
@@ -178,7 +227,9 @@ def weighted_auc(scores_R: Array, labels_R: Array, weights_QR: NDArray[np.int64]
     return np.asarray((positive_QR * below_QR).sum(1) / pairs_Q)
 
 
-def ranking(report: Report, rows: TestRows, dataset: LoggedDataset, sequences: Sequences, settings: Settings) -> None:
+def ranking(
+    report: Report, rows: TestRows, dataset: LoggedDataset, sequences: Sequences, settings: ResponseBars
+) -> None:
     """AUC and GAUC beside trees on the same rows and features and beside tab + duration alone."""
     inputs, frozen = tree_inputs(dataset, sequences, TEST_FROM)
     train = (sequences.date_P < TEST_FROM).numpy()
@@ -269,7 +320,7 @@ def watch_time(report: Report, rows: TestRows, dataset: LoggedDataset) -> None:
     )
 
 
-def rates(report: Report, rows: TestRows, dataset: LoggedDataset, settings: Settings) -> None:
+def rates(report: Report, rows: TestRows, dataset: LoggedDataset, settings: ResponseBars) -> None:
     """Emitted over logged rates on the test days."""
     weights_QR = user_weights(rows.user_R, settings.resamples, settings.seed + 1).astype(np.float64)
     for signal, name in enumerate(dataset.signals[1:], start=1):
@@ -296,7 +347,7 @@ def rates(report: Report, rows: TestRows, dataset: LoggedDataset, settings: Sett
         )
 
 
-def joint(report: Report, rows: TestRows, dataset: LoggedDataset, settings: Settings) -> None:
+def joint(report: Report, rows: TestRows, dataset: LoggedDataset, settings: ResponseBars) -> None:
     """Correlations between signals of one impression, drawn and logged."""
     names = dataset.signals[1:]
     click, long_view = dataset.signals.index("click"), dataset.signals.index("long_view")
@@ -323,51 +374,3 @@ def _phi(a_R: Array, b_R: Array, weights_QR: Array) -> Array:
     a_Q, b_Q, both_Q = (weights_QR @ column / total_Q for column in (a_R, b_R, a_R * b_R))
     with np.errstate(invalid="ignore"):
         return np.asarray((both_Q - a_Q * b_Q) / np.sqrt(a_Q * (1 - a_Q) * b_Q * (1 - b_Q)))
-
-
-def main(settings: Settings) -> None:
-    """Fits, measures, prints, and writes the JSON."""
-    folder = settings.data or Path(os.environ.get("RECSIM_DATA", "")) / "kuairand_pure"
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; set RECSIM_DATA to the folder that holds kuairand_pure/, or pass --data")
-    dataset = load_kuairand(folder)
-    sequences = read_sequences(dataset)
-    began = time.process_time()
-    model = fit_response(
-        dataset, train_until=TRAIN_UNTIL, validation_dates=VALIDATION, seed=settings.seed, run_dir=settings.run_dir
-    )
-    report = Report()
-    report.note("fit", cpu_seconds=time.process_time() - began)
-    rows = replay(model, dataset, sequences, settings.seed)
-    ranking(report, rows, dataset, sequences, settings)
-    watch_time(report, rows, dataset)
-    rates(report, rows, dataset, settings)
-    joint(report, rows, dataset, settings)
-    failed = [check["name"] for check in report.checks if check["verdict"] == "fails"]
-    print(
-        f"{len(report.checks) - len(failed)} of {len(report.checks)} bars hold"
-        + "".join(f"\n  fails: {n}" for n in failed)
-    )
-    if settings.json is not None:
-        write_json(
-            settings.json,
-            {
-                "checks": report.checks,
-                "figures": report.figures,
-                "settings": {
-                    "seed": settings.seed,
-                    "fit": dataclasses.asdict(ResponseFitConfig()),
-                    "rows": len(dataset.rows),
-                },
-                "test_day_runs": TEST_DAY_RUNS,
-                "note": NOTE,
-                "command": "python -m experiments.tables.response_bars",
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "commit": COMMIT,
-                "machine": machine(),
-            },
-        )
-
-
-if __name__ == "__main__":
-    run_command(main, lambda: tyro.cli(Settings, description=__doc__))

@@ -1,5 +1,7 @@
 """Plots of evaluation results: small multiples that share one order of policies, best on top.
 
+Colour marks only what an interval carries.
+
 Every function returns a ``Figure`` of its own; nothing touches matplotlib's global state.
 """
 
@@ -42,10 +44,9 @@ def metric_by_world(result: EvaluationResult, metric: str, label: str) -> Figure
     figure, panels = _panels(worlds, policies)
     for world, axes in zip(worlds, panels, strict=True):
         rows = _rows(result, policies, world, metric)
-        best = max(rows.values(), key=lambda row: row.mean)
-        for place, row in rows.items():
-            colour = BLUE if row is best else INK
-            _interval(axes, place, row, colour)
+        reach = max(row.widest[0] for row in rows.values() if not math.isnan(row.mean))
+        for place, row in rows.items():  # several are blue where their intervals do not tell them apart
+            _interval(axes, place, row, BLUE if row.widest[1] >= reach else INK)
         axes.set_xlabel(label)
     return figure
 
@@ -175,8 +176,9 @@ def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, lis
 
 
 def _interval(axes: Axes, place: int, row: Row, colour: str) -> None:
-    if not math.isnan(row.low):
-        axes.plot([row.low, row.high], [place, place], color=colour, lw=2, solid_capstyle="butt", alpha=0.55)
+    low, high = row.widest
+    if not math.isnan(low):
+        axes.plot([low, high], [place, place], color=colour, lw=2, solid_capstyle="butt", alpha=0.55)
     axes.plot([row.mean], [place], "o", color=colour, ms=5)
 
 
