@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from agents.networks import Encoding
+from agents.networks import Encoding, rows_at
 from recsim_env.slates import list_log_prob, sample_lists
 
 DecoderName = Literal["one_softmax", "autoregressive", "matching"]
@@ -146,8 +146,7 @@ class AutoregressiveDecoder(ListDecoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One GRU step; the input's half was computed once for each candidate."""
         summary_BGS, key_BWC, gates_BCS = summary
-        index = chosen_BG.unsqueeze(-1).expand(-1, -1, gates_BCS.shape[-1])
-        reset_in, update_in, new_in = gates_BCS.gather(1, index).chunk(3, dim=-1)
+        reset_in, update_in, new_in = rows_at(gates_BCS, chosen_BG).chunk(3, dim=-1)
         reset_old, update_old, new_old = self.gates_of_summary(summary_BGS).chunk(3, dim=-1)
         update = torch.sigmoid(update_in + update_old)
         new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_old) * new_old)
@@ -159,7 +158,7 @@ class MatchingDecoder(ListDecoder):
 
     A place's scores are the products of its own vector with the candidates' encodings; they do not look at the
     other places, but a candidate that is already taken is masked, so that lists have a probability. The paper's
-    unlikelihood training and contrastive decoding are in ``agents.rerankers.logged_slates``.
+    unlikelihood training and contrastive decoding are in ``agents.rerankers.nar4rec``.
     """
 
     def __init__(self, width: int, num_places: int) -> None:

@@ -15,7 +15,7 @@ Implemented as the paper has it:
   paper keeps them for good; here they may end after ``auxiliary_requests``, a warm start, which is the default
   wherever they are used: kept for good they anchor the policy to themselves. Its light neural rankers are left out
   of them;
-- one dial for the size of the network, a thousand to 100 million parameters (``SIZES``);
+- one dial for the size of the network, a thousand to 100 million parameters (``agents.list_policy.SIZES``);
 - noise on the evaluator's values, the paper's robustness test (``value_noise``). The paper mixes in noise of
   unit variance and does not give the values' own; here, where they are seconds, the noise varies as much as the
   values of all lists of a step do, which is as if these were standardised first.
@@ -34,37 +34,34 @@ Changed or left out, and why:
 Shape legend: B requests, C candidates, K places, G lists in a group.
 """
 
-import dataclasses
-import json
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.decoders import DECODERS, DecoderName, make_decoder
-from agents.networks import MIXINGS, CandidateEncoder, Encoding, Mixing, RequestShape
-from recsim_env.files import whole_folder, write_json
-from recsim_env.slates import first_showing, items_at, positions_of
-from recsim_env.types import Decision, Request
+from agents.list_policy import ListPolicy, ListPolicyConfig
+from agents.method import Columns, Operator, Step, request_of, require_at_least, require_one_of, require_positive
+from agents.networks import RequestShape
+from agents.objectives import group_relative_cross_entropy, grpo_loss, informative_groups
+from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
+from recsim_env.slates import items_at
+from recsim_env.types import Request
 
 OBJECTIVES = ("group_relative", "grpo")
-_WHOLE_NUMBERS = (
-    "group_size", "width", "layers", "heads", "item_embedding", "initial_ranks", "minibatch_size", "num_epochs", "seed",
-)  # fmt: skip
 
-FORMAT = 2
-"""Version of the saved form; raised when an older reader would misread it."""
+GROUP_POSITIONS, GROUP_LOG_PROB, GROUP_VALUE = "group_positions_BGK", "group_log_prob_BG", "group_value_BG"
+"""Columns of a batch: the lists of each request's group, their log-probabilities when drawn, and their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalRankConfig:
-    """Settings of the policy and of its training."""
+class GoalRankConfig(ListPolicyConfig):
+    """Settings of GoalRank, beside those of its network."""
 
+    lr: float = 2e-3
+    """Learning rate of Adam."""
+    num_epochs: int = 2
+    """Passes over each batch of requests."""
     objective: Literal["group_relative", "grpo"] = "group_relative"
     """"group_relative" is GoalRank's cross-entropy; "grpo" the clipped policy gradient on the same groups."""
     group_size: int = 16
@@ -84,56 +81,19 @@ class GoalRankConfig:
     value_noise: float = 0.0
     """Share of Gaussian noise in the values, 0 (none) to 1 (nothing else), for robustness studies. It varies as the
     values do over all requests of a step, so it is several times what tells the lists of one request apart."""
-    decoder: DecoderName = "autoregressive"
-    """How lists are written."""
-    mixing: Mixing = "attention"
-    """How candidates see each other: see ``agents.networks.CandidateEncoder``."""
-    width: int = 64
-    """Width of the network."""
-    layers: int = 1
-    """Mixing layers over the candidates."""
-    heads: int = 4
-    """Attention heads; must divide the width."""
-    item_embedding: int = 16
-    """Width of the item-id embedding; 0 for none."""
-    initial_ranks: int = 0
-    """Ranks in the retriever's order with a learned embedding each, as PRM has; 0 for none."""
-    lr: float = 2e-3
-    """Learning rate of Adam."""
-    grad_clip: float = 5.0
-    """Largest norm of the gradient."""
-    minibatch_size: int = 64
-    """Requests for each gradient step of one learner."""
-    num_epochs: int = 2
-    """Passes over each batch of requests."""
-    seed: int = 0
-    """Seed of the initial weights, the users met and the lists drawn."""
 
     def __post_init__(self) -> None:
-        _one_of("objective", self.objective, OBJECTIVES)
-        _one_of("decoder", self.decoder, DECODERS)
-        _one_of("mixing", self.mixing, MIXINGS)
-        for name in _WHOLE_NUMBERS:
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        super().__post_init__()
+        require_one_of(self, "objective", OBJECTIVES)
+        require_positive(self, "temperature", "clip")
+        require_at_least(self, 0, "min_spread")
+        if self.group_size < 2:
+            raise ValueError(f"a group needs at least 2 lists to compare, got group_size={self.group_size}")
         if self.objective == "grpo" and self.auxiliary_share:
             raise ValueError(
                 f"grpo compares with the policy that drew the lists, which auxiliary ones have none of; got "
                 f"auxiliary_share={self.auxiliary_share}: set it to 0 or use objective='group_relative'"
             )
-        if self.group_size < 2:
-            raise ValueError(f"a group needs at least 2 lists to compare, got group_size={self.group_size}")
-        for name in ("temperature", "clip", "lr", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("width", "heads", "minibatch_size", "num_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("layers", "item_embedding", "initial_ranks", "min_spread"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.auxiliary_requests is not None and self.auxiliary_requests < 0:
             raise ValueError(f"auxiliary_requests must be None or at least 0, got {self.auxiliary_requests}")
         if not 0 <= self.auxiliary_share < 1:
@@ -145,8 +105,6 @@ class GoalRankConfig:
             )
         if not 0 <= self.value_noise <= 1:
             raise ValueError(f"value_noise is a share from 0 to 1, got {self.value_noise}")
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
 
     @property
     def num_auxiliary(self) -> int:
@@ -154,147 +112,94 @@ class GoalRankConfig:
         return round(self.auxiliary_share * self.group_size)
 
 
-SIZES: dict[str, dict[str, Any]] = {
-    "1k": {"width": 4, "layers": 1, "heads": 2, "item_embedding": 0},
-    "10k": {"width": 18, "layers": 1, "heads": 2, "item_embedding": 4},
-    "100k": {"width": 64, "layers": 1, "heads": 4, "item_embedding": 16},
-    "1m": {"width": 192, "layers": 2, "heads": 4, "item_embedding": 32},
-    "10m": {"width": 480, "layers": 4, "heads": 8, "item_embedding": 64},
-    "100m": {"width": 1536, "layers": 4, "heads": 16, "item_embedding": 128},
-}
-"""Networks by their number of parameters, the item-id embedding not counted."""
+class GoalRank:
+    """The method: groups of lists, valued by the recommender's list evaluator, teach a list policy."""
 
+    Config = GoalRankConfig
+    data = "fresh"
 
-def sized(config: GoalRankConfig, size: str) -> GoalRankConfig:
-    """The same settings for a network of another size; the learning rate falls as the width grows.
+    def __init__(self, config: GoalRankConfig) -> None:
+        self.config = config
+        self._auxiliary: HeuristicGenerators | None = None
 
-    Raises:
-        ValueError: a size that is not one of ``SIZES``.
-    """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {tuple(SIZES)}, got {size!r}")
-    wider = SIZES[size]["width"] / config.width
-    return dataclasses.replace(config, **SIZES[size], lr=config.lr / wider)
+    def network(self, shape: RequestShape) -> ListPolicy:
+        """The list policy."""
+        return ListPolicy(self.config, shape)
 
-
-class GoalRankPolicy(nn.Module):
-    """The list policy; a callable ``(request, generator) -> Decision`` that needs nothing but torch.
-
-    Args:
-        config: settings.
-        shape: sizes of the requests it will meet, ``RequestShape.of(request, num_items, slate_size)``.
-        greedy: answer the list that takes the likeliest candidate at every place, instead of drawing one.
-    """
-
-    def __init__(self, config: GoalRankConfig, shape: RequestShape, *, greedy: bool = False) -> None:
-        super().__init__()
-        self.config, self.shape, self.greedy = config, shape, greedy
-        # A list of one place has nothing to look back at: both decoders say the same.
-        decoder = config.decoder if shape.slate_size > 1 else "one_softmax"
-        with torch.random.fork_rng(devices=[]):  # initial weights depend on the seed alone
-            torch.manual_seed(config.seed)
-            self.encoder = CandidateEncoder(
-                shape,
-                width=config.width,
-                layers=config.layers,
-                mixing=config.mixing,
-                item_embedding=config.item_embedding,
-                heads=config.heads,
-                initial_ranks=config.initial_ranks,
-            )
-            self.decoder = make_decoder(decoder, config.width, shape.slate_size)
-
-    @torch.no_grad()
-    def forward(self, request: Request, generator: torch.Generator) -> Decision:
-        """Answers B requests with one slate each; draws come from ``generator`` only."""
-        self.shape.check(request)
-        encoding = self.encoder(request)
-        if self.greedy:
-            positions_BK = self.decoder.greedy(encoding, self.shape.slate_size)
-            return Decision(items_at(request.candidates_BC, positions_BK))
-        positions_BGK, log_prob_BGK = self.decoder.sample(encoding, 1, self.shape.slate_size, generator)
-        return Decision(items_at(request.candidates_BC, positions_BGK[:, 0]), log_prob_BGK[:, 0])
-
-    @torch.no_grad()
-    def sample_group(self, request: Request, num_lists: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws G lists per request: positions (B, G, K) and log-probabilities (B, G) of whole lists."""
-        self.shape.check(request)
-        encoding: Encoding = self.encoder(request)
-        positions_BGK, log_prob_BGK = self.decoder.sample(encoding, num_lists, self.shape.slate_size, generator)
-        return positions_BGK, log_prob_BGK.sum(dim=-1)
-
-    def group_log_prob(self, request: Request, positions_BGK: Tensor) -> Tensor:
-        """Log-probability (B, G) of whole lists given as positions; carries gradients."""
-        return self.decoder.log_prob(self.encoder(request), positions_BGK).sum(dim=-1)
-
-    def log_prob(self, request: Request, items_BK: Tensor) -> Tensor:
-        """Log-probability (B, K) of each place of a slate of item codes, given the places before it.
-
-        Raises:
-            ValueError: an item is not among its request's candidates, or stands in its slate twice.
-        """
-        positions_B1K = positions_of(items_BK, request.candidates_BC).unsqueeze(1)
-        if not bool(first_showing(items_BK).all()):
-            raise ValueError("log_prob: some slates hold an item twice; no list policy writes such slates")
-        return self.decoder.log_prob(self.encoder(request), positions_B1K).squeeze(1)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes ``policy.json`` and ``policy.safetensors``; the folder appears whole or not at all.
-
-        Raises:
-            ValueError: a weight is NaN or infinite.
-        """
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-        if broken:
+    def begin(self, operator: Operator) -> None:
+        """Refuses to start without an evaluator, or with more auxiliary lists than there are heuristics."""
+        if operator.evaluator is None or not hasattr(operator.evaluator, "score"):
+            found = "none" if operator.evaluator is None else type(operator.evaluator).__name__
             raise ValueError(
-                f"training diverged: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, {broken[0]} first; "
-                "train anew with a lower lr or grad_clip"
+                f"GoalRank needs a list evaluator to value its lists, and this world has {found}; train in a world "
+                "that python -m experiments.build_world made, or give one with evaluator= (--evaluator module:Name): "
+                "an object with score(request, items_BGK)"
             )
-        card = {
-            "format": FORMAT,
-            "kind": "goalrank",
-            "config": dataclasses.asdict(self.config),
-            "shape": dataclasses.asdict(self.shape),
+        if self.config.num_auxiliary:
+            heuristics = standard_heuristics(operator.signals)
+            if self.config.num_auxiliary > len(heuristics):
+                raise ValueError(
+                    f"auxiliary_share asks for {self.config.num_auxiliary} auxiliary lists a group, there are "
+                    f"{len(heuristics)}; lower auxiliary_share or group_size"
+                )
+            self._auxiliary = HeuristicGenerators(
+                heuristics, operator.signals, operator.slate_size, operator.catalogue.tag_N
+            )
+
+    def collect(
+        self, network: ListPolicy, request: Request, operator: Operator, generator: torch.Generator, num_requests: int
+    ) -> Step:
+        """Draws a group for each request and has it valued; the first list, the policy's own, is played."""
+        positions_BGK, log_prob_BG = self._group(network, request, generator, num_requests)
+        items_BGK = items_at(request.candidates_BC, positions_BGK)
+        assert operator.evaluator is not None
+        value_BG = self._with_noise(operator.evaluator.score(request, items_BGK).value_BG, generator)
+        if not bool(value_BG.isfinite().all()):
+            raise ValueError(
+                f"{type(operator.evaluator).__name__} values some lists at NaN or infinity; groups are compared by "
+                "finite values: give lists that must not be shown a low one"
+            )
+        groups = {GROUP_POSITIONS: positions_BGK, GROUP_LOG_PROB: log_prob_BG, GROUP_VALUE: value_BG}
+        return Step(items_BGK[:, 0], groups)
+
+    def outputs(self, network: ListPolicy, batch: Columns) -> Columns:
+        """Log-probabilities (B, G) of the groups' lists."""
+        return {GROUP_LOG_PROB: network.group_log_prob(request_of(batch), batch[GROUP_POSITIONS])}
+
+    def loss(self, outputs: Columns, batch: Columns) -> tuple[Tensor, Columns]:
+        """The objective, and what the groups look like."""
+        log_prob_BG, value_BG, config = outputs[GROUP_LOG_PROB], batch[GROUP_VALUE], self.config
+        if config.objective == "group_relative":
+            loss = group_relative_cross_entropy(log_prob_BG, value_BG, config.temperature, config.min_spread)
+        else:
+            loss = grpo_loss(log_prob_BG, batch[GROUP_LOG_PROB], value_BG, config.clip, config.min_spread)
+        return loss, {
+            "list_entropy": -log_prob_BG.detach().mean(),
+            "group_value": value_BG.mean(),
+            "group_spread": value_BG.std(dim=1, correction=0).mean(),
+            "groups_used": informative_groups(value_BG, config.min_spread).float().mean(),
         }
-        with whole_folder(folder) as aside:
-            save_file(tensors, aside / "policy.safetensors")
-            write_json(aside / "policy.json", card)
-        return Path(folder)
 
-    @classmethod
-    def load(cls, folder: str | Path, *, greedy: bool = True, device: torch.device | str = "cpu") -> "GoalRankPolicy":
-        """Reads a saved policy, ready to rank.
+    @torch.no_grad()
+    def _group(
+        self, network: ListPolicy, request: Request, generator: torch.Generator, num_requests: int
+    ) -> tuple[Tensor, Tensor]:
+        """A group's positions (B, G, K) and log-probabilities (B, G): own lists, then auxiliary ones."""
+        config, num_auxiliary = self.config, self.config.num_auxiliary
+        if config.auxiliary_requests is not None and num_requests >= config.auxiliary_requests:
+            num_auxiliary = 0
+        positions_BGK, log_prob_BG = network.sample_group(request, config.group_size - num_auxiliary, generator)
+        if not num_auxiliary:
+            return positions_BGK, log_prob_BG
+        assert self._auxiliary is not None, "begin() comes first"
+        order = torch.randperm(len(self._auxiliary.names), generator=generator, device=generator.device).tolist()
+        auxiliary = self._auxiliary.some(order[:num_auxiliary])
+        positions_BGK = torch.cat([positions_BGK, auxiliary.propose(request, generator)], dim=1)
+        return positions_BGK, network.group_log_prob(request, positions_BGK)
 
-        Raises:
-            ValueError: the folder is missing, damaged, of another format version or of another policy.
-        """
-        folder = Path(folder)
-        try:
-            card = json.loads((folder / "policy.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{folder} is not a saved policy: policy.json cannot be read ({error}); give the folder that "
-                "GoalRankPolicy.save wrote"
-            ) from error
-        found = (card.get("kind"), card.get("format")) if isinstance(card, dict) else (None, None)
-        if found != ("goalrank", FORMAT):
-            raise ValueError(
-                f"{folder} holds a policy of kind {found[0]!r}, format {found[1]!r}; this class reads kind "
-                f"'goalrank', format {FORMAT}"
-            )
-        try:
-            policy = cls(GoalRankConfig(**card["config"]), RequestShape(**card["shape"]), greedy=greedy)
-            policy.load_state_dict(load_file(folder / "policy.safetensors"))
-            if not all(bool(tensor.isfinite().all()) for tensor in policy.state_dict().values()):
-                raise RuntimeError("a weight is NaN or infinite")
-        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-            raise ValueError(
-                f"the policy in {folder} is damaged or of another version ({error}); export it again"
-            ) from error
-        return policy.to(device).eval()
-
-
-def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {given!r}")
+    def _with_noise(self, value_BG: Tensor, generator: torch.Generator) -> Tensor:
+        share = self.config.value_noise
+        if share == 0:
+            return value_BG
+        noise_BG = torch.randn(value_BG.shape, generator=generator, device=generator.device).to(value_BG.device)
+        return (1 - share) * value_BG + share * value_BG.std(correction=0) * noise_BG

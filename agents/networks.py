@@ -8,7 +8,7 @@ vectors), induced self-attention (SetRank, arXiv 1912.05891), a GRU over the ret
 1804.05936) and the average of the others. What depends on the retriever's order takes it from the scores.
 
 Shape legend: B requests, C candidates, K places, F signals, H history, D features, X context fields, N items,
-E item embedding, W width, Q queries, S what they look at, M induced points.
+E item embedding, W width, P positions, Q queries, S what they look at, M induced points.
 """
 
 import math
@@ -146,10 +146,10 @@ class CandidateEncoder(nn.Module):
                 x_BCW = block(x_BCW)
             return x_BCW
         order_BC = initial_order(request)
-        x_BCW = _take(x_BCW, order_BC)
+        x_BCW = rows_at(x_BCW, order_BC)
         for block in self.blocks:
             x_BCW = block(x_BCW)
-        return _take(x_BCW, order_BC.argsort(dim=1))
+        return rows_at(x_BCW, order_BC.argsort(dim=1))
 
     def _candidate_features(self, request: Request) -> Tensor:
         # Rates near 0 and seconds near 100 both become readable once each column is also shown relative to
@@ -203,8 +203,10 @@ def initial_rank(request: Request) -> Tensor:
     return torch.searchsorted(fallen_BC.sort(dim=1).values, fallen_BC.contiguous())
 
 
-def _take(x_BCW: Tensor, order_BC: Tensor) -> Tensor:
-    return x_BCW.gather(1, order_BC.unsqueeze(-1).expand_as(x_BCW))
+def rows_at(x_BCW: Tensor, positions: Tensor) -> Tensor:
+    """Rows (B, ..., W) of candidates at positions (B, ...) int64."""
+    index_BPW = positions.flatten(1).unsqueeze(2).expand(-1, -1, x_BCW.shape[2])
+    return x_BCW.gather(1, index_BPW).view(*positions.shape, -1)
 
 
 def _block(mixing: Mixing, width: int, heads: int) -> nn.Module:

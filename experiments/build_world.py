@@ -15,7 +15,7 @@ import tyro
 from experiments.command import run_command
 from recsim_env.data import PRESETS, load_log, parse_map
 from recsim_env.files import write_json
-from recsim_env.world import World
+from recsim_env.world import load_worlds
 from reward_models.build import BuildConfig, build_worlds
 
 
@@ -42,7 +42,7 @@ def main(arguments: Arguments) -> None:
     base = PRESETS[arguments.preset] if arguments.preset else None
     columns = parse_map(arguments.map, base) if arguments.map else base
     folders = build_worlds(load_log(arguments.log, columns), arguments.out, arguments.build)
-    cards = {name: World.load(folder).fidelity for name, folder in folders.items()}
+    cards = {name: world.fidelity for name, world in load_worlds(folders).items()}
     for name, card in cards.items():
         print(fidelity_line(name, card))
     if arguments.json:

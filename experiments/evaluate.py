@@ -20,7 +20,6 @@ from experiments.command import run_command
 from experiments.policies import BASELINES, named_policy, references
 from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
 from experiments.report.html import write_report
-from experiments.tables.runs import digest_of_world
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.files import claim, read_json, write_json
 from recsim_env.known_worlds import KNOWN_WORLDS
@@ -92,7 +91,7 @@ def run(arguments: Arguments) -> EvaluationResult:
     worlds = worlds_in(arguments.worlds)
     contenders = players(arguments, next(iter(worlds.values())))
     asked = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json")}
-    card = {**to_plain(asked), "worlds": {name: digest_of_world(world) for name, world in worlds.items()}}
+    card = {**to_plain(asked), "worlds": {name: world.digest for name, world in worlds.items()}}
     claim(arguments.out, card, name="evaluation.json")
     results = {}
     for number, (name, world) in enumerate(worlds.items(), start=1):

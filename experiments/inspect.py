@@ -33,8 +33,10 @@ import tyro
 
 from experiments.command import run_command
 from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
+from recsim_env.data.features import USUAL_DURATION_S
 from recsim_env.files import write_json
 from recsim_env.types import WATCH_TIME
+from reward_models.build import obstacles
 
 ENOUGH = 200
 """Positives below which a rate, let alone a model of it, is too uncertain to judge by."""
@@ -102,7 +104,9 @@ def inspect_log(dataset: LoggedDataset, session_gap_s: float = 300.0) -> dict[st
         "signals": {name: _signal(rows[name]) for name in dataset.signals if name != WATCH_TIME},
         "places": int(rows["place"].nunique()) if "place" in rows else 0,
     }
-    findings["capabilities"] = [capability._asdict() for capability in _capabilities(findings)]
+    capabilities = _capabilities(findings)
+    capabilities.insert(0, _worlds(obstacles(dataset), capabilities[:2]))
+    findings["capabilities"] = [capability._asdict() for capability in capabilities]
     return findings
 
 
@@ -199,11 +203,22 @@ def _capabilities(found: dict[str, Any]) -> list[Capability]:
     ]
 
 
+def _worlds(problems: list[str], models: list[Capability]) -> Capability:
+    """Whether ``experiments.build_world`` builds worlds from this log with its default settings."""
+    name = "learned worlds"
+    if problems:
+        return Capability(name, "no", "; ".join(problems))
+    weak = [model.name for model in models if model.verdict != "yes"]
+    if weak:
+        return Capability(name, "partly", f"build_world builds them, with a weak {' and '.join(weak)} (see below)")
+    return Capability(name, "yes", "build_world builds them")
+
+
 def _response(signals: dict[str, Any]) -> Capability:
     few = [f"{name} ({signal['positives']})" for name, signal in signals.items() if not signal["enough"]]
     if len(few) == len(signals):
         reason = f"no 0/1 signal has {ENOUGH} positives and negatives" if signals else "no 0/1 signal"
-        return Capability("response model", "no", reason)
+        return Capability("response model", "no", f"{reason}: there is watch time alone")
     reason = f"too few positives: {', '.join(few)}" if few else f"every signal has {ENOUGH} positives or more"
     return Capability("response model", "partly" if few else "yes", reason)
 
@@ -214,6 +229,8 @@ def _watch_model(watch: dict[str, Any], duration: dict[str, Any]) -> Capability:
         return Capability(name, "no", f"watch time is known in {watch['known_share']:.0%} of rows")
     if duration["known_share"] < MOST:
         reason = f"duration is known in {duration['known_share']:.0%} of rows: no completion, no duration bias"
+        if not duration["known_share"]:
+            reason += f"; every video is taken to last {USUAL_DURATION_S:g} s"
         return Capability(name, "partly", reason)
     reason = f"watch time known in {watch['known_share']:.0%} of rows, duration in {duration['known_share']:.0%}"
     return Capability(name, "yes", reason)

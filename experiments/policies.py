@@ -16,13 +16,12 @@ from agents.baselines import (
     RetrieverOrder,
     fit_logging_clone,
 )
-from agents.goalrank import GoalRankPolicy
+from agents.policies import load_policy, policy_card
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
-from recsim_env.files import read_json
 from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
 from recsim_env.world import World
@@ -72,16 +71,14 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingC
     return fit_logging_clone(requests, slate_size, among=some)
 
 
-def load_policy(folder: str | Path) -> Policy:
-    """A trained policy from its folder."""
-    return GoalRankPolicy.load(folder)
-
-
 def contender(folder: str | Path) -> Contender:
-    """A trained policy with what its training consumed, as ``training.json`` in its folder says."""
-    record = Path(folder) / "training.json"
-    told: Any = read_json(record) if record.exists() else {"feedback": "one slate", "requests": 0}
-    return Contender(policies=[load_policy(folder)], feedback=told["feedback"], world_requests=int(told["requests"]))
+    """A trained policy with what its training consumed, as its folder says."""
+    told = policy_card(folder).get("training", {})
+    return Contender(
+        policies=[load_policy(folder)],
+        feedback=told.get("feedback", "logged"),
+        world_requests=int(told.get("requests", 0)),
+    )
 
 
 def oracle(search: Oracle) -> Contender:

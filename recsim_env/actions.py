@@ -4,6 +4,7 @@
 form              action space (single environment)                      meaning
 ================  =====================================================  =================================
 ``slate``         MultiDiscrete, K positions in the candidate set        those candidates, in this order
+``pick``          Discrete, one position; needs slate_size=1             that candidate
 ``items``         MultiDiscrete, K item codes                            any videos of the catalogue
 ``scores``        Box [-1, 1], one score for each of C candidates        the K best scores, best first
 ``weights``       Box [-1, 1], one weight for each of F signals          K best weighted predicted signals
@@ -13,6 +14,7 @@ form              action space (single environment)                      meaning
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -51,6 +53,16 @@ def _slate(simulator: Simulator) -> ActionForm:
 
     sizes = np.full(simulator.slate_size, simulator.num_candidates, dtype=np.int64)
     return ActionForm(gym.spaces.MultiDiscrete(sizes), decode)
+
+
+def _pick(simulator: Simulator) -> ActionForm:
+    if simulator.slate_size != 1:
+        raise ValueError(
+            f"the action form 'pick' shows one video: give slate_size=1 or use action='slate', got "
+            f"slate_size={simulator.slate_size}"
+        )
+    space: gym.Space[Any] = gym.spaces.Discrete(simulator.num_candidates)
+    return ActionForm(space, lambda request, position_B: items_at(request.candidates_BC, position_B.unsqueeze(1)))
 
 
 def _items(simulator: Simulator) -> ActionForm:
@@ -94,6 +106,7 @@ def _best(request: Request, scores_BC: Tensor, slate_size: int) -> Tensor:
 
 _FORMS: dict[str, Callable[[Simulator], ActionForm]] = {
     "slate": _slate,
+    "pick": _pick,
     "items": _items,
     "scores": _scores,
     "weights": _weights,

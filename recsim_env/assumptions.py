@@ -131,12 +131,12 @@ class DeclaredContext:
         self.tab = tab
         self.hour_weights = tuple(hour_weights)
         weights = torch.tensor(self.hour_weights, dtype=torch.float64)
-        self._edges = (weights.cumsum(0) / weights.sum())[:-1]
+        self._edges: list[float] = (weights.cumsum(0) / weights.sum())[:-1].tolist()
 
     def start(self, uniform_B2: Tensor) -> tuple[Tensor, Tensor]:
         """Tab and clock of each session; the second draw places it within week and hour."""
         draw_B2 = uniform_B2.to(torch.float64)
-        hour_B = torch.bucketize(draw_B2[:, 0].contiguous(), self._edges.to(uniform_B2.device))
+        hour_B = torch.bucketize(draw_B2[:, 0].contiguous(), draw_B2.new_tensor(self._edges))
         week_position_B = draw_B2[:, 1] * 7
         weekday_B = week_position_B.floor()
         clock_B = weekday_B * 86400 + hour_B * 3600 + (week_position_B - weekday_B) * 3600

@@ -50,14 +50,21 @@ class UniformCandidates:
         self, state_BS: Tensor, shown_BM: Tensor, uniform_B: Tensor, num_candidates: int
     ) -> tuple[Tensor, Tensor]:
         """Candidates (B, C), best score first, and their scores; see ``CandidateSource``."""
-        num_offsets = len(self._noise_RN)
-        offset_B = (uniform_B * num_offsets).long().clamp(max=num_offsets - 1)
-        score_BN = self._noise_RN[offset_B] + self._reach_N
+        score_BN = self._noise_RN[self._offset(uniform_B)] + self._reach_N
         shown_BM = torch.where(shown_BM == NO_ITEM, len(self.reach_N), shown_BM)
         lowered_BM = score_BN.gather(1, shown_BM) - _LEFT_OUT
         score_BN.scatter_(1, shown_BM, lowered_BM)
         score_BC, items_BC = score_BN.topk(num_candidates, dim=1)
         return items_BC, score_BC
+
+    def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
+        """Scores (B, Y) of any items; see ``CandidateSource``."""
+        return self._noise_RN[self._offset(uniform_B).unsqueeze(1), items_BY] + self._reach_N[items_BY]
+
+    def _offset(self, uniform_B: Tensor) -> Tensor:
+        """Where in the table of noise each request reads."""
+        num_offsets = len(self._noise_RN)
+        return (uniform_B * num_offsets).long().clamp(max=num_offsets - 1)
 
     def config(self) -> dict[str, Any]:
         """The seed of the noise."""
@@ -168,7 +175,11 @@ class AllCandidates:
                 f"set num_candidates={self.num_items}, got {num_candidates}"
             )
         items_BC = torch.arange(num_candidates, device=uniform_B.device).repeat(len(uniform_B), 1)
-        return items_BC, torch.zeros(items_BC.shape, device=uniform_B.device)
+        return items_BC, self.score(state_BS, uniform_B, items_BC)
+
+    def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
+        """0 for every item."""
+        return torch.zeros(items_BY.shape, device=items_BY.device)
 
     def config(self) -> dict[str, Any]:
         """The number of items."""

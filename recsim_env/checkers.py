@@ -250,6 +250,44 @@ def check_leave_model(model: LeaveModel, *, num_signals: int) -> None:
     report.close()
 
 
+def check_expected(world: World, *, num_sessions: int = 6, num_samples: int = 4000) -> None:
+    """Checks that what ``Simulator.expected`` says of a world is what the world plays.
+
+    Response, list effect and leave model are composed place by place. That is exact unless leaving depends on more
+    than an outcome of the response model keeps: two signals together, or watch times within one outcome.
+
+    Args:
+        world: the world; its own sizes are used.
+        num_sessions: requests that are tried.
+        num_samples: Monte Carlo draws of each; expectations are compared within five standard errors and 1 %.
+
+    Raises:
+        ValueError: a list of everything found.
+    """
+    report = Report("world", world)
+    simulator = RecVectorEnv(1, world).simulator
+    state = simulator.start(num_sessions, seed=0)
+    items_BK = state.request.candidates_BC[:, : simulator.slate_size]
+    expected = simulator.expected(state, items_BK.unsqueeze(1))
+    copies = simulator.branch(state, num_samples, noise="independent")
+    _, feedback = simulator.step(copies, items_BK.repeat_interleave(num_samples, dim=0))
+    for what, said, drawn in (
+        ("places that are reached", expected.reached_BGK.sum(dim=2), feedback.seen_BK.sum(dim=1)),
+        ("seconds watched", expected.watch_time_BG, feedback.signals_BKF[..., 0].sum(dim=1)),
+    ):
+        draws_BL, said_B = drawn.double().unflatten(0, (num_sessions, num_samples)), said[:, 0].double()
+        mean_B = draws_BL.mean(dim=1)
+        allowed_B = 5 * draws_BL.std(dim=1) / num_samples**0.5 + 0.01 * said_B
+        worst = int(((mean_B - said_B).abs() - allowed_B).argmax())
+        report.add(
+            ((mean_B - said_B).abs() > allowed_B).any(),
+            f"expected says {float(said_B[worst]):.4g} {what} where {num_samples} draws average "
+            f"{float(mean_B[worst]):.4g}; let leaving depend on one 0/1 signal of an outcome at most, and "
+            "smoothly on watch time",
+        )
+    report.close()
+
+
 def check_reward(reward: Reward, world: World | str | None = None) -> None:
     """Checks a reward on real feedback of a world.
 
@@ -380,6 +418,18 @@ def _check_retrieve(
             f"retrieve gives items of shown_BM while others are left (with {situation} shown)",
         )
         check_rows(report, "retrieve", partial(_first_of, run), state_BS)
+        if situation == "nothing":
+            _check_scores(report, source, (state_BS, uniform_B), items_BC, score_BC)
+
+
+def _check_scores(
+    report: Report, source: CandidateSource, asked: tuple[Tensor, Tensor], items_BC: Tensor, score_BC: Tensor
+) -> None:
+    """``score`` must repeat what ``retrieve`` said, up to rounding."""
+    again_BC = report.attempt("score", lambda: source.score(*asked, items_BC))
+    if again_BC is not None and report.tensor("score", again_BC, tuple(items_BC.shape), torch.float32):
+        far = (again_BC - score_BC).abs() > 1e-4 * (1 + score_BC.abs())
+        report.add(far.any(), "score gives candidates another score than retrieve did")
 
 
 def _first_of(run: Callable[[slice], tuple[Tensor, Tensor]], rows: slice) -> Tensor:

@@ -14,9 +14,11 @@ Shape legend: B environments, K places, F signals, R reward components.
 """
 
 import dataclasses
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from recsim_env.actions import action_form
 from recsim_env.known_worlds.names import resolve_world
+from recsim_env.numerics import one_thread
 from recsim_env.observations import Observation, observation_form
 from recsim_env.plugins import nearest
 from recsim_env.rendering import describe
@@ -179,7 +182,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
 
     # The tensor twin.
 
-    def reset_tensors(self, seed: int | Tensor | None = None) -> Request:
+    def reset_tensors(self, seed: SupportsIndex | Tensor | None = None) -> Request:
         """Begins new sessions in every row; without a seed, the next sessions of the seeds in use."""
         if seed is not None or self._state is None:
             first = int(self.np_random.integers(1 << 31)) if seed is None else seed
@@ -197,9 +200,9 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         state, simulator = self.state, self.simulator
         ended_B = self._terminated_B | self._truncated_B
         any_ended = bool(ended_B.any())
-        if any_ended:  # whatever was passed for a row that has ended is ignored
-            fallback_BK = state.request.candidates_BC[:, : items_BK.shape[1]]
-            items_BK = torch.where(ended_B.unsqueeze(1), fallback_BK, items_BK)
+        if any_ended:  # whatever was passed for a row that has ended is ignored, be it no item at all
+            valid_BK = items_BK.clamp(0, len(self.world.catalogue) - 1)
+            items_BK = torch.where(ended_B.unsqueeze(1), valid_BK, items_BK)
         begins_B = ended_B if self.autoreset_mode is AutoresetMode.NEXT_STEP else None
         played, feedback = simulator.step(state, items_BK, begins_B)
         if any_ended:
@@ -228,7 +231,8 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             truncated_B = truncated_B | self._truncated_B
             self._terminated_B, self._truncated_B = terminated_B, truncated_B
         self._state = played
-        self._last = (state.request, items_BK, feedback)
+        if self.render_mode is not None:
+            self._last = (state.request, items_BK, feedback)
         return Transition(
             request=played.request,
             items_BK=items_BK,
@@ -243,30 +247,64 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
 
     # The numpy face.
 
+    @one_thread()
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begins new sessions; ``options={"reset_mask": bool array}`` resets these rows only."""
-        mask = (options or {}).get("reset_mask")
-        if mask is not None:
-            mask_B = torch.as_tensor(np.asarray(mask), device=self.simulator.device)
-            if mask_B.dtype != torch.bool or mask_B.shape != (self.num_envs,):
-                raise ValueError(
-                    f"reset_mask must be a boolean array of length {self.num_envs}, got {mask_B.dtype} "
-                    f"{tuple(mask_B.shape)}"
-                )
-            self._state = self.simulator.restart(self.state, mask_B)
-            self._terminated_B = self._terminated_B & ~mask_B
-            self._truncated_B = self._truncated_B & ~mask_B
-        elif isinstance(seed, (list, tuple)):
-            if len(seed) != self.num_envs or any(s is None for s in seed):
+        """Begins new sessions.
+
+        Args:
+            seed: an integer gives row i the seed ``seed + i``, a list gives each row its own (None where the row is not
+                reset); without one every row goes on to the next session of the seed it has.
+            options: ``{"reset_mask": bool array}`` resets these rows only.
+
+        Raises:
+            ValueError: an option, a mask or a list of seeds of another form.
+        """
+        options = options or {}
+        unknown = options.keys() - {"reset_mask"}
+        if unknown:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; allowed: reset_mask")
+        mask_B = self._reset_mask(options.get("reset_mask"))
+        if seed is None:
+            seed_B = None
+        elif isinstance(seed, Sequence):
+            resets = [True] * self.num_envs if mask_B is None else mask_B.tolist()
+            if len(seed) != self.num_envs or any(s is None and r for s, r in zip(seed, resets, strict=True)):
                 raise ValueError(f"need one integer seed for each of {self.num_envs} environments, got {seed}")
-            self.reset_tensors(torch.tensor(seed, dtype=torch.int64))
+            seed_B = torch.tensor([0 if s is None else operator.index(s) for s in seed])
         else:
-            super().reset(seed=seed)
-            self.reset_tensors(seed)
+            super().reset(seed=operator.index(seed))
+            seed_B = operator.index(seed) + torch.arange(self.num_envs)
+        if mask_B is None:
+            self.reset_tensors(seed_B)
+        else:
+            self._reset_rows(mask_B, seed_B)
         return _numpy(self._observation.encode(self.request)), {}
 
+    def _reset_mask(self, mask: Any) -> Tensor | None:
+        if mask is None:
+            return None
+        mask_B = torch.as_tensor(np.asarray(mask), device=self.simulator.device)
+        if mask_B.dtype != torch.bool or mask_B.shape != (self.num_envs,):
+            raise ValueError(
+                f"reset_mask must be a boolean array of length {self.num_envs}, got {mask_B.dtype} "
+                f"{tuple(mask_B.shape)}"
+            )
+        return mask_B
+
+    def _reset_rows(self, mask_B: Tensor, seed_B: Tensor | None) -> None:
+        """Begins new sessions in some rows, of the seeds given or the next ones of their own."""
+        if seed_B is None:
+            self._state = self.simulator.restart(self.state, mask_B)
+        else:
+            rows = mask_B.nonzero().squeeze(1)
+            begun = self.simulator.start(len(rows), seed_B.to(rows.device)[rows])
+            self._state = self.state.put(rows, begun) if len(rows) else self.state
+        self._terminated_B = self._terminated_B & ~mask_B
+        self._truncated_B = self._truncated_B & ~mask_B
+
+    @one_thread()
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Shows a slate in every row; see the module docstring for what the numbers mean."""
         action = torch.as_tensor(np.asarray(actions), device=self.simulator.device)
@@ -276,12 +314,13 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         if not action.dtype.is_floating_point:
             action = action.to(torch.int64)
         transition = self.step_tensors(self._action.decode(self.request, action))
+        observation = _numpy(self._observation.encode(transition.request))
         return (
-            _numpy(self._observation.encode(transition.request)),
+            observation,
             _array(transition.reward_B).astype(np.float64),
             _array(transition.terminated_B),
             _array(transition.truncated_B),
-            self._infos(transition),
+            self._infos(transition, observation),
         )
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
@@ -293,7 +332,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing to release."""
 
-    def _infos(self, transition: Transition) -> dict[str, Any]:
+    def _infos(self, transition: Transition, observation: Any) -> dict[str, Any]:
         feedback = transition.feedback
         repeats_B = (~first_showing(transition.items_BK)).sum(dim=1)
         infos: dict[str, Any] = {
@@ -305,10 +344,12 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         }
         infos |= {f"_{name}": _array(transition.valid_B) for name in list(infos)}
         if transition.final_request is not None:
-            ended = _array(transition.terminated_B | transition.truncated_B)
-            if ended.any():
-                infos["final_obs"] = _numpy(self._observation.encode(transition.final_request))
-                infos["_final_obs"] = ended
+            ended_B = transition.terminated_B | transition.truncated_B
+            if bool(ended_B.any()):
+                # Only rows that ended need candidates for their last request; elsewhere the observation goes on.
+                last = _numpy(self._observation.encode(transition.final_request.select(ended_B)))
+                infos["final_obs"] = _with_rows(observation, _array(ended_B), last)
+                infos["_final_obs"] = _array(ended_B)
         return infos
 
 
@@ -357,8 +398,9 @@ class RecEnv(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins a session; without a seed, the next session of the seed in use."""
+        seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
-        observation, _ = self._vector.reset(seed=seed)
+        observation, _ = self._vector.reset(seed=seed, options=options)
         return _row(observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -382,6 +424,15 @@ def _numpy(observation: Observation) -> Any:
     if isinstance(observation, dict):
         return {name: _array(tensor) for name, tensor in observation.items()}
     return _array(observation)
+
+
+def _with_rows(observation: Any, mask: Array, rows: Any) -> Any:
+    """A copy of an observation in which the rows of the mask are replaced."""
+    if isinstance(observation, dict):
+        return {name: _with_rows(array, mask, rows[name]) for name, array in observation.items()}
+    observation = observation.copy()
+    observation[mask] = rows
+    return observation
 
 
 def _row(observation: Any) -> Any:

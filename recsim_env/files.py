@@ -4,26 +4,91 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """An empty folder to write into; it takes the place of ``folder`` when the block ends without an error."""
-    folder = Path(folder)
+def whole_folder(folder: str | Path, files: Sequence[str] = ()) -> Iterator[Path]:
+    """An empty folder to write into; it takes the place of ``folder`` when the block ends without an error.
+
+    Nothing that somebody else put there is ever removed: ``folder`` is replaced only if all that lies in it is what
+    the writer writes.
+
+    Args:
+        folder: where the new folder goes.
+        files: what the writer writes, as paths inside the folder; the first one is the card by which it knows its own
+            folders. Without any, only a new or an empty folder will do.
+
+    Raises:
+        ValueError: ``folder`` may not be replaced, see ``check_replaceable``; nothing has been touched then.
+    """
+    check_replaceable(folder, files)
+    folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
         if folder.exists():
-            shutil.rmtree(folder)
+            _take_away(folder, files)
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_replaceable(folder: str | Path, files: Sequence[str] = ()) -> None:
+    """Refuses a folder whose replacement would cost somebody something; see ``whole_folder``.
+
+    Raises:
+        ValueError: it is the current folder or one around it, a link or a file, or it holds something that the writer
+            does not write.
+    """
+    given, folder = folder, Path(os.path.abspath(folder))
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        raise ValueError(
+            f"{str(given)!r} is the current folder or one around it, and would be replaced as a whole; give a folder "
+            "of its own, such as 'saved'"
+        )
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        kind = "link" if folder.is_symlink() else "file"
+        raise ValueError(f"{folder} is a {kind}, not a folder that can be replaced; give another name")
+    if not folder.exists():
+        return
+    foreign = _foreign(folder, files)
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise ValueError(
+            f"{folder} holds what was not written here ({', '.join(foreign[:3])}{more}), and replacing the folder "
+            "would remove it; give another folder, or move these away"
+        )
+
+
+def _foreign(folder: Path, files: Sequence[str]) -> list[str]:
+    """Paths in a folder that are not the writer's; in a folder without the card that is all of them."""
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
+    if not files or files[0] not in found:
+        return list(found)
+    folders = {str(parent) for name in files for parent in Path(name).parents}
+    return [
+        name
+        for name, path in found.items()
+        if path.is_symlink() or name not in (folders if path.is_dir() else set(files))
+    ]
+
+
+def _take_away(folder: Path, files: Sequence[str]) -> None:
+    """Removes the writer's older folder; one in which something new has appeared meanwhile is put back."""
+    grave = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    os.replace(folder, grave)
+    try:
+        check_replaceable(grave, files)
+    except ValueError:
+        os.replace(grave, folder)
+        raise
+    shutil.rmtree(grave)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:

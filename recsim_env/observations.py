@@ -14,7 +14,7 @@ candidates          C x (Di+2F+1)  features, predicted signals, their spread, re
 
 ``ids`` is a Dict of ``history`` (H,) and ``candidates`` (C,) int64 item codes and ``feedback`` (H * F,)
 float32. ``both`` is a Dict of all of them. Seconds are divided by ``SECONDS``; everything is clipped to
-``+-BOUND``.
+``+-BOUND`` but the hour (0..23) and the request index (0..``max_requests``), which are what they are.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,13 @@ from torch import Tensor
 
 from recsim_env.plugins import nearest
 from recsim_env.simulator import Simulator
-from recsim_env.types import NO_ITEM, Request
+from recsim_env.types import CONTEXT, NO_ITEM, Request
 
 BOUND = 20.0
 SECONDS = 30.0
 _RECENT = 10
+_HOUR, _REQUEST_INDEX = CONTEXT.index("hour"), CONTEXT.index("request_index")
+_FIRST_TIME = CONTEXT.index("seconds_since_request")  # from here on, context fields are seconds
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -65,9 +67,9 @@ def observation_form(name: str, simulator: Simulator) -> ObservationForm:
 
 
 def request_features(request: Request) -> Tensor:
-    """The flat feature vector of each request, float32 (B, length) within ``+-BOUND``."""
+    """The flat feature vector of each request, float32 (B, length); see the module docstring for its bounds."""
     B = len(request.user_B)
-    context_BX = torch.cat([request.context_BX[:, :5], request.context_BX[:, 5:].log1p()], dim=1)
+    counts_BX, seconds_BX = request.context_BX[:, :_FIRST_TIME], request.context_BX[:, _FIRST_TIME:]
     candidates_BCE = torch.cat(
         [
             request.candidate_features_BCD,
@@ -78,13 +80,17 @@ def request_features(request: Request) -> Tensor:
         dim=2,
     )
     parts = [
-        context_BX,
+        counts_BX,
+        seconds_BX.log1p(),
         request.user_features_BD,
         _in_units(_mean_known(request, _RECENT)),
         _in_units(_mean_known(request, request.history_BH.shape[1])),
         candidates_BCE.reshape(B, -1),
     ]
-    return torch.cat(parts, dim=1).clamp_(-BOUND, BOUND)
+    features = torch.cat(parts, dim=1).clamp_(-BOUND, BOUND)
+    for field in (_HOUR, _REQUEST_INDEX):  # bounded by nature, and beyond BOUND: 21 h must not read as 20 h
+        features[:, field] = counts_BX[:, field]
+    return features
 
 
 def request_ids(request: Request) -> dict[str, Tensor]:
@@ -112,8 +118,10 @@ def _features_space(simulator: Simulator) -> gym.spaces.Box:
     world = simulator.world
     signals = len(world.signals)
     per_candidate = world.catalogue.features_ND.shape[1] + 2 * signals + 1
-    length = 7 + world.users.features_UD.shape[1] + 2 * signals + simulator.num_candidates * per_candidate
-    return gym.spaces.Box(-BOUND, BOUND, (length,), np.float32)
+    length = len(CONTEXT) + world.users.features_UD.shape[1] + 2 * signals + simulator.num_candidates * per_candidate
+    high = np.full(length, BOUND, np.float32)
+    high[_HOUR], high[_REQUEST_INDEX] = 23, max(BOUND, simulator.max_requests)
+    return gym.spaces.Box(-high, high, (length,), np.float32)
 
 
 def _ids_spaces(simulator: Simulator) -> dict[str, gym.Space[np.ndarray]]:

@@ -9,20 +9,25 @@ Shape legend: B sessions, C candidates, K places, F signals, G lists, M items to
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
+from recsim_env.numerics import one_thread
 from recsim_env.randomness import Purpose, address, next_key, uniform
-from recsim_env.types import NO_ITEM, Expected, Feedback, Outcomes, Request
+from recsim_env.recommender_memory import RecommenderMemory
+from recsim_env.types import CONTEXT, Expected, Feedback, Outcomes, Request
 from recsim_env.world import World
 
 SECONDS_BETWEEN_REQUESTS = 1.0
 """Loading the next slate takes the user this long."""
+
+_MOST_LISTS = 1 << 32
+"""More copies than any branching makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class SessionState:
     """int64: how many sessions this row has begun before."""
     key_B: Tensor
     """int64 address of the current request's draws."""
+    branchings_B: Tensor
+    """int64: how often this row's session was branched with noise of its own."""
     request_index_B: Tensor
     """int64: requests answered so far in this session."""
     clock_s_B: Tensor
@@ -43,48 +50,56 @@ class SessionState:
     """float32 seconds watched in this session."""
     response_BS: Tensor
     """The world's users; a recommender never sees it."""
-    predictor_BS: Tensor
-    candidates_BS: Tensor
-    shown_BM: Tensor
-    """int64 items the candidate source leaves out: recent history and this session."""
     request: Request
-    """What the recommender may know now."""
+    """What the recommender may know now; its candidates are computed when they are first read."""
 
     @property
     def num_sessions(self) -> int:
         """B."""
         return len(self.seed_B)
 
+    @property
+    def memory(self) -> RecommenderMemory:
+        """What the recommender's models remember."""
+        memory = self.request.side
+        assert isinstance(memory, RecommenderMemory)  # a simulator's requests have one
+        return memory
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "SessionState":
-        """The state with a function applied to every tensor."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        request = Request(*(function(tensor) for tensor in values.pop("request")))
-        return SessionState(**{name: function(t) for name, t in values.items()}, request=request)
+        """The state with a function of rows applied to every tensor; candidates stay as far as they were read."""
+        own = {name: function(getattr(self, name)) for name in _OWN_FIELDS}
+        return SessionState(**own, request=self.request.map(function))
 
     def select(self, rows: Tensor) -> "SessionState":
         """Some of the sessions: int64 row numbers or a boolean mask."""
         return self.map(lambda tensor: tensor[rows])
 
     def put(self, rows: Tensor, other: "SessionState") -> "SessionState":
-        """The state with ``rows`` (int64) replaced by the sessions of ``other``."""
-        tensors = iter(other.tensors())
-        return self.map(lambda tensor: tensor.index_copy(0, rows, next(tensors)))
+        """The state with ``rows`` (int64) replaced by the sessions of ``other``.
+
+        Candidates are forgotten and computed again when they are read: ``other`` seldom has them yet.
+        """
+        theirs = iter(other.tensors())
+
+        def merged(tensor: Tensor) -> Tensor:
+            return tensor.index_copy(0, rows, next(theirs))
+
+        own = {name: merged(getattr(self, name)) for name in _OWN_FIELDS}
+        known = [merged(tensor) for tensor in self.request.known()]
+        return SessionState(**own, request=Request(*known, side=self.memory.map(merged)))
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor, in a fixed order."""
-        found: list[Tensor] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        self.map(keep)
-        return found
+        """Every tensor that the sessions consist of, in a fixed order; candidates follow from them."""
+        own = [getattr(self, name) for name in _OWN_FIELDS]
+        return [*own, *self.request.known(), *self.memory.tensors()]
 
     @property
     def bytes_per_session(self) -> int:
-        """Memory of one session."""
+        """Memory of one session, candidates apart."""
         return sum(t.element_size() * t.numel() for t in self.tensors()) // max(self.num_sessions, 1)
+
+
+_OWN_FIELDS = tuple(f.name for f in dataclasses.fields(SessionState) if f.name != "request")
 
 
 class Simulator:
@@ -136,29 +151,30 @@ class Simulator:
         self._draws_per_place = world.response.num_draws + 2
 
     @torch.no_grad()
-    def start(self, num_sessions: int, seed: int | Tensor) -> SessionState:
+    @one_thread()
+    def start(self, num_sessions: int, seed: SupportsIndex | Tensor) -> SessionState:
         """Begins sessions.
 
         Args:
             num_sessions: B.
-            seed: an int gives row i the seed ``seed + i``; an int64 tensor (B,) gives each row its own.
+            seed: an integer gives row i the seed ``seed + i``; an int64 tensor (B,) gives each row its own.
         """
-        if isinstance(seed, int):
-            seed_B = seed + torch.arange(num_sessions, device=self.device)
-        else:
+        if isinstance(seed, Tensor):
             seed_B = seed.to(self.device, torch.int64)
             if seed_B.shape != (num_sessions,):
-                raise ValueError(f"need one seed for each of {num_sessions} sessions, got {seed_B.shape}")
-        return self._with_candidates(*self._begin(seed_B, torch.zeros_like(seed_B)))
+                raise ValueError(f"need one seed for each of {num_sessions} sessions, got {tuple(seed_B.shape)}")
+        else:
+            seed_B = operator.index(seed) + torch.arange(num_sessions, device=self.device)
+        return self._begin(seed_B, torch.zeros_like(seed_B))
 
     @torch.no_grad()
+    @one_thread()
     def restart(self, state: SessionState, done_B: Tensor) -> SessionState:
         """Begins the next session of every row in the boolean mask; other rows are kept."""
         rows = done_B.nonzero().squeeze(1)
         if not len(rows):
             return state
-        begun = self._with_candidates(*self._begin(state.seed_B[rows], state.session_B[rows] + 1))
-        return state.put(rows, begun)
+        return state.put(rows, self._begin(state.seed_B[rows], state.session_B[rows] + 1))
 
     @torch.no_grad()
     def branch(
@@ -167,7 +183,7 @@ class Simulator:
         """G copies of every session, row b * G + g.
 
         With shared noise the copies meet the same luck, so that differences come from the slates alone;
-        with independent noise copy g > 0 has draws of its own.
+        with independent noise copy g > 0 has draws of its own, also when copies are branched again.
         """
         branched = state.map(lambda tensor: tensor.repeat_interleave(num_lists, dim=0))
         if noise == "shared":
@@ -175,10 +191,16 @@ class Simulator:
         if noise != "independent":
             raise ValueError(f"noise must be 'shared' or 'independent', got {noise!r}")
         copy_B = torch.arange(num_lists, device=self.device).repeat(state.num_sessions)
-        other_B = address(branched.key_B, Purpose.BRANCH, copy_B)
-        return dataclasses.replace(branched, key_B=torch.where(copy_B > 0, other_B, branched.key_B))
+        # Copy 0 keeps its key, and so would copy 1 of copy 0 get that of copy 1: the branchings before tell them apart.
+        other_B = address(branched.key_B, Purpose.BRANCH, copy_B + _MOST_LISTS * branched.branchings_B)
+        return dataclasses.replace(
+            branched,
+            key_B=torch.where(copy_B > 0, other_B, branched.key_B),
+            branchings_B=branched.branchings_B + 1,
+        )
 
     @torch.no_grad()
+    @one_thread()
     def step(
         self, state: SessionState, items_BK: Tensor, begin_B: Tensor | None = None
     ) -> tuple[SessionState, Feedback]:
@@ -188,7 +210,7 @@ class Simulator:
             state: the sessions.
             items_BK: int64 item codes, any items of the catalogue.
             begin_B: bool; these rows begin their next session instead, and their feedback means nothing. The same
-                as ``restart`` after the step, but candidates are looked for once.
+                as ``restart`` after the step.
 
         Returns:
             The sessions at their next request, and the feedback.
@@ -209,15 +231,13 @@ class Simulator:
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        following, retrieval_B = self._advance(state, items_BK, feedback), draws[:, -1]
-        rows = begin_B.nonzero().squeeze(1) if begin_B is not None else None
-        if rows is not None and len(rows):
-            begun, begun_retrieval_B = self._begin(state.seed_B[rows], state.session_B[rows] + 1)
-            following = following.put(rows, begun)
-            retrieval_B = retrieval_B.index_copy(0, rows, begun_retrieval_B)
-        return self._with_candidates(following, retrieval_B), feedback
+        following = self._advance(state, items_BK, feedback, draws[:, -1])
+        if begin_B is not None:
+            following = self.restart(following, begin_B)
+        return following, feedback
 
     @torch.no_grad()
+    @one_thread()
     def expected(self, state: SessionState, items_BGK: Tensor) -> Expected:
         """True expectations of G lists for each current request; only evaluation and oracles may ask."""
         B, G, K = items_BGK.shape
@@ -228,11 +248,32 @@ class Simulator:
         outcomes = self._with_list_effect(items, outcomes)
         weight_BKO1 = outcomes.probability_BKO.unsqueeze(-1)
         signals_BKF = (outcomes.signals_BKOF * weight_BKO1).sum(dim=2)
-        stay_BK = (self.world.leave.stay(context, outcomes.signals_BKOF) * outcomes.probability_BKO).sum(-1)
+        stay_BK = (self._stay(context, outcomes.signals_BKOF) * outcomes.probability_BKO).sum(-1)
         reached_BK = torch.ones_like(stay_BK)
         reached_BK[:, 1:] = stay_BK[:, :-1].cumprod(dim=1)
         watch_B = (signals_BKF[..., 0] * reached_BK).sum(dim=1)
         return Expected(signals_BKF.reshape(B, G, K, -1), reached_BK.reshape(B, G, K), watch_B.reshape(B, G))
+
+    def _stay(self, context_BX: Tensor, signals_BKOF: Tensor) -> Tensor:
+        """Chance (B, K, O) of going on, given each outcome.
+
+        An outcome holds expected signals, a user has 0 or 1 of each, and the chance need not be linear between. So it
+        is asked for the likeliest 0s and 1s of the outcome, and for each signal's other value in turn: exact unless
+        two signals that the outcome leaves open act on leaving together, or the watch times within one outcome do
+        differently, which ``checkers.check_expected`` tells.
+        """
+        stay = self.world.leave.stay
+        corner_BKOF = signals_BKOF.round()
+        corner_BKOF[..., 0] = signals_BKOF[..., 0]
+        at_corner_BKO = stay(context_BX, corner_BKOF)
+        stay_BKO = at_corner_BKO
+        for signal in range(1, signals_BKOF.shape[-1]):
+            likeliest_BKO = corner_BKOF[..., signal].clone()
+            other_share_BKO = (signals_BKOF[..., signal] - likeliest_BKO).abs()
+            corner_BKOF[..., signal] = 1.0 - likeliest_BKO
+            stay_BKO = stay_BKO + other_share_BKO * (stay(context_BX, corner_BKOF) - at_corner_BKO)
+            corner_BKOF[..., signal] = likeliest_BKO
+        return stay_BKO
 
     def _with_list_effect(self, items_BK: Tensor, outcomes: Outcomes) -> Outcomes:
         effect = self.world.list_effect
@@ -246,8 +287,8 @@ class Simulator:
             torch.cat([probability_BKO * (1 - interrupt_BK1), probability_BKO * interrupt_BK1], dim=2),
         )
 
-    def _begin(self, seed_B: Tensor, session_B: Tensor) -> tuple[SessionState, Tensor]:
-        """Fresh sessions, yet without candidates, and the draws for these."""
+    def _begin(self, seed_B: Tensor, session_B: Tensor) -> SessionState:
+        """Fresh sessions."""
         world = self.world
         key_B = address(seed_B, session_B)
         draws_B4 = uniform(key_B, 4)
@@ -256,41 +297,87 @@ class Simulator:
         user_B = world.population_P[index_B]
         tab_B, clock_s_B = world.contexts.start(draws_B4[:, 1:3])
         history_BH, feedback_BHF, known_BHF = world.users.histories.window(user_B, self.history_length)
-        room = history_BH.new_full((len(user_B), self.max_requests * self.slate_size), NO_ITEM)
-        zeros_B = torch.zeros_like(clock_s_B, dtype=torch.float32)
-        context_BX = torch.stack(
-            [tab_B.to(torch.float32), *_clock(clock_s_B), zeros_B, zeros_B, zeros_B, zeros_B], dim=1
+        hour_B, weekday_B = _clock(clock_s_B)
+        zeros_B = torch.zeros_like(hour_B)
+        context_BX = _context(
+            tab=tab_B.to(torch.float32),
+            hour=hour_B,
+            weekday=weekday_B,
+            request_index=zeros_B,
+            session_index=zeros_B,
+            seconds_since_request=zeros_B,
+            seconds_since_session=zeros_B,
         )
-        state = SessionState(
+        memory = RecommenderMemory.begin(
+            world.predictor,
+            world.candidates,
+            world.catalogue.features_ND,
+            num_candidates=self.num_candidates,
+            room=self.max_requests * self.slate_size,
+            user_B=user_B,
+            history_BH=history_BH,
+            draw_B=draws_B4[:, 3],
+        )
+        return SessionState(
             seed_B=seed_B,
             session_B=session_B,
             key_B=next_key(key_B),
+            branchings_B=torch.zeros_like(seed_B),
             request_index_B=torch.zeros_like(seed_B),
             clock_s_B=clock_s_B,
             watched_s_B=zeros_B,
             response_BS=world.response.start(user_B),
-            predictor_BS=world.predictor.start(user_B),
-            candidates_BS=world.candidates.start(user_B),
-            shown_BM=torch.cat([history_BH, room], dim=1),
             request=Request(
-                user_B, world.users.features_UD[user_B], context_BX, history_BH, feedback_BHF, known_BHF,
-                *(5 * (zeros_B,)),
+                user_B,
+                world.users.features_UD[user_B],
+                context_BX,
+                history_BH,
+                feedback_BHF,
+                known_BHF,
+                side=memory,
             ),
-        )  # fmt: skip
-        return state, draws_B4[:, 3]
+        )
 
-    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> SessionState:
-        """The sessions after a slate, yet without candidates."""
+    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback, draw_B: Tensor) -> SessionState:
+        """The sessions after a slate; ``draw_B`` chooses the next candidates."""
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
         shown = (request.context_BX, items_BK, signals_BKF, seen_BK)
         watched_B = signals_BKF[..., 0].sum(dim=1)
         index_B = state.request_index_B + 1
         clock_s_B = state.clock_s_B + watched_B + SECONDS_BETWEEN_REQUESTS
+        hour_B, weekday_B = _clock(clock_s_B)
+        context = dict(zip(CONTEXT, request.context_BX.unbind(dim=1), strict=True)) | {
+            "hour": hour_B,
+            "weekday": weekday_B,
+            "request_index": index_B.to(torch.float32),
+            "seconds_since_request": watched_B + SECONDS_BETWEEN_REQUESTS,
+        }
+        return SessionState(
+            seed_B=state.seed_B,
+            session_B=state.session_B,
+            key_B=next_key(state.key_B),
+            branchings_B=state.branchings_B,
+            request_index_B=index_B,
+            clock_s_B=clock_s_B,
+            watched_s_B=state.watched_s_B + watched_B,
+            response_BS=world.response.observe(state.response_BS, *shown),
+            request=Request(
+                request.user_B,
+                request.user_features_BD,
+                _context(**context),
+                *self._history(request, items_BK, feedback),
+                side=state.memory.observe(*shown, draw_B),
+            ),
+        )
 
-        # The seen places are a prefix: the new history is a window of old history and slate together.
+    def _history(self, request: Request, items_BK: Tensor, feedback: Feedback) -> tuple[Tensor, Tensor, Tensor]:
+        """Items, feedback and what is known of it, after a slate.
+
+        The seen places are a prefix: the new history is a window of old history and slate together.
+        """
         length, places = self.history_length, items_BK.shape[1]
-        window_BH = seen_BK.sum(dim=1, keepdim=True) + torch.arange(length, device=self.device)
+        window_BH = feedback.seen_BK.sum(dim=1, keepdim=True) + torch.arange(length, device=self.device)
         first_B1 = torch.arange(len(items_BK), device=self.device).unsqueeze(1) * (length + places)
         window_X = (window_BH + first_B1).flatten()
 
@@ -298,60 +385,12 @@ class Simulator:
             rows_YF = torch.cat([old_BHF, new_BKF], 1).flatten(0, 1)
             return rows_YF.index_select(0, window_X).view_as(old_BHF)  # whole rows: a gather takes four times as long
 
-        known_BKF = seen_BK.unsqueeze(-1).expand_as(signals_BKF)
-        shown_BM = state.shown_BM
-        column_BK = self.history_length + state.request_index_B.unsqueeze(1) * places
-        column_BK = (column_BK + torch.arange(places, device=self.device)).clamp(max=shown_BM.shape[1] - 1)
-
-        old = request.context_BX
-        context_BX = torch.stack(
-            [
-                old[:, 0],
-                *_clock(clock_s_B),
-                index_B.to(torch.float32),
-                old[:, 4],
-                watched_B + SECONDS_BETWEEN_REQUESTS,
-                old[:, 6],
-            ],
-            dim=1,
+        known_BKF = feedback.seen_BK.unsqueeze(-1).expand_as(feedback.signals_BKF)
+        return (
+            torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
+            in_window(request.history_feedback_BHF, feedback.signals_BKF),
+            in_window(request.history_known_BHF, known_BKF),
         )
-        return SessionState(
-            seed_B=state.seed_B,
-            session_B=state.session_B,
-            key_B=next_key(state.key_B),
-            request_index_B=index_B,
-            clock_s_B=clock_s_B,
-            watched_s_B=state.watched_s_B + watched_B,
-            response_BS=world.response.observe(state.response_BS, *shown),
-            predictor_BS=world.predictor.observe(state.predictor_BS, *shown),
-            candidates_BS=world.candidates.observe(state.candidates_BS, *shown),
-            shown_BM=shown_BM.scatter(1, column_BK, items_BK),
-            request=Request(
-                request.user_B,
-                request.user_features_BD,
-                context_BX,
-                torch.cat([request.history_BH, items_BK], 1).gather(1, window_BH),
-                in_window(request.history_feedback_BHF, signals_BKF),
-                in_window(request.history_known_BHF, known_BKF),
-                *(5 * (watched_B,)),  # candidates and what is known of them come last
-            ),
-        )
-
-    def _with_candidates(self, state: SessionState, uniform_B: Tensor) -> SessionState:
-        """Completes the request: candidates, what is known of them, what the recommender predicts."""
-        world = self.world
-        candidates_BC, score_BC = world.candidates.retrieve(
-            state.candidates_BS, state.shown_BM, uniform_B, self.num_candidates
-        )
-        predicted_BCF, std_BCF = world.predictor.predict(state.predictor_BS, state.request.context_BX, candidates_BC)
-        request = state.request._replace(
-            candidates_BC=candidates_BC,
-            candidate_features_BCD=embedding(candidates_BC, world.catalogue.features_ND),
-            retriever_score_BC=score_BC,
-            predicted_BCF=predicted_BCF,
-            predicted_std_BCF=std_BCF,
-        )
-        return dataclasses.replace(state, request=request)
 
     def _check_items(self, items: Tensor, num_sessions: int) -> None:
         if items.dtype != torch.int64 or items.dim() < 2 or len(items) != num_sessions:
@@ -362,6 +401,11 @@ class Simulator:
         low, high = torch.aminmax(items)
         if low < 0 or high >= len(self.world.catalogue):
             raise ValueError(f"slates hold item codes 0..{len(self.world.catalogue) - 1}, got {int(low)}..{int(high)}")
+
+
+def _context(**fields: Tensor) -> Tensor:
+    """Context (B, X) from its fields by name."""
+    return torch.stack([fields[name] for name in CONTEXT], dim=1)
 
 
 def _clock(clock_s_B: Tensor) -> tuple[Tensor, Tensor]:

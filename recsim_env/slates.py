@@ -23,15 +23,21 @@ def positions_of(items: Tensor, candidates_BC: Tensor) -> Tensor:
     Raises:
         ValueError: an item that is no candidate of its request.
     """
-    match_BXC = _match(items, candidates_BC)
-    found_BX = match_BXC.any(dim=2)
-    if not bool(found_BX.all()):
-        row, place = (~found_BX).nonzero()[0].tolist()
+    positions, found = find(items, candidates_BC)
+    if not bool(found.all()):
+        row, place = (~found.flatten(1)).nonzero()[0].tolist()
         raise ValueError(
             f"item {int(items.flatten(1)[row, place])} is not among the {candidates_BC.shape[1]} candidates of request "
             f"{row}; positions and probabilities exist for lists made of the request's candidates only"
         )
-    return match_BXC.to(torch.uint8).argmax(dim=2).view(items.shape)
+    return positions
+
+
+def find(items: Tensor, candidates_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, ...) of items (B, ...) in the candidate set, and which of them are there (0 where they are not)."""
+    match_BXC = _match(items, candidates_BC)
+    positions = match_BXC.to(torch.uint8).argmax(dim=2).view(items.shape)
+    return positions, match_BXC.any(dim=2).view(items.shape)
 
 
 def are_candidates(items: Tensor, candidates_BC: Tensor) -> Tensor:
@@ -89,6 +95,11 @@ def list_log_prob(logits_BC: Tensor, positions_BGK: Tensor) -> Tensor:
     never_BG1 = logits_BGC.scatter(2, positions_BGK, -torch.inf).logsumexp(dim=2, keepdim=True)
     from_here_BGK = chosen_BGK.flip(2).logcumsumexp(dim=2).flip(2)
     return chosen_BGK - torch.logaddexp(never_BG1, from_here_BGK)
+
+
+def list_at(lists_BGK: Tensor, index_B: Tensor) -> Tensor:
+    """The list (B, K) at an index (B,) int64 of each group."""
+    return lists_BGK[torch.arange(len(index_B), device=index_B.device), index_B]
 
 
 def check_room(scores_BC: Tensor, slate_size: int) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from recsim_env.request import Request as Request  # part of the vocabulary
+
 WATCH_TIME = "watch_time"
 
 CONTEXT = (
@@ -29,33 +31,6 @@ CONTEXT = (
 
 NO_ITEM = -1
 """Fills history places before a user's first video."""
-
-
-class Request(NamedTuple):
-    """What a recommender may know when it is asked for one slate."""
-
-    user_B: Tensor
-    """int64 user codes. Policies never embed them; models look up features by them."""
-    user_features_BD: Tensor
-    """float32."""
-    context_BX: Tensor
-    """float32, fields named by ``CONTEXT``."""
-    history_BH: Tensor
-    """int64 item codes, oldest first, ``NO_ITEM`` where empty."""
-    history_feedback_BHF: Tensor
-    """float32 signals of each past item, 0 where unknown or empty."""
-    history_known_BHF: Tensor
-    """bool: which signals of each past item were recorded."""
-    candidates_BC: Tensor
-    """int64 item codes, best retriever score first."""
-    candidate_features_BCD: Tensor
-    """float32."""
-    retriever_score_BC: Tensor
-    """float32."""
-    predicted_BCF: Tensor
-    """float32: the recommender's own expected signals (pXTR; seconds for watch time)."""
-    predicted_std_BCF: Tensor
-    """float32: spread of the predictor's ensemble, same units."""
 
 
 class Feedback(NamedTuple):
@@ -229,6 +204,10 @@ class CandidateSource(Protocol):
         ``shown_BM`` holds item codes to leave out (``NO_ITEM`` where empty). Items it names come back
         only when nothing else is left.
         """
+        ...
+
+    def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
+        """The scores (B, Y) that ``retrieve`` gives, or would give, these items if nothing had been shown."""
         ...
 
 

@@ -1,27 +1,41 @@
-"""A world: catalogue, users and the models that make them act, saved as one folder.
+"""A world: catalogue, users, the models that make them act, and the recommender that serves them.
 
 A folder holds ``world.json`` (what it is, where it came from, what was declared), ``tables.safetensors``
-(catalogue, users, histories), ``models.safetensors`` (every model's tensors) and ``fidelity.json``. A model
-is stored as its class path, its settings and its tensors; nothing is ever unpickled.
+(catalogue, users, histories), ``models.safetensors`` (tensors of the users' models) and ``fidelity.json``. The
+recommender lies beside the worlds of a build, once for all of them, or else in the world's own folder.
 
 Shape legend: N items, U users, D features, P users to draw from.
 """
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recsim_env import recommender as recommenders
 from recsim_env.data.histories import Histories
+from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.files import whole_folder
-from recsim_env.plugins import load_object
+from recsim_env.recommender import Recommender
+from recsim_env.saving import (
+    check_classes,
+    check_device,
+    models_digest,
+    moved,
+    read_card,
+    read_models,
+    read_tensors,
+    sizes_of,
+    write_models,
+    write_tensors,
+)
 from recsim_env.types import (
     WATCH_TIME,
     CandidateSource,
@@ -31,13 +45,18 @@ from recsim_env.types import (
     ListEvaluator,
     Predictor,
     ResponseModel,
-    Saveable,
 )
 
 FORMAT = 2
 """Version of the folder layout; raised when an older reader would misread it."""
 
-_MODELS = ("response", "leave", "list_effect", "contexts", "predictor", "candidates", "evaluator")
+FILES = (
+    *("world.json", "tables.safetensors", "models.safetensors", "fidelity.json"),
+    *(f"recommender/{name}" for name in recommenders.FILES),
+)
+"""What a world folder holds; ``World.save`` replaces no other."""
+
+_MODELS = ("response", "leave", "list_effect", "contexts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +68,8 @@ class Catalogue:
     duration_N: Tensor
     """float32 s, never NaN."""
     features_ND: Tensor
-    """float32, what a recommender knows of each item."""
+    """float32, what the recommender knows of each item; the users' models keep what they need in tensors of their
+    own."""
     feature_names: tuple[str, ...]
     tag_N: Tensor
     """int64 main tag, -1 where none."""
@@ -87,11 +107,9 @@ class World:
     response: ResponseModel
     leave: LeaveModel
     contexts: ContextSource
-    predictor: Predictor
-    candidates: CandidateSource
+    recommender: Recommender
+    """The operator's side: predictor, candidate source, list evaluator."""
     list_effect: ListEffect | None = None
-    evaluator: ListEvaluator | None = None
-    """The recommender's own list evaluator, if one was fitted."""
     declared: dict[str, Any] = field(default_factory=dict)
     """Parameters that no log taught."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -115,9 +133,52 @@ class World:
                 f"{int(self.population_P.min())}..{int(self.population_P.max())}"
             )
 
+    @property
+    def predictor(self) -> Predictor:
+        """The recommender's predictor."""
+        return self.recommender.predictor
+
+    @property
+    def candidates(self) -> CandidateSource:
+        """The recommender's candidate source."""
+        return self.recommender.candidates
+
+    @property
+    def evaluator(self) -> ListEvaluator | None:
+        """The recommender's own list evaluator, if one was fitted."""
+        return self.recommender.evaluator
+
     def replace(self, **changes: Any) -> "World":
-        """A copy with some fields changed, for instance another response model."""
+        """A copy with some fields changed, for instance another response model.
+
+        ``predictor``, ``candidates`` and ``evaluator`` change the recommender.
+        """
+        parts = {name: changes.pop(name) for name in recommenders.PARTS if name in changes}
+        if parts:
+            changes["recommender"] = changes.get("recommender", self.recommender).replace(**parts)
         return dataclasses.replace(self, **changes)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that shapes what is played: tables, models, settings, the recommender.
+
+        Name, provenance and fidelity do not count.
+
+        Raises:
+            ValueError: a model cannot be saved, so there is nothing to tell it by.
+        """
+        return digest_json(
+            {
+                "signals": list(self.signals),
+                "tables": digest_tensors(self._tables()),
+                "ids": [self.catalogue.ids.tolist(), self.users.ids.tolist()],
+                "names": [list(self.catalogue.feature_names), list(self.users.feature_names)],
+                "models": models_digest(self._models()),
+                "recommender": self.recommender.digest,
+                "declared": self.declared,
+                "defaults": self.defaults,
+            }
+        )
 
     def to(self, device: torch.device | str) -> "World":
         """The same world on another device.
@@ -125,7 +186,7 @@ class World:
         Raises:
             ValueError: there is no such device.
         """
-        _check_device(device)
+        check_device(device)
         catalogue = dataclasses.replace(
             self.catalogue,
             duration_N=self.catalogue.duration_N.to(device),
@@ -137,40 +198,41 @@ class World:
             features_UD=self.users.features_UD.to(device),
             histories=self.users.histories.to(device),
         )
-        models = {name: _moved(getattr(self, name), device) for name in _MODELS}
-        return self.replace(catalogue=catalogue, users=users, population_P=self.population_P.to(device), **models)
+        models = {name: moved(name, model, device) for name, model in self._models().items()}
+        return self.replace(
+            catalogue=catalogue,
+            users=users,
+            population_P=self.population_P.to(device),
+            recommender=self.recommender.to(device),
+            **models,
+        )
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes the world folder; it appears whole or not at all, replacing an older one."""
-        with whole_folder(folder) as aside:
-            self._write(aside)
+    def save(self, folder: str | Path, recommender: str | Path | None = None) -> Path:
+        """Writes the world folder; it appears whole or not at all, replacing an older world.
+
+        Args:
+            folder: where the world goes.
+            recommender: folder in which this world's recommender is saved already; the world then refers to it, by
+                its place relative to ``folder``. By default the world carries its own copy.
+
+        Raises:
+            ValueError: a model cannot be saved, ``folder`` holds anything else than a world, or ``recommender`` holds
+                another recommender.
+        """
+        with whole_folder(folder, FILES) as aside:
+            if recommender is None:
+                (aside / "recommender").mkdir()
+                self.recommender.write(aside / "recommender")
+                place, digest = "recommender", self.recommender.digest
+            else:
+                place, digest = os.path.relpath(recommender, folder), self.recommender.digest
+                _check_recommender(Path(recommender), digest)
+            self._write(aside, {"folder": Path(place).as_posix(), "digest": digest})
         return Path(folder)
 
-    def _write(self, folder: Path) -> None:
-        models, tensors = {}, {}
-        for name in _MODELS:
-            model = getattr(self, name)
-            if model is None:
-                continue
-            models[name] = {"class": class_path(model), "config": _saveable(name, model).config()}
-            for key, value in model.tensors().items():
-                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
-        tables = {
-            "duration_N": self.catalogue.duration_N,
-            "item_features_ND": self.catalogue.features_ND,
-            "tag_N": self.catalogue.tag_N,
-            "user_features_UD": self.users.features_UD,
-            "history_start_U1": self.users.histories.start_U1,
-            "history_item_P": self.users.histories.item_P,
-            "history_feedback_PF": self.users.histories.feedback_PF,
-            "history_known_PF": self.users.histories.known_PF,
-            "population_P": self.population_P,
-        }
-        save_file(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tables.items()},
-            folder / "tables.safetensors",
-        )
-        save_file(tensors, folder / "models.safetensors")
+    def _write(self, folder: Path, recommender: dict[str, str]) -> None:
+        models = write_models(self._models(), folder / "models.safetensors")
+        write_tensors(self._tables(), folder / "tables.safetensors")
         (folder / "fidelity.json").write_text(json.dumps(self.fidelity, indent=1) + "\n")
         card = {
             "format": FORMAT,
@@ -181,36 +243,62 @@ class World:
             "item_ids": self.catalogue.ids.tolist(),
             "user_ids": self.users.ids.tolist(),
             "models": models,
+            "recommender": recommender,
             "declared": self.declared,
             "defaults": self.defaults,
             "provenance": self.provenance,
-            "bytes": {name: (folder / name).stat().st_size for name in ("tables.safetensors", "models.safetensors")},
+            "bytes": sizes_of(folder, ["tables.safetensors", "models.safetensors"]),
         }
         (folder / "world.json").write_text(json.dumps(card) + "\n")
 
+    def _models(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _MODELS}
+
+    def _tables(self) -> dict[str, Tensor]:
+        return {
+            "duration_N": self.catalogue.duration_N,
+            "item_features_ND": self.catalogue.features_ND,
+            "tag_N": self.catalogue.tag_N,
+            "user_features_UD": self.users.features_UD,
+            "history_start_U1": self.users.histories.start_U1,
+            "history_item_P": self.users.histories.item_P,
+            "history_feedback_PF": self.users.histories.feedback_PF,
+            "history_known_PF": self.users.histories.known_PF,
+            "population_P": self.population_P,
+        }
+
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "World":
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        trusted: Sequence[str] = (),
+        recommender: Recommender | None = None,
+    ) -> "World":
         """Reads a world folder.
 
+        Args:
+            folder: what ``save`` wrote.
+            device: where the tensors go.
+            trusted: modules or packages that models may come from, beside this project's own. A folder of somebody
+                else's may name any class, and importing it runs its code.
+            recommender: the folder's recommender, if the caller has loaded it already, see ``load_worlds``.
+
         Raises:
-            ValueError: the folder is missing, incomplete, damaged or of another format version, or there is no such
-                device.
+            ValueError: the folder or its recommender is missing, incomplete, damaged or of another format version, a
+                model is of a module that is not trusted, or there is no such device.
         """
-        _check_device(device)
+        check_device(device)
         folder = Path(folder)
-        card = _read_card(folder)
-        tables = _read_tensors(folder / "tables.safetensors", device)
-        tensors = _read_tensors(folder / "models.safetensors", device)
-        models: dict[str, Any] = {}
-        for name, stored in card["models"].items():
-            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            try:
-                models[name] = load_object(stored["class"]).restore(stored["config"], own)
-            except (KeyError, TypeError, RuntimeError) as error:
-                raise ValueError(
-                    f"{folder}: the stored {name} does not fit the present class {stored['class']} "
-                    f"({str(error).splitlines()[0]}); build the world again"
-                ) from error
+        card = read_card(folder / "world.json", "world", FORMAT)
+        check_classes(card["models"], folder, trusted)
+        if recommender is None:
+            place = folder / card["recommender"]["folder"]
+            _check_recommender(place, card["recommender"]["digest"], folder)
+            recommender = Recommender.load(place, device, trusted=trusted)
+        tables = read_tensors(folder / "tables.safetensors", device)
+        models = read_models(card["models"], folder / "models.safetensors", device, trusted)
         fidelity = folder / "fidelity.json"
         return cls(
             name=card["name"],
@@ -234,6 +322,7 @@ class World:
                 ),
             ),
             population_P=tables["population_P"],
+            recommender=recommender,
             declared=card["declared"],
             defaults=card["defaults"],
             provenance=card["provenance"],
@@ -242,59 +331,33 @@ class World:
         )
 
 
-def class_path(model: object) -> str:
-    """How a saved model names its class: "module:Class"."""
-    return f"{type(model).__module__}:{type(model).__qualname__}"
+def load_worlds(
+    folders: Mapping[str, Path], device: torch.device | str = "cpu", *, trusted: Sequence[str] = ()
+) -> dict[str, World]:
+    """Reads several world folders by name; those of one build share one recommender object.
+
+    Raises:
+        ValueError: see ``World.load``.
+    """
+    worlds: dict[str, World] = {}
+    shared: dict[str, Recommender] = {}
+    for name, folder in folders.items():
+        digest = read_card(Path(folder) / "world.json", "world", FORMAT)["recommender"]["digest"]
+        worlds[name] = World.load(folder, device, trusted=trusted, recommender=shared.get(digest))
+        shared[digest] = worlds[name].recommender
+    return worlds
 
 
-def _saveable(name: str, model: object) -> Saveable:
-    for method in ("config", "tensors", "restore"):
-        if not hasattr(model, method):
-            raise ValueError(
-                f"the world's {name} ({class_path(model)}) cannot be saved: it has no {method}(); "
-                "see recsim_env.types.Saveable"
-            )
-    return cast("Saveable", model)
-
-
-def _check_device(device: torch.device | str) -> None:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r}: torch finds no CUDA device on this machine; use device='cpu'")
-
-
-def _moved(model: Any, device: torch.device | str) -> Any:
-    """A saveable model on another device: rebuilt from its own tensors, moved."""
-    if model is None:
-        return None
-    saved = _saveable("model", model)
-    return type(model).restore(saved.config(), {k: v.detach().to(device) for k, v in saved.tensors().items()})
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / "world.json"
-    if not path.exists():
-        raise ValueError(f"{folder} is not a world folder: it has no world.json")
-    try:
-        card: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the world again") from error
-    if card.get("format") != FORMAT:
+def _check_recommender(place: Path, digest: str, world: Path | None = None) -> None:
+    """Refuses a recommender's folder that is missing or holds another one than the digest says."""
+    of = "" if world is None else f" of the world in {world}"
+    if not (place / "recommender.json").exists():
         raise ValueError(
-            f"{folder} was written in world format {card.get('format')!r}, this version reads {FORMAT}; "
-            "build the world again"
+            f"the recommender{of} should lie in {place} and does not; move or copy the folder of a build as a whole, "
+            "or save the world alone, World.load(folder).save(other), which gives it a copy of its own"
         )
-    for name, size in card["bytes"].items():
-        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if actual != size:
-            raise ValueError(
-                f"{folder / name} is truncated or missing ({actual} bytes, {size} expected); build the world again"
-            )
-    return card
-
-
-def _read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path, device=str(device))
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); build the world again") from error
+    found = read_card(place / "recommender.json", "recommender", recommenders.FORMAT)["digest"]
+    if found != digest:
+        raise ValueError(
+            f"{place} holds another recommender ({found}) than the one{of} ({digest}); build the worlds again"
+        )

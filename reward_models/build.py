@@ -1,18 +1,23 @@
 """Builds worlds from a log: world A, judge worlds, and the recommender that acts in all of them.
 
-Users are split by a hash of
-their id: users A teach world A and the recommender's own models; judge users teach the judge worlds, each of
-another seed and model family; a tenth is left for choosing. The last days test, the days before them stop
-training early. Sessions begin from what users did before the test days. ``FOLDER`` receives ``A/``, ``judge-1/``,
-``judge-2/`` (one folder for each world), the TensorBoard runs of every fit, and ``build.json``. A build that was
-killed goes on where it stopped.
+    worlds = load_worlds(build_worlds(load_log("log.csv", columns), "runs/worlds"))
+
+Users are split by a hash of their id. Users A teach world A and the recommender; judge users teach the judge worlds,
+each of another seed and model family: a third of them ``judge-dev``, to develop on, the others ``judge-final-1`` and so
+on, to be opened at the end. The last tenth chooses: training stops early by what these users did on the days before the
+test days. No model reads the feedback of users that are not its own, not even in counts of item features. The last
+days test; sessions begin from what users did before them.
+
+``FOLDER`` receives ``recommender/``, one folder for each world, the TensorBoard runs of every fit, and ``build.json``,
+which names the log by its content. A build that was killed goes on where it stopped.
 """
 
 import dataclasses
-import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,27 +25,33 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from recsim_env import world as worlds_module
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave, TagRepeatEffect
 from recsim_env.data import LoggedDataset
-from recsim_env.data.features import item_features, user_features
+from recsim_env.data.features import item_features, known_durations, user_features
 from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.splits import split_by_user
-from recsim_env.files import read_json, write_json
+from recsim_env.files import check_replaceable, claim
 from recsim_env.provenance import COMMIT, machine
-from recsim_env.types import NO_ITEM, ListEffect
+from recsim_env.recommender import FILES as RECOMMENDER_FILES
+from recsim_env.recommender import Recommender
+from recsim_env.types import NO_ITEM, WATCH_TIME
 from recsim_env.world import Catalogue, Users, World
-from reward_models.fidelity import logged_fidelity, retriever_order, rollout_drift
-from reward_models.recommender.list_evaluator import SlateEvaluator, fit_list_evaluator
+from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, retriever_order, rollout_drift
+from reward_models.recommender.encoding import HistoryConfig, encode_requests
+from reward_models.recommender.list_evaluator import fit_list_evaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
-from reward_models.recommender.predictor import EnsemblePredictor, PredictorConfig, fit_predictor
-from reward_models.recommender.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval
+from reward_models.recommender.predictor import PredictorConfig, fit_predictor
+from reward_models.recommender.retrieval import RetrievalConfig, fit_retrieval
 from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig, fit_response
+from reward_models.users.fit import ResponseFitConfig, fit_sequences
 from reward_models.users.response import ResponseConfig
+from reward_models.users.sequences import read_sequences
 
 JUDGE_FAMILIES = (
     ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95)),
@@ -50,6 +61,16 @@ JUDGE_FAMILIES = (
 
 SHORT_FIT = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.5))
 """Half the time of the default fit, for runs that build many worlds."""
+
+DEV_SHARE = 1 / 3
+"""Share of the judges' users that ``judge-dev`` is fitted on."""
+
+ITEM_WIDTH = 8
+"""Length of the learned vector of each video in logs that tell nothing of their videos: users would otherwise like all
+of them equally."""
+
+_USUAL_CANDIDATES = 50  # the environment's own default, too many for a small catalogue
+_Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +84,9 @@ class BuildConfig:
     stopping_days: int = 2
     """Days before these, on which training stops early; 0 trains for the fit's ``max_epochs``, in 2/3 of the time."""
     judges: int = 2
-    """Judge worlds."""
+    """Final judge worlds, ``judge-final-1`` and on: for the tables that are published, not to develop on."""
+    judge_dev: bool = True
+    """Also a judge world to develop on, of users that no final judge has seen."""
     jobs: int = field(default_factory=lambda: min((os.cpu_count() or 1) + 1, 3))
     """Worlds fitted side by side, each in a process of one thread, one more than there are cores so that none is
     idle while the last world is fitted; it changes nothing but the time taken."""
@@ -73,6 +96,8 @@ class BuildConfig:
     """Declared chance that a repeated tag is skipped, for logs without slates; 0 declares none."""
     fit: ResponseFitConfig = field(default_factory=ResponseFitConfig)
     """How responses are fitted."""
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    """What the recommender remembers of a user."""
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     """The recommender's predictor."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -98,14 +123,16 @@ class Days:
     test: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Recommender:
-    """The operator's own models, the same in every world."""
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One world to fit."""
 
-    predictor: EnsemblePredictor
-    candidates: TwoTowerCandidates
-    evaluator: SlateEvaluator
-    list_effect: ListEffect | None
+    name: str
+    part: str
+    """Which part of the users it is fitted on, see ``users_of``."""
+    seed: int
+    family: ResponseConfig | None
+    """Model family; ``None`` takes that of ``BuildConfig.fit``."""
 
 
 def days_of(dataset: LoggedDataset, config: BuildConfig) -> Days:
@@ -126,36 +153,124 @@ def days_of(dataset: LoggedDataset, config: BuildConfig) -> Days:
     return Days(before[-1], tuple(before[len(before) - config.stopping_days :]), test)
 
 
-def build_worlds(dataset: LoggedDataset, out: Path, config: BuildConfig) -> dict[str, Path]:
-    """Builds world A and the judges into ``out``; finished parts are kept.
+def users_of(dataset: LoggedDataset, config: BuildConfig) -> dict[str, _Codes]:
+    """Codes of the users of each part: ``A``, ``judge-dev`` (where asked for), ``judge-final`` and ``choosing``.
+
+    Raises:
+        ValueError: the log has too few users to give every part one.
+    """
+    parts = split_by_user(dataset, dict(zip(("A", "judges", "choosing"), config.shares, strict=True)), salt="worlds")
+    judges = parts.pop("judges")
+    if not config.judge_dev:
+        return {**parts, "judge-final": judges}
+    # Another salt, or the cut would follow the first one and take the judges' lower third by the same hash.
+    halves = split_by_user(dataset, {"judge-dev": DEV_SHARE, "judge-final": 1.0 - DEV_SHARE}, salt="judges")
+    parts |= {name: np.intersect1d(codes, judges) for name, codes in halves.items()}
+    for name, codes in parts.items():
+        if not len(codes):
+            raise ValueError(
+                f"none of {len(dataset.users)} users falls into {name!r}: take a log of more users, or judge_dev=False"
+            )
+    return parts
+
+
+def obstacles(dataset: LoggedDataset, config: BuildConfig | None = None) -> list[str]:
+    """Says in words why worlds cannot be built from a log, before hours are spent on it; empty where they can."""
+    config = config or BuildConfig()
+    if dataset.signals[0] != WATCH_TIME:
+        return ["no row says how long a video was watched, and watch time is what users and predictor are fitted to"]
+    try:
+        days, users = days_of(dataset, config), users_of(dataset, config)
+    except ValueError as error:
+        return [str(error)]
+    user_R, date_R = dataset.rows["user"].to_numpy(), dataset.rows["date"].to_numpy()
+    is_test_R, is_stopping_R = np.isin(date_R, days.test), np.isin(date_R, days.stopping)
+    needs = {name: {"on the test days": is_test_R} for name in users if name != "choosing"}
+    for name, rows in needs.items():
+        rows["before the stopping days" if days.stopping else "before the test days"] = ~is_test_R & ~is_stopping_R
+        if len(np.unique(user_R[np.isin(user_R, users[name]) & ~is_test_R])) < 2:
+            rows["of two users or more before the test days"] = np.zeros(len(user_R), bool)
+    if days.stopping:
+        needs["choosing"] = {"on the stopping days": is_stopping_R}
+    return [
+        f"users of {name!r} have no rows {when}: take a log of more users or days, or other shares and days"
+        for name, rows in needs.items()
+        for when, is_there_R in rows.items()
+        if not (np.isin(user_R, users[name]) & is_there_R).any()
+    ]
+
+
+def build_worlds(dataset: LoggedDataset, out: str | Path, config: BuildConfig | None = None) -> dict[str, Path]:
+    """Builds the recommender, world A and the judges into ``out``; finished parts are kept.
+
+    Args:
+        dataset: a checked log, see ``recsim_env.data.load_log``.
+        out: folder of the build; a new one, an empty one, or one of the same log and settings.
+        config: settings; defaults suit logs of 1e5 to 1e7 rows and seven days or more.
 
     Returns:
-        World name to folder, A first.
+        World name to folder, A first; ``recsim_env.world.load_worlds`` reads them.
+
+    Raises:
+        ValueError: the log cannot become worlds, see ``obstacles``, or ``out`` holds anything else than this build.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {"log": dataset.name, "rows": len(dataset.rows), "config": _plain(config)}
-    _claim(out / "build.json", settings)
-    days = days_of(dataset, config)
-    parts = dict(zip(("A", "judges", "choosing"), config.shares, strict=True))
-    users = split_by_user(dataset, parts, salt="worlds")
-    builder = _Builder(dataset, days, users, out, config)
-    folders = {name: out / name for name in ("A", *(f"judge-{j + 1}" for j in range(config.judges)))}
-    missing = [(number, name) for number, name in enumerate(folders) if not (out / name / "world.json").exists()]
+    config, out = config or BuildConfig(), Path(out)
+    problems = obstacles(dataset, config)
+    if problems:
+        raise ValueError(f"no worlds can be built from the log {dataset.name!r}: " + "; ".join(problems))
+    plans = _plans(config)
+    settings = dataclasses.asdict(config)
+    del settings["jobs"]
+    content = {"format": worlds_module.FORMAT, "log": dataset.name, "content": dataset.digest}
+    claim(out, {**content, "config": settings}, name="build.json")
+    folders = {plan.name: out / plan.name for plan in plans}
+    missing = [plan for plan in plans if not (folders[plan.name] / "world.json").exists()]
+    for plan in missing:  # said now, not after an hour of fitting
+        check_replaceable(folders[plan.name], worlds_module.FILES)
+    check_replaceable(out / "recommender", RECOMMENDER_FILES)
     if missing:
-        built = [folder for folder in folders.values() if (folder / "world.json").exists()]
-        recommender = _recommender_of(World.load(built[0])) if built else builder.recommender()
+        builder = _Builder(dataset, out, config)
+        if not (out / "recommender" / "recommender.json").exists():
+            with _one_thread():
+                builder.recommender().save(out / "recommender")
         workers = joblib.Parallel(n_jobs=min(config.jobs, len(missing)), return_as="generator_unordered")
-        tasks = (joblib.delayed(_build_one)(builder, name, number, recommender) for number, name in missing)
+        tasks = (joblib.delayed(_build_one)(builder, plan) for plan in missing)
         for _ in tqdm(workers(tasks), total=len(missing), desc="worlds", unit="world", disable=None):
             pass
     return folders
 
 
-def _build_one(builder: "_Builder", name: str, number: int, recommender: Recommender) -> None:
-    """Fits and saves one world, in a process of its own."""
+def _plans(config: BuildConfig) -> list[_Plan]:
+    """The worlds of a build, each judge with a seed of its own and the families in turn."""
+    plans = [_Plan(name="A", part="A", seed=config.seed, family=None)]
+    if config.judge_dev:
+        # Not the first family: what is developed on judge-dev should meet something new in the first final judge.
+        plans.append(_Plan(name="judge-dev", part="judge-dev", seed=config.seed + 500, family=JUDGE_FAMILIES[-1]))
+    for number in range(config.judges):
+        family = JUDGE_FAMILIES[number % len(JUDGE_FAMILIES)]
+        name, seed = f"judge-final-{number + 1}", config.seed + number + 1
+        plans.append(_Plan(name=name, part="judge-final", seed=seed, family=family))
+    return plans
+
+
+def _build_one(builder: "_Builder", plan: _Plan) -> None:
+    """Fits and saves one world, in a process of its own where several are fitted side by side."""
+    if os.getpid() != builder.process:
+        end_with_parent()
+    shared = builder.out / "recommender"
+    with _one_thread():
+        builder.world(plan, Recommender.load(shared)).save(builder.out / plan.name, recommender=shared)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are cut up by thread, so bytes would depend on their number; and threads of several processes collide."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    end_with_parent()
-    builder.world(name, number, recommender).save(builder.out / name)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def end_with_parent() -> None:
@@ -174,137 +289,129 @@ def end_with_parent() -> None:
 
 
 class _Builder:
-    """One log, its features and histories, and what is fitted to them."""
+    """A log read and encoded once, and what is fitted to it; travels to the processes that fit worlds."""
 
-    def __init__(
-        self,
-        dataset: LoggedDataset,
-        days: Days,
-        users: dict[str, np.ndarray],
-        out: Path,
-        config: BuildConfig,
-    ):
-        self.dataset, self.days, self.users, self.out, self.config = dataset, days, users, out, config
-        items, people = item_features(dataset), user_features(dataset)
-        self.histories = user_histories(dataset, before_date=days.test[0])
-        self.tables: dict[str, Any] = {
-            "item_features_ND": torch.from_numpy(items.values),
-            "user_features_UD": torch.from_numpy(people.values),
-        }
+    def __init__(self, dataset: LoggedDataset, out: Path, config: BuildConfig):
+        self.out, self.config, self.process = out, config, os.getpid()
+        self.log, self.num_rows = dataset.name, len(dataset.rows)
+        self.days, self.users = days_of(dataset, config), users_of(dataset, config)
+        # Counts of feedback stand in item features, so each part of the users gets features of its own. Those of A
+        # are the recommender's, too, and what every world's catalogue shows.
+        tables = {part: item_features(dataset, users=codes) for part, codes in self.users.items() if part != "choosing"}
+        self.item_features = {part: torch.from_numpy(table.values) for part, table in tables.items()}
+        people = user_features(dataset)  # they read no feedback
+        self.sequences = read_sequences(dataset, config.fit.history_length)
+        self.requests: LoggedRequests = logged_requests(
+            dataset, item_features_ND=self.item_features["A"], user_features_UD=torch.from_numpy(people.values)
+        )
+        self.has_slates = "request" in dataset.rows
         self.catalogue = Catalogue(
             ids=dataset.items["item_id"].to_numpy(),
-            duration_N=_durations(dataset),
-            features_ND=self.tables["item_features_ND"],
-            feature_names=items.names,
+            duration_N=torch.from_numpy(known_durations(dataset)),
+            features_ND=self.item_features["A"],
+            feature_names=tables["A"].names,
             tag_N=main_tags(dataset),
         )
         self.people = Users(
             ids=dataset.users["user_id"].to_numpy(),
-            features_UD=self.tables["user_features_UD"],
+            features_UD=self.requests.user_features_UD,
             feature_names=people.names,
-            histories=self.histories,
+            histories=user_histories(dataset, before_date=self.days.test[0]),
         )
-        self.has_slates = "request" in dataset.rows
+
+    @property
+    def items_look_alike(self) -> bool:
+        """Whether the log tells nothing that differs from item to item, but what was watched."""
+        return bool((self.item_features["A"] == self.item_features["A"][:1]).all())
+
+    @property
+    def list_effect(self) -> TagRepeatEffect | None:
+        """What the log's missing slates cannot teach, declared."""
+        if self.has_slates or self.config.list_effect == 0:
+            return None
+        return TagRepeatEffect(self.catalogue.tag_N, self.config.list_effect)
 
     def recommender(self) -> Recommender:
         """Fits the operator's models on users A."""
-        config, seed = self.config, self.config.seed + 1000
-        common: dict[str, Any] = {
-            **self.tables,
-            "users": self.users["A"],
-            "until_date": self.days.fit_until,
-            "histories": self.histories,
-        }
-        predictor = fit_predictor(
-            self.dataset,
-            config=config.predictor,
-            seed=seed,
-            run_dir=self.out / "runs" / "predictor",
-            **common,
-        )
-        candidates = fit_retrieval(
-            self.dataset,
-            config=config.retrieval,
-            seed=seed,
-            run_dir=self.out / "runs" / "retrieval",
-            **common,
-        )
-        effect = None
-        if not self.has_slates and config.list_effect > 0:
-            effect = TagRepeatEffect(self.catalogue.tag_N, config.list_effect)
-        requests = self.requests(self.users["A"], None, self.days.fit_until).annotated(predictor, candidates)
+        config, seed, runs = self.config, self.config.seed + 1000, self.out / "runs"
+        own = self.requests.only(self.users["A"], None, self.days.fit_until)
+        encoded = encode_requests(own, self.people.histories, config.history)
+        predictor = fit_predictor(encoded, config=config.predictor, seed=seed, run_dir=runs / "predictor")
+        candidates = fit_retrieval(encoded, config=config.retrieval, seed=seed, run_dir=runs / "retrieval")
         evaluator = fit_list_evaluator(
-            requests,
+            own.annotated(predictor, candidates),
             # A log without slates cannot teach what a list is worth beyond its videos.
             config=config.evaluator if self.has_slates else dataclasses.replace(config.evaluator, listwise=False),
-            list_effect=effect,
+            list_effect=self.list_effect,
             seed=seed,
-            run_dir=self.out / "runs" / "evaluator",
+            run_dir=runs / "evaluator",
         )
-        return Recommender(predictor, candidates, evaluator, effect)
+        return Recommender(predictor=predictor, candidates=candidates, evaluator=evaluator)
 
-    def world(self, name: str, number: int, recommender: Recommender) -> World:
+    def world(self, plan: _Plan, recommender: Recommender) -> World:
         """Fits one world's users and measures it."""
-        config = self.config
-        own = self.users["A"] if name == "A" else self.users["judges"]
-        fit = config.fit
-        if number:
-            fit = dataclasses.replace(fit, response=JUDGE_FAMILIES[(number - 1) % len(JUDGE_FAMILIES)])
-        response = fit_response(
-            self.dataset,
+        own, fit = self.users[plan.part], self.config.fit
+        family = plan.family or fit.response
+        if not family.item_width and self.items_look_alike:
+            family = dataclasses.replace(family, item_width=ITEM_WIDTH)
+        fit = dataclasses.replace(fit, response=family)
+        response = fit_sequences(
+            self.sequences,
+            item_features_ND=self.item_features[plan.part],
+            user_features_UD=self.people.features_UD,
             users=own,
+            choosing_users=self.users["choosing"],
             train_until=self.days.fit_until,
             validation_dates=self.days.stopping,
             config=fit,
-            seed=config.seed + number,
-            run_dir=self.out / "runs" / name,
+            seed=plan.seed,
+            run_dir=self.out / "runs" / plan.name,
         )
-        leave = DeclaredLeave(long_view_index=_index(self.dataset.signals, "long_view"))
+        signals, effect = self.sequences.signals, self.list_effect
+        leave = DeclaredLeave(long_view_index=signals.index("long_view") if "long_view" in signals else None)
         contexts = DeclaredContext()
-        effect = recommender.list_effect
-        declared = {"leave": leave.config(), "contexts": contexts.config()}
+        declared: dict[str, Any] = {"leave": leave.config(), "contexts": contexts.config()}
         if effect is not None:
-            declared["list_effect"] = {"class": type(effect).__name__, **effect.config()}  # type: ignore[attr-defined]
+            declared["list_effect"] = {"class": type(effect).__name__, **effect.config()}
         world = World(
-            name=name,
-            signals=self.dataset.signals,
+            name=plan.name,
+            signals=signals,
             catalogue=self.catalogue,
             users=self.people,
             population_P=torch.from_numpy(own),
             response=response,
             leave=leave,
             contexts=contexts,
-            predictor=recommender.predictor,
-            candidates=recommender.candidates,
+            recommender=recommender,
             list_effect=effect,
-            evaluator=recommender.evaluator,
             declared=declared,
+            defaults=self.defaults(),
             provenance={
-                "log": self.dataset.name,
-                "rows": len(self.dataset.rows),
+                "log": self.log,
+                "rows": self.num_rows,
                 "users": len(own),
                 "days": dataclasses.asdict(self.days),
                 "family": dataclasses.asdict(fit.response),
-                "seed": config.seed + number,
+                "seed": plan.seed,
                 "commit": COMMIT,
                 "built": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
             },
         )
-        return world.replace(fidelity=self.fidelity(world, own))
-
-    def fidelity(self, world: World, users: np.ndarray) -> dict[str, Any]:
-        """The world's card: held-out days of its own users, and drift under its candidate source."""
-        held_out = self.requests(users, self.days.test[0], self.days.test[-1])
-        return {
+        held_out = self.requests.only(own, self.days.test[0], self.days.test[-1])
+        fidelity = {
             "test_days": list(self.days.test),
-            "logged": logged_fidelity(world.response, held_out),
+            "logged": logged_fidelity(response, held_out),
             "drift": rollout_drift(world, retriever_order),
         }
+        return world.replace(fidelity=fidelity)
 
-    def requests(self, users: np.ndarray, first: int | None, last: int) -> LoggedRequests:
-        """Logged requests of some users on some days."""
-        return logged_requests(self.dataset, users=users, first_date=first, last_date=last, **self.tables)
+    def defaults(self) -> dict[str, int]:
+        """Environment settings for a catalogue that is smaller than the usual candidate set."""
+        num_items = len(self.catalogue)
+        if num_items >= _USUAL_CANDIDATES:
+            return {}
+        return {"num_candidates": num_items, "slate_size": min(DRIFT_SLATE, num_items)}
 
 
 def with_recommender(truth: World, learned: World, name: str = "truth") -> World:
@@ -314,9 +421,7 @@ def with_recommender(truth: World, learned: World, name: str = "truth") -> World
         catalogue=learned.catalogue,
         users=learned.users,
         population_P=learned.population_P,
-        predictor=learned.predictor,
-        candidates=learned.candidates,
-        evaluator=learned.evaluator,
+        recommender=learned.recommender,
     )
 
 
@@ -332,44 +437,7 @@ def without_list_effect(world: World) -> World:
 
 def main_tags(dataset: LoggedDataset) -> Tensor:
     """The first tag of each item, -1 where it has none: int64 (N,)."""
+    if "tags" not in dataset.items:
+        return torch.full((len(dataset.items),), NO_ITEM)
     tags = [tags[0] if len(tags) else NO_ITEM for tags in dataset.items["tags"]]
     return torch.tensor(tags, dtype=torch.int64)
-
-
-def _durations(dataset: LoggedDataset) -> Tensor:
-    """Seconds of each item; the median stands in where it is unknown."""
-    duration = dataset.items["duration"].to_numpy(dtype=np.float32, na_value=np.nan)
-    known = np.isfinite(duration)
-    middle = np.median(duration[known]) if known.any() else 60.0
-    return torch.from_numpy(np.where(known, duration, middle).astype(np.float32))
-
-
-def _recommender_of(world: World) -> Recommender:
-    return Recommender(world.predictor, world.candidates, world.evaluator, world.list_effect)  # type: ignore[arg-type]
-
-
-def _index(signals: tuple[str, ...], name: str) -> int | None:
-    return signals.index(name) if name in signals else None
-
-
-def _plain(config: BuildConfig) -> Any:
-    """What makes a build the build it is, as JSON values."""
-    settings = dataclasses.asdict(config)
-    del settings["jobs"]
-    return json.loads(json.dumps(settings))
-
-
-def _claim(path: Path, settings: dict[str, Any]) -> None:
-    """A folder holds one build: the same log and settings, or an error."""
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = read_json(path)
-    different = [key for key, value in settings.items() if before.get(key) != value]
-    if different == ["config"]:
-        different = [key for key, value in settings["config"].items() if before["config"].get(key) != value]
-    if different:
-        raise ValueError(
-            f"{path.parent} holds another build, of a different {' and '.join(different)}; give another folder, or "
-            "delete this one"
-        )

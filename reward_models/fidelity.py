@@ -98,7 +98,9 @@ def rollout_drift(
     Returns:
         For each of these requests the mean of every signal over the slate.
     """
-    patient = world.replace(leave=DeclaredLeave(per_place=0.0, per_second=0.0, per_dull_place=0.0))
+    patient = world.replace(
+        leave=DeclaredLeave(per_place=0.0, per_second=0.0, per_dull_place=0.0, long_view_index=None)
+    )
     settings = {**world.defaults, "max_requests": max(DRIFT_REQUESTS), **sizes}
     names = ("num_candidates", "slate_size", "history_length", "max_requests")
     simulator = Simulator(patient, **{name: settings[name] for name in names if name in settings})

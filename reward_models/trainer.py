@@ -1,11 +1,14 @@
-"""One trainer for every model that is fitted on a log: early stopping, progress, resumable checkpoints.
+"""The trainer of models that take minutes to hours: early stopping, progress, checkpoints that a killed run resumes.
+
+Learned users, rerankers of logged slates and the offline protocol go through it. The recommender's own ensembles stop
+member by member on bootstrapped users and have their own loop (``reward_models.recommender.ensemble``), as has the
+logging clone, whose fits take seconds.
 
 After each epoch the model, the best model so far and the optimiser are written as one safetensors file,
 then a JSON file that names it replaces the previous one in a single step. A run that is killed goes on
 from the last finished epoch and ends with the same weights, since every epoch draws from its own generator.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recsim_env.files import read_json, write_json, write_whole
+from recsim_env.files import claim, read_json, write_json, write_whole
 
 Batch = TypeVar("Batch")
 _STATE_FILE = "train.json"
@@ -100,8 +103,8 @@ def train(
         run_dir: holds checkpoints and TensorBoard files; ``None`` keeps nothing and cannot resume.
         label: shown beside the progress bar.
         undecayed: ends of the names of parameters that weight decay spares.
-        identity: JSON values that tell this run from others, such as the model's settings and the data's
-            size; a run resumes only where they are the same.
+        identity: JSON values that tell this run from others: the model's settings and a digest of the data. A run
+            resumes only where they are the same.
 
     Returns:
         The best epoch and the validation losses.
@@ -114,8 +117,8 @@ def train(
     settings = {"config": asdict(config), "seed": seed, "validated": validate is not None, "identity": identity or {}}
     progress = _Progress()
     if run_dir is not None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        progress = _load(run_dir, settings, model, average, best, optimiser)
+        claim(run_dir, settings)
+        progress = _load(run_dir, model, average, best, optimiser)
     writer = SummaryWriter(str(run_dir)) if run_dir is not None and not progress.finished else None
     while not progress.finished:
         train_loss = _epoch(model, average, optimiser, batches, loss, config, seed, progress.epoch, label)
@@ -137,7 +140,7 @@ def train(
             if progress.losses:
                 writer.add_scalar("validation/loss", progress.losses[-1], progress.epoch)
         if run_dir is not None:
-            _save(run_dir, settings, model, average, best, optimiser, progress)
+            _save(run_dir, model, average, best, optimiser, progress)
     if writer is not None:
         writer.close()
     model.load_state_dict(best)
@@ -163,6 +166,7 @@ def _epoch(
     epoch: int,
     label: str,
 ) -> float:
+    # A generator for each epoch: a resumed run then draws what the whole one would have drawn.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
     for group in optimiser.param_groups:
         group["lr"] = config.learning_rate * config.learning_rate_decay**epoch
@@ -197,7 +201,7 @@ def _steps_done(optimiser: torch.optim.Optimizer) -> int:
 
 def _move_towards(average: dict[str, Tensor], current: dict[str, Tensor], share: float) -> None:
     for name, tensor in average.items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point():  # counters and the like are no averages of anything
             tensor.lerp_(current[name], share)
         else:
             tensor.copy_(current[name])
@@ -216,7 +220,6 @@ def _validated(model: nn.Module, average: dict[str, Tensor], validate: Callable[
 
 def _save(
     run_dir: Path,
-    settings: dict[str, Any],
     model: nn.Module,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
@@ -230,7 +233,8 @@ def _save(
         tensors |= {f"optimiser.{index}.{name}": tensor for name, tensor in state.items()}
     weights = run_dir / f"epoch-{progress.epoch}.safetensors"
     write_whole(weights, lambda path: save_file({n: t.contiguous() for n, t in tensors.items()}, path))
-    write_json(run_dir / _STATE_FILE, settings | {"progress": asdict(progress), "weights": weights.name})
+    # The weights lie there before the file that names them, so a run killed in between has the older pair.
+    write_json(run_dir / _STATE_FILE, {"progress": asdict(progress), "weights": weights.name})
     for old in run_dir.glob("epoch-*.safetensors*"):
         if old != weights:
             old.unlink()
@@ -238,7 +242,6 @@ def _save(
 
 def _load(
     run_dir: Path,
-    settings: dict[str, Any],
     model: nn.Module,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
@@ -249,12 +252,6 @@ def _load(
     if not path.exists():
         return _Progress()
     saved = read_json(path)
-    found = {key: saved[key] for key in settings}
-    if found != json.loads(json.dumps(settings)):
-        raise ValueError(
-            f"{run_dir} holds a run with other settings ({found}, asked for {settings}); "
-            "choose another run_dir or delete this one"
-        )
     tensors = load_file(run_dir / saved["weights"])
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     average.update({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("average.")})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.baselines.pointwise_greedy import PointwiseGreedy
-from recsim_env.slates import best_positions, items_at, sample_lists
+from recsim_env.slates import best_positions, items_at, list_at, sample_lists
 from recsim_env.types import Decision, ListEvaluator, Request
 
 
@@ -50,17 +50,31 @@ class BestOfLists:
         """The proposal of highest value; the sorted list wins ties."""
         lists_BGK = self.propose(request, generator)
         value_BG = self.evaluator.score(request, lists_BGK).value_BG
-        best_B11 = value_BG.argmax(dim=1)[:, None, None]
-        return Decision(lists_BGK.gather(1, best_B11.expand(-1, 1, self.slate_size))[:, 0])
+        return Decision(list_at(lists_BGK, value_BG.argmax(dim=1)))
 
     def propose(self, request: Request, generator: torch.Generator) -> Tensor:
         """Lists (B, G, K) of item codes, the pointwise sort first."""
-        score_BC = self.pointwise.score(request)
-        sorted_B1K = best_positions(score_BC, self.slate_size).unsqueeze(1)
-        centred_BC = score_BC - score_BC.mean(dim=1, keepdim=True)
-        spread_B1 = score_BC.std(dim=1, keepdim=True, correction=0).clamp(min=1e-9)
-        drawn_BGK = sample_lists(
-            centred_BC / spread_B1 / self.temperature, self.num_lists - 1, self.slate_size, generator
+        positions_BGK = lists_around_sort(
+            self.pointwise.score(request), self.num_lists, self.slate_size, self.temperature, generator
         )
-        positions_BGK = torch.cat([sorted_B1K, drawn_BGK], dim=1)
         return items_at(request.candidates_BC, positions_BGK)
+
+
+def lists_around_sort(
+    score_BC: Tensor, num_lists: int, slate_size: int, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Positions (B, G, K) of the sort by a score and of lists drawn around it.
+
+    Args:
+        score_BC: float32; its unit does not matter, for draws look at z-scores over the request's candidates.
+        num_lists: G, the sort included.
+        slate_size: K.
+        temperature: spread of the draws, in standard deviations of the scores: at 0.5 the best of 50 candidates keeps
+            its place in most lists, at 1 and above lists hardly know of the sort.
+        generator: draws the lists.
+    """
+    sorted_B1K = best_positions(score_BC, slate_size).unsqueeze(1)
+    centred_BC = score_BC - score_BC.mean(dim=1, keepdim=True)
+    spread_B1 = score_BC.std(dim=1, keepdim=True, correction=0).clamp(min=1e-9)
+    drawn_BGK = sample_lists(centred_BC / spread_B1 / temperature, num_lists - 1, slate_size, generator)
+    return torch.cat([sorted_B1K, drawn_BGK], dim=1)

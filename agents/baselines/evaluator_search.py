@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.baselines.pointwise_greedy import PointwiseGreedy
-from recsim_env.slates import best_positions, items_at
+from recsim_env.slates import best_positions, items_at, list_at
 from recsim_env.types import Decision, ListEvaluator, Request
 
 
@@ -64,7 +64,7 @@ class EvaluatorSearch:
         # The present list must win ties, so that the climb ends.
         better_B1 = value_BC.amax(dim=1, keepdim=True) > value_BC.gather(1, current_B1)
         chosen_B1 = torch.where(better_B1, value_BC.argmax(dim=1, keepdim=True), current_B1)
-        return lists_BCK.gather(1, chosen_B1.unsqueeze(2).expand(-1, -1, self.slate_size))[:, 0]
+        return list_at(lists_BCK, chosen_B1.squeeze(1))
 
 
 def neighbours(positions_BK: Tensor, place: int, num_candidates: int) -> Tensor:

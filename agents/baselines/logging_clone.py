@@ -9,13 +9,12 @@ signals and retriever score.
 Shape legend: B requests, C candidates, K places, D inputs.
 """
 
-import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.slates import (
@@ -28,8 +27,7 @@ from recsim_env.slates import (
     sample_lists,
 )
 from recsim_env.types import Decision, Request
-
-_LOGGER = logging.getLogger(__name__)
+from reward_models.trainer import TrainConfig, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +37,31 @@ class LoggingCloneConfig:
     hidden: int = 32
     """Width of the one hidden layer; 0 makes the score linear in the inputs."""
     epochs: int = 5
+    """Passes over the requests."""
     batch_size: int = 512
+    """Requests of one gradient step."""
     learning_rate: float = 0.01
+    """Adam's step size in the first epoch; in the last one it is a tenth of that."""
     num_candidates: int = 50
     """Alternatives drawn for each request where the log has no candidate lists."""
     seed: int = 0
+    """Seed of the initial weights, the batches' order and the alternatives."""
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size, self.num_candidates) < 1 or self.hidden < 0:
             raise ValueError(
                 f"epochs, batch_size and num_candidates must be at least 1 and hidden at least 0, got {self}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        self.trainer()  # refuses what the trainer would refuse
+
+    def trainer(self) -> TrainConfig:
+        """The settings in the trainer's own words."""
+        return TrainConfig(
+            max_epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            learning_rate_decay=0.1 ** (1 / max(self.epochs - 1, 1)),
+            weight_decay=0.0,
+        )
 
 
 class LoggingClone(nn.Module):
@@ -74,6 +84,12 @@ class LoggingClone(nn.Module):
         self.score_D = nn.Sequential(*first, nn.Linear(hidden or num_inputs, 1))
         self.register_buffer("mean_D", torch.zeros(num_inputs))
         self.register_buffer("std_D", torch.ones(num_inputs))
+
+    def standardise(self, request: Request) -> None:
+        """Sets the mean and spread of the inputs to those of an example."""
+        inputs_BCD = candidate_inputs(request)
+        self.mean_D.copy_(inputs_BCD.mean(dim=(0, 1)))
+        self.std_D.copy_(inputs_BCD.std(dim=(0, 1)).clamp(min=1e-3))
 
     @torch.no_grad()
     def __call__(self, request: Request, generator: torch.Generator) -> Decision:
@@ -137,39 +153,32 @@ def fit_logging_clone(
         config: settings.
     """
     config = config or LoggingCloneConfig()
-    generator = torch.Generator().manual_seed(config.seed)
     among = (~requests.uniform_L).nonzero().squeeze(1) if among is None else among
 
-    def offered(batch: LoggedBatch) -> LoggedBatch:
-        if requests.candidate_item_Q is not None:
-            return batch
-        return _with_alternatives(requests, batch, config.num_candidates, generator)
+    def batches(generator: torch.Generator) -> Iterator[LoggedBatch]:
+        for batch in requests.batches(config.batch_size, generator, among):
+            yield _offered(requests, batch, config.num_candidates, generator)
 
-    chunks = requests.batch_indices(config.batch_size, generator, among)
-    example = candidate_inputs(offered(requests.batch(max(chunks, key=len))).request)
-    clone = LoggingClone(example.shape[2], slate_size, config.hidden)
-    for name, parameter in clone.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.kaiming_uniform_(parameter, nonlinearity="relu", generator=generator)
-    clone.mean_D.copy_(example.mean(dim=(0, 1)))
-    clone.std_D.copy_(example.std(dim=(0, 1)).clamp(min=1e-3))
-    optimizer = torch.optim.Adam(clone.parameters(), lr=config.learning_rate)
-    steps = config.epochs * len(chunks)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with tqdm(total=steps, unit="batch", desc="logging clone", disable=None) as bar:
-        for _ in range(config.epochs):
-            for batch in requests.batches(config.batch_size, generator, among):
-                log_prob = _mean_log_prob(clone, offered(batch))
-                optimizer.zero_grad()
-                (-log_prob).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(nats_per_place=f"{-float(log_prob.detach()):.3f}")
-    _LOGGER.info("logging clone fitted to %d requests with %s", len(requests), asdict(config))
-    return clone.eval()
+    def loss(batch: LoggedBatch, generator: torch.Generator) -> Tensor:
+        return -_mean_log_prob(clone, batch)
+
+    generator = torch.Generator().manual_seed(config.seed)
+    largest_B = max(requests.batch_indices(config.batch_size, generator, among), key=len)
+    example = _offered(requests, requests.batch(largest_B), config.num_candidates, generator)
+    with torch.random.fork_rng(devices=[]):  # initial weights depend on the seed alone
+        torch.manual_seed(config.seed)
+        clone = LoggingClone(candidate_inputs(example.request).shape[2], slate_size, config.hidden)
+    clone.standardise(example.request)
+    train(
+        clone,
+        batches=batches,
+        loss=loss,
+        validate=None,
+        config=config.trainer(),
+        seed=config.seed,
+        label="logging clone",
+    )
+    return clone
 
 
 def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
@@ -186,27 +195,13 @@ def _mean_log_prob(clone: LoggingClone, batch: LoggedBatch) -> Tensor:
     return total / max(positions_BK.numel(), 1)
 
 
-def _with_alternatives(
-    requests: LoggedRequests,
-    batch: LoggedBatch,
-    num_candidates: int,
-    generator: torch.Generator,
+def _offered(
+    requests: LoggedRequests, batch: LoggedBatch, num_candidates: int, generator: torch.Generator
 ) -> LoggedBatch:
-    """The batch with the shown items first among its candidates and any of the catalogue after them."""
-    request = batch.request
-    drawn_BC = torch.randint(len(requests.item_features_ND), (len(request.user_B), num_candidates), generator=generator)
+    """The batch with its candidate lists; without any, the shown items first and any of the catalogue after them."""
+    if requests.candidate_item_Q is not None:
+        return batch
+    shape = (len(batch.items_BK), num_candidates)
+    drawn_BC = torch.randint(len(requests.item_features_ND), shape, generator=generator)
     candidates_BC = torch.cat([batch.items_BK, drawn_BC], dim=1)
-    request = request._replace(
-        candidates_BC=candidates_BC,
-        candidate_features_BCD=requests.item_features_ND[candidates_BC],
-        retriever_score_BC=torch.zeros(candidates_BC.shape),
-        predicted_BCF=torch.zeros(*candidates_BC.shape, len(requests.signals)),
-        predicted_std_BCF=torch.zeros(*candidates_BC.shape, len(requests.signals)),
-    )
-    if requests.predictor is not None:
-        predicted_BCF, std_BCF = requests.predictor.predict_request(request, candidates_BC)
-        request = request._replace(predicted_BCF=predicted_BCF, predicted_std_BCF=std_BCF)
-    if requests.retriever is not None:
-        score_BC = requests.retriever.score_request(request, candidates_BC)
-        request = request._replace(retriever_score_BC=score_BC)
-    return batch._replace(request=request)
+    return batch._replace(request=requests.offering(batch.request, candidates_BC))

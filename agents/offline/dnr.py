@@ -6,7 +6,8 @@ A training wrapper around a scorer q(z | x, request) of labels z whose request h
 - reranker: ``L_direct + weight * L_z``, the binary cross-entropy of the labels given x, and given x';
 - in the first epochs the noise e is drawn, Gaussian or Beta(0.5, 0.5); after them it comes from a two-layer network,
   which is trained on ``L_adv + L_x``: the reranker's likelihood given x' is pushed down, and the distribution of x'
-  kept near that of x.
+  kept near that of x. These later epochs are DNR, so they cannot be missed: the first ones are a share of all, and
+  early stopping neither ends in them nor keeps their weights.
 
 Filled in, where the notes at hand leave the form open:
 
@@ -14,7 +15,7 @@ Filled in, where the notes at hand leave the form open:
 - L_x is the KL divergence between the normal distributions with the mean and spread of a batch's x' and of its x;
 - the network has Adam steps of its own, one for each batch, and is judged on fresh draws.
 
-Left out: the PIER backbone; any scorer of ``agents.offline.scorers`` can be wrapped.
+Left out: the PIER backbone; any scorer of ``agents.rerankers.scorers`` can be wrapped.
 
 To know before use: with bounded noise and a share below one half, the labels can be read off x' without error, so
 L_z alone teaches to trust the score, further than the real one deserves.
@@ -22,6 +23,7 @@ L_z alone teaches to trust the score, further than the real one deserves.
 Shape legend: B requests, C candidates, I inputs of the network.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,9 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.list_policy import ListPolicy
 from agents.offline.data import LabelledRequests, RerankData
-from agents.offline.scorers import RerankScorer, ScorerConfig, shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from agents.offline.scorers import new_scorer
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.rerankers.scorers import ScorerConfig, candidate_scores
 from recsim_env.types import Request
 
 Noise = Literal["gaussian", "beta"]
@@ -49,8 +53,8 @@ class DnrConfig:
     """Share of the noise in a made score; the rest is the label."""
     weight: float = 0.5
     """Weight of the loss on made scores; 0 is plain training."""
-    heuristic_epochs: int = 4
-    """Epochs with drawn noise before the network takes over."""
+    heuristic_share: float = 1 / 3
+    """Share of the epochs, rounded down, with drawn noise before the network takes over; below 1."""
     generator_width: int = 32
     """Hidden units of the network that makes noise."""
     generator_learning_rate: float = 1e-3
@@ -61,15 +65,19 @@ class DnrConfig:
             raise ValueError(f"noise must be one of {NOISES}, got {self.noise!r}")
         if not 0 <= self.noise_share <= 1:
             raise ValueError(f"noise_share is a share from 0 to 1, got {self.noise_share}")
-        if not self.weight >= 0 or self.heuristic_epochs < 0:
-            raise ValueError(
-                f"weight and heuristic_epochs must not be negative, got {self.weight} and {self.heuristic_epochs}"
-            )
+        if not self.weight >= 0:
+            raise ValueError(f"weight must not be negative, got {self.weight}")
+        if not 0 <= self.heuristic_share < 1:
+            raise ValueError(f"heuristic_share is a share from 0 to below 1, got {self.heuristic_share}")
         if self.generator_width < 1 or not self.generator_learning_rate > 0:
             raise ValueError(
                 "generator_width must be at least 1 and generator_learning_rate positive, got "
                 f"{self.generator_width} and {self.generator_learning_rate}"
             )
+
+    def heuristic_epochs(self, max_epochs: int) -> int:
+        """Epochs with drawn noise, of ``max_epochs`` in all: at least one is left for the network."""
+        return min(int(self.heuristic_share * max_epochs + 1e-9), max_epochs - 1)
 
 
 def heuristic_scores(label_BC: Tensor, config: DnrConfig, generator: torch.Generator) -> Tensor:
@@ -114,9 +122,9 @@ def score_divergence(made_BC: Tensor, real_BC: Tensor) -> Tensor:
     return 0.5 * ((made_variance + distance) / real_variance - 1 + torch.log(real_variance / made_variance))
 
 
-def label_loss(scorer: RerankScorer, request: Request, score_BC: Tensor, label_BC: Tensor) -> Tensor:
+def loss_given_scores(scorer: ListPolicy, request: Request, score_BC: Tensor, label_BC: Tensor) -> Tensor:
     """Binary cross-entropy of the labels when the retriever's scores are these; a scalar."""
-    logit_BC = scorer.score(request._replace(retriever_score_BC=score_BC))
+    logit_BC = candidate_scores(scorer, request._replace(retriever_score_BC=score_BC))
     return functional.binary_cross_entropy_with_logits(logit_BC, label_BC)
 
 
@@ -126,15 +134,15 @@ class DenoisingLoss:
     Args:
         scorer: the reranker.
         config: settings.
-        steps_per_epoch: calls that make one epoch.
+        heuristic_steps: calls with drawn noise before the network takes over.
         seed: seed of the network's initial weights.
     """
 
-    def __init__(self, scorer: RerankScorer, config: DnrConfig, steps_per_epoch: int, seed: int) -> None:
+    def __init__(self, scorer: ListPolicy, config: DnrConfig, heuristic_steps: int, seed: int) -> None:
         self.scorer, self.config = scorer, config
         self.generator = ScoreGenerator(config, seed)
         self._optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.generator_learning_rate)
-        self._heuristic_steps = config.heuristic_epochs * steps_per_epoch
+        self._heuristic_steps = heuristic_steps
 
     def __call__(self, batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         """``L_direct + weight * L_z`` of a batch, a scalar."""
@@ -144,13 +152,13 @@ class DenoisingLoss:
         else:
             self._train_generator(batch, generator)
             made_BC = self.generator(batch.label_BC, generator).detach()
-        direct = label_loss(self.scorer, batch.request, batch.request.retriever_score_BC, batch.label_BC)
-        return direct + self.config.weight * label_loss(self.scorer, batch.request, made_BC, batch.label_BC)
+        direct = loss_given_scores(self.scorer, batch.request, batch.request.retriever_score_BC, batch.label_BC)
+        return direct + self.config.weight * loss_given_scores(self.scorer, batch.request, made_BC, batch.label_BC)
 
     def adversarial_loss(self, batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         """``L_adv + L_x`` of a batch, a scalar."""
         made_BC = self.generator(batch.label_BC, generator)
-        likelihood = -label_loss(self.scorer, batch.request, made_BC, batch.label_BC)
+        likelihood = -loss_given_scores(self.scorer, batch.request, made_BC, batch.label_BC)
         return likelihood + score_divergence(made_BC, batch.request.retriever_score_BC)
 
     def _train_generator(self, batch: LabelledRequests, generator: torch.Generator) -> None:
@@ -161,17 +169,21 @@ class DenoisingLoss:
         self._optimiser.step()
 
 
-def fit_dnr(data: RerankData, scorer: ScorerConfig, config: DnrConfig, fit: TrainingConfig) -> RerankScorer:
-    """A scorer fitted with denoising; with ``weight=0`` the same as ``fit_scorer`` with ``loss="bce"``.
-
-    Raises:
-        ValueError: the scorer is set to another loss.
-    """
-    if scorer.loss != "bce":
-        raise ValueError(
-            f'DNR is defined on the binary cross-entropy: give ScorerConfig(loss="bce"), got {scorer.loss!r}'
-        )
-    model = RerankScorer(scorer, shape_of(data))
-    loss = DenoisingLoss(model, config, -(-len(data.train) // fit.batch_size), scorer.seed)
-    fit_reranker(model, loss, validation_loss(model, data, fit.seed), data, fit, label=f"DNR {scorer.network}")
+def fit_dnr(data: RerankData, scorer: ScorerConfig, config: DnrConfig, fit: OfflineTrainingConfig) -> ListPolicy:
+    """A scorer fitted with denoising; with ``weight=0`` the loss is that of ``fit_scorer`` with ``loss="bce"``."""
+    model = new_scorer(data, scorer)
+    heuristic_epochs = config.heuristic_epochs(fit.max_epochs)
+    steps_per_epoch = -(-len(data.train) // fit.batch_size)
+    loss = DenoisingLoss(model, config, heuristic_epochs * steps_per_epoch, scorer.seed)
+    validate = _after(heuristic_epochs, validation_loss(model, data, fit.seed))
+    fit_reranker(model, loss, validate, data, fit, label=f"DNR {scorer.network}")
     return model
+
+
+def _after(epochs: int, validate: Callable[[], float]) -> Callable[[], float]:
+    """The loss from a later epoch on; until then numbers that fall, all above any real loss, which is at most 1.
+
+    So early stopping waits, and the weights of the epochs before are never the best ones.
+    """
+    waiting = iter(range(1 + epochs, 1, -1))
+    return lambda: next(waiting, None) or validate()

@@ -1,18 +1,17 @@
 """EG-Rerank: a list generator trained by PPO on the reward of a list evaluator (arXiv 2003.11941).
 
 First the evaluator is fitted to labels and frozen. Then the generator, a pointer network over the candidates, draws
-lists, the evaluator values them, and the clipped policy gradient raises the chances of the better ones. In use the
-generator writes its greedy list; the evaluator is not asked.
+lists, the evaluator values them, and the clipped policy gradient raises the chances of the better ones: the advantage
+of a list is its value, standardised over the batch, and the ratio is clipped place by place. In use the generator
+writes its greedy list; the evaluator is not asked. GoalRank's ``objective="grpo"`` differs in both: it compares a list
+with the others of its own request, and clips the ratio of the whole list.
 
 Changed or left out:
 
-- the baseline is the mean of the lists drawn for the same request, and the advantage their z-score, where the
-  paper standardises rewards over a batch; the clipped ratio is that of the whole list, not of each place
-  (``agents.objectives.grpo_loss``);
 - "old" in the ratio is a copy of the generator that is renewed every ``renew_every`` steps;
 - the evaluator learns from random lists whose labels the protocol knows, where the paper has lists that were shown;
 - its value discounts places as NDCG does; the paper adds purchases up, with which order would not matter here;
-- the generator is ``agents.goalrank.GoalRankPolicy``, this project's pointer network with a self-attention encoder;
+- the generator is ``agents.list_policy.ListPolicy``, this project's pointer network with a self-attention encoder;
 - EG-Rerank+, with a discriminator that keeps lists near the log's, is not implemented.
 
 Shape legend: B requests, G lists, K places.
@@ -24,12 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
-from agents.objectives import grpo_loss
-from agents.offline.data import LabelledRequests, RerankData
+from agents.list_policy import ListPolicy, ListPolicyConfig
+from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.scorers import shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class EgRerankConfig:
     num_lists: int = 16
     """G: lists drawn for each request."""
     clip: float = 0.2
-    """Probability ratio beyond which a list is pushed no further."""
+    """Probability ratio beyond which a place is pushed no further."""
     renew_every: int = 4
     """Steps after which the copy that draws lists is renewed."""
     width: int = 128
@@ -52,20 +49,33 @@ class EgRerankConfig:
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        if self.renew_every < 1:
-            raise ValueError(f"renew_every must be at least 1, got {self.renew_every}")
+        if min(self.num_lists, self.renew_every) < 1:
+            raise ValueError(
+                f"num_lists and renew_every must be at least 1, got {self.num_lists} and {self.renew_every}"
+            )
+        if not self.clip > 0:
+            raise ValueError(f"clip must be positive, got {self.clip}")
         self.generator()  # refuses what the generator would refuse
 
-    def generator(self) -> GoalRankConfig:
+    def generator(self) -> ListPolicyConfig:
         """Settings of the pointer network."""
-        return GoalRankConfig(
-            group_size=self.num_lists,
-            clip=self.clip,
-            width=self.width,
-            heads=self.heads,
-            item_embedding=self.item_embedding,
-            seed=self.seed,
-        )
+        return ListPolicyConfig(width=self.width, heads=self.heads, item_embedding=self.item_embedding, seed=self.seed)
+
+
+def clipped_loss(log_prob_BGK: Tensor, old_log_prob_BGK: Tensor, value_BG: Tensor, clip: float) -> Tensor:
+    """PPO's loss with values standardised over the batch as advantages; a scalar.
+
+    Args:
+        log_prob_BGK: float32, of each place given those before it, under the generator being trained.
+        old_log_prob_BGK: float32, under the one that drew the lists.
+        value_BG: float32, the evaluator's values.
+        clip: how far the probability ratio of a place may move from 1 before its gradient stops.
+    """
+    spread = value_BG.std(correction=0).clamp(min=1e-8)
+    advantage_BG1 = ((value_BG - value_BG.mean()) / spread).unsqueeze(2)
+    ratio_BGK = (log_prob_BGK - old_log_prob_BGK).exp()
+    clipped_BGK = ratio_BGK.clamp(1 - clip, 1 + clip)
+    return -(ratio_BGK * advantage_BG1).minimum(clipped_BGK * advantage_BG1).mean()
 
 
 class PolicyLoss:
@@ -77,7 +87,7 @@ class PolicyLoss:
         config: settings.
     """
 
-    def __init__(self, generator: GoalRankPolicy, evaluator: LabelEvaluator, config: EgRerankConfig) -> None:
+    def __init__(self, generator: ListPolicy, evaluator: LabelEvaluator, config: EgRerankConfig) -> None:
         self.generator, self.evaluator, self.config = generator, evaluator, config
         self._old, self._steps = copy.deepcopy(generator), 0
 
@@ -86,19 +96,23 @@ class PolicyLoss:
         if self._steps % self.config.renew_every == 0:
             self._old.load_state_dict(self.generator.state_dict())
         self._steps += 1
-        positions_BGK, old_log_prob_BG = self._old.sample_group(batch.request, self.config.num_lists, random)
-        value_BG = self.evaluator.score_positions(batch.request, positions_BGK)
-        log_prob_BG = self.generator.group_log_prob(batch.request, positions_BGK)
-        return grpo_loss(log_prob_BG, old_log_prob_BG, value_BG, self.config.clip)
+        request, places = batch.request, self.generator.shape.slate_size
+        with torch.no_grad():
+            positions_BGK, old_log_prob_BGK = self._old.decoder.sample(
+                self._old.encoder(request), self.config.num_lists, places, random
+            )
+            value_BG = self.evaluator.score_positions(request, positions_BGK)
+        log_prob_BGK = self.generator.decoder.log_prob(self.generator.encoder(request), positions_BGK)
+        return clipped_loss(log_prob_BGK, old_log_prob_BGK, value_BG, self.config.clip)
 
 
 def fit_egrerank(
-    data: RerankData, config: EgRerankConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
-) -> GoalRankPolicy:
+    data: RerankData, config: EgRerankConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig
+) -> ListPolicy:
     """Fits the evaluator, then the generator; returns the generator, greedy."""
     shape = shape_of(data)
     judge = fit_label_evaluator(data, evaluator, fit, shape)
-    generator = GoalRankPolicy(config.generator(), shape, greedy=True)
+    generator = ListPolicy(config.generator(), shape, greedy=True)
     validate = validation_loss(generator, data, fit.seed)
     fit_reranker(generator, PolicyLoss(generator, judge, config), validate, data, fit, label="EG-Rerank")
     return generator

@@ -13,30 +13,34 @@ Shape legend: B requests, G lists, K places.
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
-from agents.objectives import group_relative_cross_entropy, grpo_loss
-from agents.offline.data import LabelledRequests, RerankData
+from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.scorers import shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
 
 
 def group_loss(
-    policy: GoalRankPolicy, evaluator: LabelEvaluator, batch: LabelledRequests, generator: torch.Generator
+    method: GoalRank,
+    policy: ListPolicy,
+    evaluator: LabelEvaluator,
+    batch: LabelledRequests,
+    generator: torch.Generator,
 ) -> Tensor:
-    """The policy's own loss on a group of its own lists, drawn from ``generator``; a scalar."""
-    config = policy.config
-    positions_BGK, log_prob_BG = policy.sample_group(batch.request, config.group_size, generator)
-    value_BG = evaluator.score_positions(batch.request, positions_BGK)
-    new_log_prob_BG = policy.group_log_prob(batch.request, positions_BGK)
-    if config.objective == "grpo":
-        return grpo_loss(new_log_prob_BG, log_prob_BG, value_BG, config.clip, config.min_spread)
-    return group_relative_cross_entropy(new_log_prob_BG, value_BG, config.temperature, config.min_spread)
+    """The method's own loss on a group of the policy's own lists, drawn from ``generator``; a scalar."""
+    positions_BGK, log_prob_BG = policy.sample_group(batch.request, method.config.group_size, generator)
+    columns = {
+        **batch.request._asdict(),
+        GROUP_POSITIONS: positions_BGK,
+        GROUP_LOG_PROB: log_prob_BG,
+        GROUP_VALUE: evaluator.score_positions(batch.request, positions_BGK),
+    }
+    return method.loss(method.outputs(policy, columns), columns)[0]
 
 
 def fit_goalrank(
-    data: RerankData, config: GoalRankConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
-) -> GoalRankPolicy:
+    data: RerankData, config: GoalRankConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig
+) -> ListPolicy:
     """Fits the evaluator, then the policy; returns the policy, greedy.
 
     Args:
@@ -55,10 +59,12 @@ def fit_goalrank(
         )
     shape = shape_of(data)
     judge = fit_label_evaluator(data, evaluator, fit, shape)
-    policy = GoalRankPolicy(config, shape, greedy=True)
+    method = GoalRank(config)
+    policy = method.network(shape)
+    policy.greedy = True
 
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
-        return group_loss(policy, judge, batch, generator)
+        return group_loss(method, policy, judge, batch, generator)
 
     fit_reranker(policy, loss, validation_loss(policy, data, fit.seed), data, fit, label="GoalRank")
     return policy

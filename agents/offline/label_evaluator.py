@@ -4,7 +4,7 @@ Shared by the generator-evaluator rerankers of the offline protocol. Candidates 
 at each other: by a bidirectional LSTM, as in EG-Rerank, or by attention over all places, PIER's "omnidirectional"
 attention. The value of a list adds these chances up with NDCG's discount, so that order within the list counts.
 
-Shape legend: B requests, C candidates, G lists, K places, W width.
+Shape legend: B requests, C candidates, G lists of a request, X lists of all requests, K places, W width.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import CandidateEncoder, Encoding, RequestShape
+from agents.networks import CandidateEncoder, Encoding, RequestShape, rows_at
 from agents.offline.data import LabelledRequests, RerankData
-from agents.offline.training import TrainingConfig, fit_reranker
-from recsim_env.slates import items_at
+from agents.offline.metrics import discounts
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
+from recsim_env.slates import items_at, sample_lists
 from recsim_env.types import Request
 
 Mixing = Literal["lstm", "attention"]
@@ -83,43 +84,37 @@ class LabelEvaluator(nn.Module):
 
     def label_logits(self, chosen_BGKW: Tensor) -> Tensor:
         """Logits (B, G, K) of the labels of lists given by the encodings of their items."""
-        x_LKW = (chosen_BGKW + self.place_KW).flatten(0, 1)
-        mixed = self.mix(x_LKW)
-        mixed_LKW = mixed[0] if isinstance(mixed, tuple) else mixed
-        logit_LK: Tensor = self.head(x_LKW + mixed_LKW).squeeze(2)
-        return logit_LK.view(chosen_BGKW.shape[:3])
+        x_XKW = (chosen_BGKW + self.place_KW).flatten(0, 1)
+        mixed = self.mix(x_XKW)
+        mixed_XKW = mixed[0] if isinstance(mixed, tuple) else mixed  # an LSTM answers its last state, too
+        logit_XK: Tensor = self.head(x_XKW + mixed_XKW).squeeze(2)
+        return logit_XK.view(chosen_BGKW.shape[:3])
 
     def value(self, chosen_BGKW: Tensor) -> Tensor:
         """Expected discounted positives (B, G) of lists given by the encodings of their items."""
-        place_K = torch.arange(chosen_BGKW.shape[2], device=chosen_BGKW.device)
-        return (torch.sigmoid(self.label_logits(chosen_BGKW)) / torch.log2(place_K + 2.0)).sum(dim=2)
+        chance_BGK = torch.sigmoid(self.label_logits(chosen_BGKW))
+        return (chance_BGK * discounts(chance_BGK)).sum(dim=2)
 
     def score_positions(self, request: Request, positions_BGK: Tensor) -> Tensor:
         """``value`` of lists given as positions in the candidate set, (B, G)."""
-        return self.value(take_lists(self.encode(request).candidates_BCW, positions_BGK))
-
-
-def take_lists(candidates_BCW: Tensor, positions_BGK: Tensor) -> Tensor:
-    """Encodings (B, G, K, W) of the items of lists."""
-    index_BPW = positions_BGK.flatten(1).unsqueeze(2).expand(-1, -1, candidates_BCW.shape[2])
-    return candidates_BCW.gather(1, index_BPW).view(*positions_BGK.shape, -1)
+        return self.value(rows_at(self.encode(request).candidates_BCW, positions_BGK))
 
 
 def random_lists(request: Request, num_lists: int, num_places: int, generator: torch.Generator) -> Tensor:
     """Lists (B, G, K) of positions, every list of different candidates equally likely."""
-    B, C = request.candidates_BC.shape
-    return torch.rand((B, num_lists, C), generator=generator).topk(num_places, dim=2).indices
+    flat_BC = torch.zeros_like(request.retriever_score_BC)
+    return sample_lists(flat_BC, num_lists, num_places, generator)
 
 
 def label_loss(evaluator: LabelEvaluator, batch: LabelledRequests, positions_BGK: Tensor) -> Tensor:
     """Binary cross-entropy of the labels of given lists, a scalar."""
-    logit_BGK = evaluator.label_logits(take_lists(evaluator.encode(batch.request).candidates_BCW, positions_BGK))
+    logit_BGK = evaluator.label_logits(rows_at(evaluator.encode(batch.request).candidates_BCW, positions_BGK))
     label_BGK = items_at(batch.label_BC, positions_BGK)
     return functional.binary_cross_entropy_with_logits(logit_BGK, label_BGK)
 
 
 def fit_label_evaluator(
-    data: RerankData, config: LabelEvaluatorConfig, fit: TrainingConfig, shape: RequestShape
+    data: RerankData, config: LabelEvaluatorConfig, fit: OfflineTrainingConfig, shape: RequestShape
 ) -> LabelEvaluator:
     """An evaluator fitted to random lists of the training part; stops on the loss of the validation part's."""
     evaluator = LabelEvaluator(config, shape)

@@ -15,6 +15,11 @@ from torch import Tensor
 from recsim_env.slates import first_showing, items_at, positions_of
 
 
+def discounts(lists: Tensor) -> Tensor:
+    """NDCG's weight (K,) of each place of lists (..., K): 1 / log2(place + 1), places counted from 1."""
+    return 1 / torch.log2(torch.arange(lists.shape[-1], device=lists.device) + 2.0)
+
+
 def hit_share(label_BK: Tensor, num_positives_B: Tensor) -> Tensor:
     """H@K (B,): the share of a request's positives that stand in its list.
 
@@ -28,7 +33,7 @@ def hit_share(label_BK: Tensor, num_positives_B: Tensor) -> Tensor:
 def ndcg(label_BK: Tensor, num_positives_B: Tensor) -> Tensor:
     """NDCG@K (B,) with gains 0/1 and discount 1 / log2(place + 1), places counted from 1."""
     place_K = torch.arange(label_BK.shape[1], device=label_BK.device)
-    discount_K = 1 / torch.log2(place_K + 2.0)
+    discount_K = discounts(label_BK)
     ideal_BK = (place_K < num_positives_B.unsqueeze(1)).to(label_BK.dtype)
     return (label_BK * discount_K).sum(dim=1) / _or_nan((ideal_BK * discount_K).sum(dim=1))
 

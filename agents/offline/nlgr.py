@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.networks import CandidateEncoder, Encoding, RequestShape, initial_order
-from agents.offline.data import LabelledRequests, RerankData
+from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.scorers import shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
-from recsim_env.slates import items_at
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from recsim_env.slates import items_at, list_at
 from recsim_env.types import Decision, Request
 
 
@@ -90,8 +89,8 @@ class ExchangeGenerator(nn.Module):
         """The list of the highest value among the first one and those after each exchange; nothing is drawn."""
         self.shape.check(request)
         value_GB, positions_GBK = self.improve(request, None)
-        best_1BK = value_GB.argmax(dim=0).unsqueeze(1).expand(-1, self.shape.slate_size).unsqueeze(0)
-        return Decision(items_at(request.candidates_BC, positions_GBK.gather(0, best_1BK).squeeze(0)))
+        best_BK = list_at(positions_GBK.transpose(0, 1), value_GB.argmax(dim=0))
+        return Decision(items_at(request.candidates_BC, best_BK))
 
     def improve(self, request: Request, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Makes all exchanges, each from the list before it as it stands: no gradient runs back through that.
@@ -104,6 +103,8 @@ class ExchangeGenerator(nn.Module):
             Of the first list and of those after each exchange (G = exchanges + 1 of them): values (G, B), which carry
             gradients, and positions (G, B, K) int64.
         """
+        # Lists are one-hot choices, so that a product with the candidates' encodings gives the evaluator its input and
+        # its gradient the way back to the choice. Gathering by index would cut that way off.
         encoding, judged_BCW = self.encoder(request), self.evaluator.encode(request).candidates_BCW
         first_BK = initial_order(request)[:, : self.shape.slate_size]
         lists = [functional.one_hot(first_BK, request.candidates_BC.shape[1]).to(judged_BCW.dtype)]
@@ -114,11 +115,14 @@ class ExchangeGenerator(nn.Module):
 
     def exchange(self, encoding: Encoding, choice_BKC: Tensor, generator: torch.Generator | None) -> Tensor:
         """The neighbour (B, K, C) that the two units pick, one-hot like the current list ``choice_BKC``."""
+        # Each place sees its own item and the mean of the list; the position unit asks which place is worst.
         listed_BKW = choice_BKC @ encoding.candidates_BCW + self.place_KW
         state_BKW = torch.relu(listed_BKW + self.whole(listed_BKW.mean(dim=1) + encoding.request_BW).unsqueeze(1))
         place_BK = _pick(self.position(state_BKW).squeeze(2), self.config.temperature, generator)
+        # The place it picked asks the candidates for a better item, by an attention of one query.
         query_BW = self.query((place_BK.unsqueeze(2) * state_BKW).sum(dim=1))
         logit_BC = (self.key(encoding.candidates_BCW) @ query_BW.unsqueeze(2)).squeeze(2) / query_BW.shape[1] ** 0.5
+        # Items of the other places are out; the item of this one stays in, which is an exchange that changes nothing.
         elsewhere_BC = (choice_BKC * (1 - place_BK.detach()).unsqueeze(2)).sum(dim=1) > 0.5
         item_BC = _pick(logit_BC.masked_fill(elsewhere_BC, -torch.inf), self.config.temperature, generator)
         place_BK1 = place_BK.unsqueeze(2)
@@ -130,6 +134,7 @@ def _pick(logit_BA: Tensor, temperature: float, generator: torch.Generator | Non
     if generator is not None:
         uniform_BA = torch.rand(logit_BA.shape, generator=generator).clamp(min=1e-20, max=1 - 1e-7)
         logit_BA = logit_BA - torch.log(-torch.log(uniform_BA))
+    # Forward the value is hard, backward the gradient is soft: soft - soft.detach() is 0 and keeps its gradient.
     soft_BA = (logit_BA / temperature).softmax(dim=1)
     hard_BA = functional.one_hot(logit_BA.argmax(dim=1), logit_BA.shape[1]).to(soft_BA.dtype)
     return hard_BA + (soft_BA - soft_BA.detach())
@@ -138,11 +143,12 @@ def _pick(logit_BA: Tensor, temperature: float, generator: torch.Generator | Non
 def exchange_loss(model: ExchangeGenerator, request: Request, generator: torch.Generator) -> Tensor:
     """Minus the mean relative reward of the exchanges: value of the new list less that of the current one."""
     value_GB, _ = model.improve(request, generator)
+    # Detached, the current list's value is a constant: an exchange answers for what it made, not for where it began.
     return -(value_GB[1:] - value_GB[:-1].detach()).mean()
 
 
 def fit_nlgr(
-    data: RerankData, config: NlgrConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig
+    data: RerankData, config: NlgrConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig
 ) -> ExchangeGenerator:
     """Fits the evaluator, then the generator by its relative rewards."""
     shape = shape_of(data)

@@ -11,8 +11,10 @@ scores that lists are drawn from.
 
 Changed or left out:
 
-- lists are drawn by Plackett-Luce from a pointwise score: of 50 candidates there are too many permutations to list,
-  and the paper's few come from a ranking stage that the protocol does not have;
+- the paper permutes the few items that a ranking stage left. The protocol has no such stage, and 50 candidates have
+  too many permutations to list. A pointwise score, fitted alongside, stands in for it: the proposals are its sort and
+  lists drawn closely around that sort (``temperature``). Lists drawn from the score's own softmax would be far worse
+  than its sort, and then the second module has nothing good to choose from;
 - both modules share the item encoder; the paper's vectors of behaviour sequences are this project's history input;
 - the form of the comparative term and all sizes are this project's own.
 
@@ -25,12 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.networks import RequestShape
-from agents.offline.data import LabelledRequests, RerankData
-from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, label_loss, random_lists, take_lists
-from agents.offline.scorers import listwise_softmax_loss, shape_of
-from agents.offline.training import TrainingConfig, fit_reranker, validation_loss
-from recsim_env.slates import items_at, sample_lists
+from agents.baselines.best_of_lists import lists_around_sort
+from agents.networks import RequestShape, rows_at
+from agents.offline.data import LabelledRequests, RerankData, shape_of
+from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, label_loss, random_lists
+from agents.offline.metrics import discounts
+from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.rerankers.scorers import listwise_softmax_loss
+from recsim_env.slates import items_at, list_at, sample_lists
 from recsim_env.types import Decision, Request
 
 
@@ -39,7 +43,9 @@ class PierConfig:
     """How many lists are made and kept, and what the terms weigh."""
 
     num_lists: int = 100
-    """G: lists drawn for each request in use."""
+    """G: lists proposed for each request in use, the score's sort among them."""
+    temperature: float = 0.2
+    """Spread of the proposals around the sort, in standard deviations of a request's scores."""
     num_kept: int = 10
     """Lists at the smallest distance, which the evaluator judges."""
     num_bits: int = 64
@@ -52,6 +58,8 @@ class PierConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.num_kept <= self.num_lists:
             raise ValueError(f"num_kept must lie in 1..num_lists, got {self.num_kept} and {self.num_lists}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.num_bits < 1 or self.training_lists < 2 or self.comparative_weight < 0:
             raise ValueError(
                 "num_bits must be at least 1, training_lists at least 2 and comparative_weight at least 0, got "
@@ -62,7 +70,8 @@ class PierConfig:
 def sim_hash(vector: Tensor, planes_WA: Tensor) -> Tensor:
     """Bits (..., A) bool of vectors (..., W): on which side of each hyperplane they lie.
 
-    Two vectors differ in a share of their bits that is, on average, their angle over pi.
+    A random hyperplane parts two vectors with a chance of their angle over pi, so the share of bits that differ tells
+    the angle, and comparing bits is cheaper than comparing vectors.
     """
     return vector @ planes_WA > 0
 
@@ -91,14 +100,19 @@ class Pier(nn.Module):
 
     @torch.no_grad()
     def forward(self, request: Request, generator: torch.Generator) -> Decision:
-        """The kept list of the highest value; lists are drawn from ``generator``."""
+        """The kept list of the highest value; proposals are drawn from ``generator``."""
         self.shape.check(request)
         candidates_BCW, request_BW = self.evaluator.encode(request)
-        logit_BC = self.prior(candidates_BCW).squeeze(2)
-        drawn_BGK = sample_lists(logit_BC, self.config.num_lists, self.shape.slate_size, generator)
-        kept_BGK = self.nearest(candidates_BCW, request_BW, drawn_BGK)
-        best_B = self.evaluator.value(take_lists(candidates_BCW, kept_BGK)).argmax(dim=1)
-        return Decision(items_at(request.candidates_BC, kept_BGK[torch.arange(len(best_B)), best_B]))
+        proposed_BGK = self.propose(candidates_BCW, generator)
+        kept_BGK = self.nearest(candidates_BCW, request_BW, proposed_BGK)
+        best_B = self.evaluator.value(rows_at(candidates_BCW, kept_BGK)).argmax(dim=1)
+        return Decision(items_at(request.candidates_BC, list_at(kept_BGK, best_B)))
+
+    def propose(self, candidates_BCW: Tensor, generator: torch.Generator) -> Tensor:
+        """Lists (B, G, K) of positions around the score's sort, the sort first."""
+        score_BC = self.prior(candidates_BCW).squeeze(2)
+        config, places = self.config, self.shape.slate_size
+        return lists_around_sort(score_BC, config.num_lists, places, config.temperature, generator)
 
     def nearest(self, candidates_BCW: Tensor, request_BW: Tensor, lists_BGK: Tensor) -> Tensor:
         """The lists (B, num_kept, K) whose hashes differ least from the user's."""
@@ -106,11 +120,11 @@ class Pier(nn.Module):
         user_B1A = sim_hash(self.user(request_BW), self.planes_WA).unsqueeze(1)
         distance_BG = (list_BGA != user_B1A).sum(dim=2)
         kept_BG = distance_BG.argsort(dim=1, stable=True)[:, : self.config.num_kept]
-        return lists_BGK.gather(1, kept_BG.unsqueeze(2).expand(-1, -1, lists_BGK.shape[2]))
+        return rows_at(lists_BGK, kept_BG)
 
     def list_vectors(self, candidates_BCW: Tensor, lists_BGK: Tensor) -> Tensor:
         """Vectors (B, G, W) of lists: their items', weighted by place."""
-        chosen_BGKW = take_lists(self.item(candidates_BCW), lists_BGK)
+        chosen_BGKW = rows_at(self.item(candidates_BCW), lists_BGK)
         vectors_BGW: Tensor = torch.einsum("bgkw,k->bgw", chosen_BGKW, self.place_weight_K.softmax(dim=0))
         return vectors_BGW
 
@@ -130,8 +144,7 @@ class Pier(nn.Module):
 
 def discounted_labels(label_BC: Tensor, lists_BGK: Tensor) -> Tensor:
     """DCG (B, G) of lists by their labels."""
-    label_BGK = label_BC.gather(1, lists_BGK.flatten(1)).view(lists_BGK.shape)
-    return (label_BGK / torch.log2(torch.arange(lists_BGK.shape[2], device=label_BC.device) + 2.0)).sum(dim=2)
+    return (items_at(label_BC, lists_BGK) * discounts(lists_BGK)).sum(dim=2)
 
 
 def comparative_loss(likeness_BG: Tensor, worth_BG: Tensor, temperature: float = 0.1) -> Tensor:
@@ -147,7 +160,7 @@ def comparative_loss(likeness_BG: Tensor, worth_BG: Tensor, temperature: float =
     return (loss_B * differs_B).sum() / differs_B.sum().clamp(min=1)
 
 
-def fit_pier(data: RerankData, config: PierConfig, evaluator: LabelEvaluatorConfig, fit: TrainingConfig) -> Pier:
+def fit_pier(data: RerankData, config: PierConfig, evaluator: LabelEvaluatorConfig, fit: OfflineTrainingConfig) -> Pier:
     """Fits both modules together."""
     model = Pier(config, evaluator, shape_of(data))
     fit_reranker(model, model.loss, validation_loss(model, data, fit.seed), data, fit, label="PIER")

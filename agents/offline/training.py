@@ -21,7 +21,7 @@ _REQUESTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class OfflineTrainingConfig:
     """How long and how fast a reranker is fitted."""
 
     max_epochs: int = 20
@@ -63,7 +63,7 @@ def fit_reranker(
     loss: Callable[[LabelledRequests, torch.Generator], Tensor],
     validate: Callable[[], float],
     data: RerankData,
-    config: TrainingConfig,
+    config: OfflineTrainingConfig,
     label: str = "reranker",
 ) -> TrainResult:
     """Fits ``model`` in place; it ends with the weights of the epoch that was best on the validation part.

@@ -9,8 +9,9 @@ The text that was found stops before the paper's loss. Here:
 - the signal of a list is ``reward_weight * value + gain_weight * spread * z(GC)``, with ``z`` the z-score of GC in the
   group of lists drawn for a request and ``spread`` the standard deviation of their values, so that the weight does
   not depend on units or on how many generators there are;
-- the policy is trained on it as GoalRank is, by cross-entropy to the group-relative reference or by the clipped policy
-  gradient (``GoalRankConfig.objective``), through RLlib (``agents.rllib.train``);
+- the policy is trained on it by any method that learns from a list evaluator (``agents.method``), GoalRank unless
+  another is given: by cross-entropy to the group-relative reference, or by the clipped policy gradient
+  (``GoalRankConfig.objective``);
 - the first generator has nothing to complete and is whatever the user begins with.
 
 Left out: the paper's automatic choice of how many generators to add, since its rule is not known.
@@ -28,11 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.method import Method, make_method, method_path
 from agents.objectives import group_z_score
+from agents.policies import load_policy
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
-from recsim_env.files import read_json, write_json
+from recsim_env.files import claim
 from recsim_env.slates import positions_of
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
 
@@ -88,8 +91,8 @@ class ComplementaryEvaluator:
         return value._replace(value_BG=value_BG)
 
 
-Train = Callable[[GoalRankConfig, ListEvaluator, Path], Path]
-"""Trains a policy on an evaluator in a run folder and returns the folder of the exported policy."""
+Train = Callable[[Method, ListEvaluator, Path], Path]
+"""Trains a method on an evaluator in a run folder and returns the folder of the exported policy."""
 
 
 def search_generators(
@@ -99,20 +102,20 @@ def search_generators(
     *,
     num_generators: int,
     folder: Path,
-    policy: GoalRankConfig | None = None,
+    method: Method | None = None,
     config: CligConfig | None = None,
     device: torch.device | str = "cpu",
-) -> Iterator[GoalRankPolicy]:
+) -> Iterator[Policy]:
     """Learns generators one after the other and yields each as soon as it is there.
 
     Args:
         first: the generator to begin with.
         evaluator: values whole lists.
-        train: trains a policy on an evaluator; usually a few lines around ``agents.rllib.train.train_goalrank`` that
+        train: trains a method on an evaluator; usually a few lines around ``agents.rllib.train.train_method`` that
             name the world, as ``experiments.tables.reranker_training`` has them.
         num_generators: how many to add.
-        folder: where each keeps its run; finished ones are read, not trained again.
-        policy: settings of the policies; each has a seed of its own.
+        folder: where each keeps its run, under ``generator-<number>/run``; finished ones are read, not trained again.
+        method: what trains each of them, with its settings; GoalRank by default. Each gets a seed of its own.
         config: what makes a generator worth adding.
         device: where the world's requests are.
 
@@ -122,36 +125,35 @@ def search_generators(
     """
     if num_generators < 1:
         raise ValueError(f"num_generators must be at least 1, got {num_generators}")
-    policy, config = policy or GoalRankConfig(), config or CligConfig()
+    method, config = method or GoalRank(GoalRankConfig()), config or CligConfig()
     existing: dict[str, Policy] = {"first": first}
     for number in range(1, num_generators + 1):
-        run_dir = folder / f"generator-{number}"
-        settings = dataclasses.replace(policy, seed=policy.seed + number)
-        _claim(run_dir, _goal(evaluator, existing, config))
+        one = _with_seed(method, method.config.seed + number)
+        run_dir = folder / f"generator-{number}" / "run"
+        claim(run_dir.parent, _goal(one, evaluator, existing, config), name="goal.json")
         if not (run_dir / "policy").exists():
-            train(settings, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
-        learned = GoalRankPolicy.load(run_dir / "policy", device=device)
-        if learned.config != settings:
-            raise ValueError(f"{run_dir} holds a generator of {learned.config}, need {settings}; move the folder away")
+            train(one, ComplementaryEvaluator(evaluator, PolicyLists(existing), config), run_dir)
+        learned = load_policy(run_dir / "policy", device=device)
         existing[f"learned {number}"] = learned
         yield learned
 
 
-def _goal(evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig) -> dict[str, Any]:
-    """What a generator is learned for, as JSON values: the weights, and fingerprints of evaluator and generators."""
-    others = {name: _fingerprint(policy) for name, policy in existing.items()}
-    return {"config": dataclasses.asdict(config), "evaluator": _fingerprint(evaluator), "beside": others}
+def _with_seed(method: Method, seed: int) -> Method:
+    """The same method with another seed."""
+    return make_method(method_path(method), {**dataclasses.asdict(method.config), "seed": seed})
 
 
-def _claim(run_dir: Path, goal: dict[str, Any]) -> None:
-    """Writes down what a run is for before it begins; refuses a folder that holds another, or does not say."""
-    path = run_dir / "goal.json"
-    if path.exists() or (run_dir / "policy").exists():
-        was = read_json(path) if path.exists() else "a goal that it does not say"
-        if was != goal:
-            raise ValueError(f"{run_dir} holds a generator for {was}, need one for {goal}; move the folder away")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, goal)
+def _goal(
+    method: Method, evaluator: ListEvaluator, existing: Mapping[str, Policy], config: CligConfig
+) -> dict[str, Any]:
+    """Everything that shapes a generator, as JSON values; evaluator and other generators by their fingerprints."""
+    return {
+        "method": method_path(method),
+        "settings": dataclasses.asdict(method.config),
+        "clig": dataclasses.asdict(config),
+        "evaluator": _fingerprint(evaluator),
+        "beside": {name: _fingerprint(policy) for name, policy in existing.items()},
+    }
 
 
 def _fingerprint(thing: Any) -> str:

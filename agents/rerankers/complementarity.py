@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from agents.networks import rows_at
 from recsim_env.types import Request
 
 Distance = Literal["embedding", "pair_order"]
@@ -50,9 +51,7 @@ def comprehensiveness_gain(distance_BGL: Tensor) -> Tensor:
 
 def _embedding(features_BCD: Tensor, lists_BGK: Tensor) -> Tensor:
     """Unit vectors (B, G, D): direction of the lists' mean item."""
-    index = lists_BGK.flatten(1).unsqueeze(2).expand(-1, -1, features_BCD.shape[2])
-    shown_BGKD = features_BCD.gather(1, index).view(*lists_BGK.shape, -1)
-    return torch.nn.functional.normalize(shown_BGKD.mean(dim=2), dim=2)
+    return torch.nn.functional.normalize(rows_at(features_BCD, lists_BGK).mean(dim=2), dim=2)
 
 
 def _pair_order(a_BGK: Tensor, b_BLK: Tensor, num_candidates: int) -> Tensor:

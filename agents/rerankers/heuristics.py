@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from agents.networks import rows_at
 from recsim_env.slates import check_room
 from recsim_env.types import Request
 from recsim_env.world import World
@@ -166,7 +167,7 @@ def mmr(relevance_BGC: Tensor, similarity_BCC: Tensor, penalty_G: Tensor, slate_
         chosen_BG = (left_BGC - penalty_G.unsqueeze(1) * nearest_BGC).argmax(dim=2)
         places.append(chosen_BG)
         left_BGC = left_BGC.scatter(2, chosen_BG.unsqueeze(2), -torch.inf)
-        row_BGC = _rows(similarity_BCC, chosen_BG)
+        row_BGC = rows_at(similarity_BCC, chosen_BG)
         nearest_BGC = row_BGC if place == 0 else nearest_BGC.maximum(row_BGC)
     return torch.stack(places, dim=2)
 
@@ -194,7 +195,7 @@ def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tenso
         chosen_BG = worth_BGC.masked_fill(taken_BGC, -torch.inf).argmax(dim=2)
         places.append(chosen_BG)
         index_BG1 = chosen_BG.unsqueeze(2)
-        kernel_BGC = quality_BGC.gather(2, index_BG1) * _rows(similarity_BCC, chosen_BG) * quality_BGC
+        kernel_BGC = quality_BGC.gather(2, index_BG1) * rows_at(similarity_BCC, chosen_BG) * quality_BGC
         for factor_BGC in factors:
             kernel_BGC = kernel_BGC - factor_BGC.gather(2, index_BG1) * factor_BGC
         adds_BG1 = ~spent_BGC.gather(2, index_BG1)
@@ -249,8 +250,3 @@ def same_tag(tag_BC: Tensor) -> Tensor:
     """1 where two candidates have the same tag and on the diagonal, otherwise 0 (B, C, C); -1 is no tag."""
     same_BCC = (tag_BC.unsqueeze(2) == tag_BC.unsqueeze(1)) & (tag_BC >= 0).unsqueeze(2)
     return (same_BCC | torch.eye(tag_BC.shape[1], dtype=torch.bool, device=tag_BC.device)).to(torch.float32)
-
-
-def _rows(similarity_BCC: Tensor, chosen_BG: Tensor) -> Tensor:
-    """Similarities (B, G, C) of the chosen candidates to all."""
-    return similarity_BCC.gather(1, chosen_BG.unsqueeze(2).expand(-1, -1, similarity_BCC.shape[2]))

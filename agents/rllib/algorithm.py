@@ -1,114 +1,351 @@
-"""GoalRank as an RLlib Algorithm: sample, update, synchronise.
+"""Any method as an RLlib Algorithm: sample, update, synchronise.
 
 Example:
-    A plain RLlib configuration works, with any number of runners and learners::
+    A plain RLlib configuration works, with any number of runners and learners:
 
-        config = (
-            GoalRankAlgorithmConfig()
-            .environment("recsim_env:recsim_env/Session-v0", env_config={"world": "short_video"})
-            .env_runners(num_env_runners=0, num_envs_per_env_runner=64)
-            .training(goalrank=GoalRankConfig(), request_shape=shape)
-        )
-        algorithm = config.build_algo()
-        algorithm.train()
+    >>> from agents.goalrank import GoalRank
+    >>> from tests.helpers.list_game import ENV
+    >>> config = (
+    ...     MethodAlgorithmConfig(GoalRank)
+    ...     .environment(ENV)  # usually "recsim_env/Session-v0" with env_config={"world": "runs/worlds/A"}
+    ...     .env_runners(num_env_runners=0, num_envs_per_env_runner=8)
+    ...     .training(lr=1e-3, group_size=8)
+    ... )
+    >>> algorithm = config.build_algo()
+    >>> results = algorithm.train()
+    >>> algorithm.stop()
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
+from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from agents.goalrank import GoalRankConfig
+from agents.method import Method, log_columns, make_method, method_class, method_path
 from agents.networks import RequestShape
-from agents.rllib.env_runner import GoalRankEnvRunner
-from agents.rllib.learner import GoalRankLearner
-from agents.rllib.module import GoalRankModule
+from agents.rllib.env_runner import MethodEnvRunner
+from agents.rllib.evaluation import paired_evaluation
+from agents.rllib.learner import MethodLearner
+from agents.rllib.module import MethodModule
+from agents.rllib.replay import Replay
+from recsim_env.data.requests import LoggedRequests
 from recsim_env.types import ListEvaluator
 
+_BY_RLLIB = ("lr", "grad_clip", "minibatch_size", "num_epochs", "seed")
+"""Settings that a method and RLlib both have."""
 
-class GoalRankAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is untyped
-    """RLlib settings of GoalRank."""
+_UNCALLED = ("on_episode_created", "on_episode_start", "on_episode_step")
+"""Callbacks that the batched path has no place for: it has no episodes while they run."""
 
-    def __init__(self, algo_class: type | None = None) -> None:
+
+class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is untyped
+    """RLlib settings of a training method.
+
+    Args:
+        method: the method's class, or its path "module:Class".
+    """
+
+    def __init__(self, method: type | str | None = None, algo_class: type | None = None) -> None:
+        self.method: str | None = None
+        self.method_config: dict[str, Any] = {}
         self.request_shape: RequestShape | None = None
         self.evaluator: ListEvaluator | str | None = None
-        super().__init__(algo_class=algo_class or GoalRank)
-        self.env_runner_cls = GoalRankEnvRunner
+        self.logged: LoggedRequests | None = None
+        super().__init__(algo_class=algo_class or MethodAlgorithm)
+        self.env_runner_cls = MethodEnvRunner
         self.gym_env_vectorize_mode = "vector_entry_point"
         self.num_env_runners = 0
         self.num_envs_per_env_runner = 64
         self.rollout_fragment_length = 8
-        self._use_goalrank(GoalRankConfig())
+        self.sample_timeout_s = 600.0
+        self.custom_evaluation_function = paired_evaluation
+        self.evaluation_duration = 200
+        # None: not given, so the method's own value counts.
+        self.lr = self.num_epochs = None
+        if method is not None:
+            self.training(method=method)
 
     def training(
         self,
         *,
-        goalrank: GoalRankConfig | None = None,
+        method: type | str | None = None,
+        method_config: Any = None,
         request_shape: RequestShape | None = None,
         evaluator: ListEvaluator | str | None = None,
-        **kwargs: Any,
-    ) -> "GoalRankAlgorithmConfig":
+        logged: LoggedRequests | None = None,
+        **settings: Any,
+    ) -> "MethodAlgorithmConfig":
         """Sets the training options.
 
         Args:
-            goalrank: settings of the method; its learning rate, gradient clip, minibatch size, epochs and
-                seed become RLlib's.
-            request_shape: sizes of the environment's requests.
+            method: the method's class, or its path "module:Class".
+            method_config: the method's settings, as its config or as a dict of some of them.
+            request_shape: sizes of the environment's requests; found out from the environment by default.
             evaluator: values lists in place of the world's own evaluator: an object with ``score``, or
                 "module:Name" of one.
-            kwargs: RLlib's own training options.
+            logged: requests that a method learns from which learns from a log.
+            settings: any field of the method's config by name, and RLlib's own training options. Where both have one
+                of a name (lr, grad_clip, minibatch_size, num_epochs), it is the same setting.
+
+        Raises:
+            ValueError: a setting that neither the method nor RLlib has.
         """
-        super().training(**kwargs)
-        if goalrank is not None:
-            self._use_goalrank(goalrank)
-        if request_shape is not None:
-            self.request_shape = request_shape
-        if evaluator is not None:
-            self.evaluator = evaluator
+        if method is not None:
+            self.method = method if isinstance(method, str) else method_path(method)
+        if method_config is not None:
+            given = _given(method_config) if dataclasses.is_dataclass(method_config) else dict(method_config)
+            self.method_config = {**self.method_config, **given}
+        self.request_shape = request_shape or self.request_shape
+        self.evaluator = evaluator if evaluator is not None else self.evaluator
+        self.logged = logged if logged is not None else self.logged
+        own = {name: settings.pop(name) for name in list(settings) if name in self._method_fields()}
+        shared = {name: own.pop(name) for name in _BY_RLLIB if name in own and name != "seed"}
+        if "seed" in own:
+            self.seed = own.pop("seed")
+        self.method_config = {**self.method_config, **own}
+        try:
+            super().training(**settings, **shared)
+        except TypeError as error:
+            raise ValueError(f"{error}; settings of the method: {sorted(self._method_fields())}") from error
         return self
+
+    def make_method(self) -> Method:
+        """The method with all settings as they will be used.
+
+        Raises:
+            ValueError: no method, unknown or contradictory settings.
+        """
+        if self.method is None:
+            raise ValueError("no method to train: call .training(method=...), such as 'agents.goalrank:GoalRank'")
+        settings = dict(self.method_config)
+        for name in _BY_RLLIB:
+            value = getattr(self, name)
+            if isinstance(value, list):  # a schedule: RLlib follows it from its first value
+                value = value[0][1]
+            if value is None:
+                continue
+            if name in settings and settings[name] != value:
+                raise ValueError(
+                    f"{name} was given twice: {settings[name]!r} in the method's config, {value!r} to RLlib; give one"
+                )
+            settings[name] = value
+        return make_method(self.method, settings)
 
     def get_default_learner_class(self) -> type:
         """The learner."""
-        return GoalRankLearner
+        return MethodLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """The module, built for ``request_shape``."""
-        if self.request_shape is None:
-            raise ValueError(
-                "GoalRank must know the sizes of a request: call .training(request_shape="
-                "RequestShape.of(env.request, len(env.world.catalogue), slate_size))"
-            )
+        """The module, built for the environment's requests."""
+        method = self.make_method()
         model_config = {
-            "config": dataclasses.asdict(self.goalrank),
-            "shape": dataclasses.asdict(self.request_shape),
+            "method": self.method,
+            "config": dataclasses.asdict(method.config),
+            "shape": dataclasses.asdict(self.request_shape or request_shape_of(self.env, self.env_config)),
         }
-        return RLModuleSpec(module_class=GoalRankModule, model_config=model_config)
+        return RLModuleSpec(module_class=MethodModule, model_config=model_config)
 
     def validate(self) -> None:
-        """Checks the settings, and that the GPUs asked for exist."""
+        """Checks the settings and writes them down as they will be used; refuses what would have no effect."""
+        method = self.make_method()
+        self._settle(method)
         super().validate()
+        self._refuse_what_has_no_place()
         check_gpus(self)
+        if method.data == "log" and self.logged is None:
+            raise ValueError(f"{self.method} learns from a log: give .training(logged=...), a LoggedRequests")
 
-    def _use_goalrank(self, goalrank: GoalRankConfig) -> None:
-        self.goalrank = goalrank
-        self.lr, self.grad_clip = goalrank.lr, goalrank.grad_clip
-        self.minibatch_size, self.num_epochs = goalrank.minibatch_size, goalrank.num_epochs
-        self.seed = goalrank.seed
+    def build_learner(self, **kwargs: Any) -> Any:
+        """A learner by itself, as tests and custom loops use it."""
+        self._settle(self.make_method())
+        return super().build_learner(**kwargs)
+
+    def _settle(self, method: Method) -> None:
+        """Writes the settings down where RLlib looks for them."""
+        for name in _BY_RLLIB:
+            if not isinstance(getattr(self, name), list):
+                setattr(self, name, getattr(method.config, name))
+        self.request_shape = self.request_shape or request_shape_of(self.env, self.env_config)
+
+    def _refuse_what_has_no_place(self) -> None:
+        for name in ("_env_to_module_connector", "_module_to_env_connector", "_learner_connector"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name.strip('_')} has no place in the batched path, which moves tensors and no episodes; change "
+                    "what the policy sees in its network, or use RLlib's own PPO, SAC or DQN on the same environment"
+                )
+        functions = [name for name in _UNCALLED if getattr(self, f"callbacks_{name}", None)]
+        classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
+        overridden = [
+            name for name in _UNCALLED for kind in classes if getattr(kind, name) is not getattr(RLlibCallback, name)
+        ]
+        if functions or overridden:
+            raise ValueError(
+                f"{', '.join(sorted({*functions, *overridden}))} would never be called: sessions run as batched "
+                "tensors and exist for callbacks when they end; use on_episode_end, on_sample_end or on_train_result"
+            )
+        asked, per_round = self._train_batch_size_per_learner, self._rows_per_round()
+        if asked is not None and asked * max(self.num_learners, 1) != per_round:
+            raise ValueError(
+                f"train_batch_size_per_learner={asked} contradicts what a round samples: {per_round} rows from "
+                f"num_envs_per_env_runner={self.num_envs_per_env_runner}, rollout_fragment_length="
+                f"{self.rollout_fragment_length} and num_env_runners={self.num_env_runners}; leave it out"
+            )
+
+    def _rows_per_round(self) -> int:
+        length = self.rollout_fragment_length
+        if not isinstance(length, int):
+            raise ValueError(f"rollout_fragment_length must be a number of steps, got {length!r}")
+        return length * self.num_envs_per_env_runner * max(self.num_env_runners, 1)
+
+    def _method_fields(self) -> set[str]:
+        if self.method is None:
+            return set()
+        kind: Any = method_class(self.method)
+        return {field.name for field in dataclasses.fields(kind.Config)}
+
+
+class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
+    """Samples with every runner, updates the learners, sends the weights back."""
+
+    @classmethod
+    def get_default_config(cls) -> MethodAlgorithmConfig:
+        """The default settings; a method has to be named."""
+        return MethodAlgorithmConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds runners, learners and, where the method needs one, the replay."""
+        super().setup(config)
+        self._method = self.config.make_method()
+        self._logged = self.config.logged
+        if self._logged is not None and hasattr(self._method, "prepare_log"):
+            self._logged = self._method.prepare_log(self._logged)
+        self._replay: Replay | None = None
+        if self._method.data == "replay":
+            self._replay = Replay(self._method.config.replay_size, _feature_tables(self.env_runner))
+
+    def training_step(self) -> None:
+        """One round."""
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            batch = self._logged_batch() if self._method.data == "log" else self._sample()
+        if batch is None:  # every runner is down; RLlib restarts them before the next round
+            return
+        num_rows, settings = len(next(iter(batch.values()))), self._method.config
+        num_epochs = settings.num_epochs
+        if self._replay is not None:
+            self._replay.add(batch)
+            if len(self._replay) < max(settings.replay_warmup, settings.minibatch_size):
+                return
+            learners = max(self.config.num_learners, 1)
+            num_rows = settings.updates_per_round * settings.minibatch_size * learners
+            batch = {name: c.numpy() for name, c in self._replay.draw(num_rows, self._round_generator()).items()}
+            num_epochs = 1
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self._update(SampleBatch(batch), num_rows, num_epochs)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group,
+                policies=set(results[0]) - {ALL_MODULES},
+                inference_only=True,
+            )
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, and the replay."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        if self._replay is not None:
+            state["replay"] = {name: tensor.numpy() for name, tensor in self._replay.state().items()}
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().set_state(state)
+        if self._replay is not None and "replay" in state:
+            self._replay.restore({name: torch.as_tensor(column) for name, column in state["replay"].items()})
+
+    def _update(self, batch: SampleBatch, num_rows: int, num_epochs: int) -> list[Any]:
+        config = self.config
+        # Learners whose shards hold different numbers of minibatches would wait for each other for ever.
+        per_epoch = num_rows // (max(config.num_learners, 1) * config.minibatch_size)
+        sampled = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        results: list[Any] = self.learner_group.update(
+            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=num_rows),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
+            num_epochs=num_epochs,
+            minibatch_size=config.minibatch_size,
+            num_total_minibatches=num_epochs * max(per_epoch, 1),
+            shuffle_batch_per_epoch=True,
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        return results
+
+    def _sample(self) -> dict[str, np.ndarray] | None:
+        answers = self.env_runner_group.foreach_env_runner(
+            lambda runner: (runner.sample(), runner.get_metrics()),
+            local_env_runner=self.config.num_env_runners == 0,
+            timeout_seconds=self.config.sample_timeout_s,
+        )
+        if not answers:
+            return None
+        batches, metrics = zip(*answers, strict=True)
+        self.metrics.aggregate(list(metrics), key=ENV_RUNNER_RESULTS)
+        return self._shuffled({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
+
+    def _logged_batch(self) -> dict[str, np.ndarray]:
+        """As many logged requests as a round would have sampled, all of one slate size and candidate count."""
+        logged = self._logged
+        chunks = logged.batch_indices(self.config._rows_per_round(), self._round_generator())
+        columns = log_columns(self._method, logged.batch(max(chunks[:8], key=len)))
+        return self._shuffled({name: column.numpy() for name, column in columns.items()})
+
+    def _round_generator(self) -> torch.Generator:
+        """Draws of this round: a resumed run goes on with those of the rounds to come."""
+        entropy = np.random.SeedSequence((self._method.config.seed, self.iteration))
+        return torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
+
+    def _shuffled(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # Rows come in the order of time; minibatches and shards should be alike.
+        rows = len(next(iter(columns.values())))
+        order = np.random.default_rng((self.config.seed or 0, self.iteration)).permutation(rows)
+        return {name: column[order] for name, column in columns.items()}
+
+
+def request_shape_of(env: Any, env_config: Mapping[str, Any]) -> RequestShape:
+    """Sizes of an environment's requests, found by asking one.
+
+    Raises:
+        ValueError: an environment without a tensor twin.
+    """
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):  # Ray's own names of environments
+        probe = _global_registry.get(ENV_CREATOR, env)(EnvContext({**env_config, "num_envs": 1}, worker_index=0))
+    else:
+        probe = gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
+    base: Any = probe.unwrapped
+    if not hasattr(base, "reset_tensors"):
+        raise ValueError(f"the batched path needs an environment with reset_tensors, got {type(base).__name__}")
+    shape = RequestShape.of(base.reset_tensors(0), len(base.world.catalogue), base.config.slate_size)
+    probe.close()
+    return shape
 
 
 def check_gpus(config: AlgorithmConfig) -> None:
@@ -124,51 +361,23 @@ def check_gpus(config: AlgorithmConfig) -> None:
         )
 
 
-class GoalRank(Algorithm):  # type: ignore[misc]  # ray is untyped
-    """Samples groups with every runner, updates the learners, sends the weights back."""
+def _given(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from its defaults: what somebody chose."""
+    default = type(config)()
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(default, field.name)
+    }
 
-    @classmethod
-    def get_default_config(cls) -> GoalRankAlgorithmConfig:
-        """The default settings."""
-        return GoalRankAlgorithmConfig()
 
-    def training_step(self) -> None:
-        """One round."""
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            batch = self._sample()
-        if batch is None:  # every runner is down; RLlib restarts them before the next round
-            return
-        config = self.config
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            # Learners whose shards hold different numbers of minibatches would wait for each other for ever.
-            per_epoch = len(batch) // (max(config.num_learners, 1) * config.minibatch_size)
-            results = self.learner_group.update(
-                batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=len(batch)),
-                num_epochs=config.num_epochs,
-                minibatch_size=config.minibatch_size,
-                num_total_minibatches=config.num_epochs * max(per_epoch, 1),
-                shuffle_batch_per_epoch=True,
-            )
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.learner_group,
-                policies=set(results[0]) - {ALL_MODULES},
-                inference_only=True,
-            )
-
-    def _sample(self) -> SampleBatch | None:
-        answers = self.env_runner_group.foreach_env_runner(
-            lambda runner: (runner.sample(), runner.get_metrics()),
-            local_env_runner=self.config.num_env_runners == 0,
-            timeout_seconds=self.config.sample_timeout_s,
-        )
-        if not answers:
-            return None
-        batches, metrics = zip(*answers, strict=True)
-        self.metrics.aggregate(list(metrics), key=ENV_RUNNER_RESULTS)
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        # Rows come in the order of time; minibatches and shards should be alike.
-        rows = len(next(iter(columns.values())))
-        order = np.random.default_rng((self.config.seed or 0, self.iteration)).permutation(rows)
-        return SampleBatch({name: column[order] for name, column in columns.items()})
+def _feature_tables(runner: Any) -> dict[str, torch.Tensor]:
+    """The world's tables whose rows a replay need not keep."""
+    world = getattr(getattr(getattr(runner, "env", None), "unwrapped", None), "world", None)
+    users, catalogue = getattr(world, "users", None), getattr(world, "catalogue", None)
+    tables = {}
+    if users is not None:
+        tables["user_features_BD"] = users.features_UD.cpu()
+    if catalogue is not None:
+        tables["candidate_features_BCD"] = catalogue.features_ND.cpu()
+    return tables

@@ -1,36 +1,58 @@
-"""GoalRank's Learner: the losses of ``agents.objectives`` in RLlib's form."""
+"""RLlib's Learner for any method: its loss, its optimisers, its target copies."""
 
 from typing import Any
 
+import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
-from agents.objectives import group_relative_cross_entropy, grpo_loss, informative_groups
-from agents.rllib.module import GROUP_LOG_PROB, GROUP_VALUE
+from agents.method import follow, optimisers, targets
 
 
-class GoalRankLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
-    """Fits the list policy to the values of its own groups."""
+class MethodLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
+    """Fits the module's network by ``method.loss``."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers the method's optimisers, each with its own parameters and learning rate.
+
+        An RLlib schedule given as ``lr`` is followed by those that have the method's own learning rate.
+        """
+        module = self._module[module_id].unwrapped()
+        self._every: dict[str, int] = {}
+        for name, optimiser in optimisers(module.method, module.network).items():
+            self._every[f"{module_id}_{name}"] = optimiser.every
+            follows = isinstance(config.lr, list) and optimiser.lr == module.method.config.lr
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=torch.optim.Adam(optimiser.parameters, lr=optimiser.lr),
+                params=optimiser.parameters,
+                lr_or_lr_schedule=config.lr if follows else optimiser.lr,
+            )
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
-        """The loss named by ``GoalRankConfig.objective``; logs what the groups look like."""
-        settings = config.goalrank
-        log_prob_BG, value_BG = fwd_out[GROUP_LOG_PROB], batch[GROUP_VALUE]
-        if settings.objective == "group_relative":
-            loss = group_relative_cross_entropy(log_prob_BG, value_BG, settings.temperature, settings.min_spread)
-        else:
-            loss = grpo_loss(log_prob_BG, batch[GROUP_LOG_PROB], value_BG, settings.clip, settings.min_spread)
-        self.metrics.log_dict(
-            {
-                "loss": loss.detach(),
-                "list_entropy": -log_prob_BG.detach().mean(),
-                "group_value": value_BG.mean(),
-                "group_spread": value_BG.std(dim=1, correction=0).mean(),
-                "groups_used": informative_groups(value_BG, settings.min_spread).float().mean(),
-            },
-            key=module_id,
-            window=1,
-        )
+        """The method's loss; logs it and what the method says beside it."""
+        loss: Tensor
+        loss, told = self._module[module_id].unwrapped().method.loss(fwd_out, batch)
+        self.metrics.log_dict({"loss": loss.detach(), **told}, key=module_id, window=1)
         return loss
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """Steps the optimisers whose turn it is, then moves the target copies.
+
+        An optimiser that waits gets no gradients: Adam's momentum would move its parameters even on zeros.
+        """
+        self._gradient_steps = getattr(self, "_gradient_steps", 0) + 1
+        waiting = {name for name, every in self._every.items() if self._gradient_steps % every}
+        held = {id(p) for name in waiting for p in self._named_optimizers[name].param_groups[0]["params"]}
+        for parameter_ref, parameter in self._params.items():
+            if id(parameter) in held:
+                gradients_dict.pop(parameter_ref, None)
+                parameter.grad = None
+        super().apply_gradients(gradients_dict)
+        for module_id in self._module.keys():  # noqa: SIM118 - a MultiRLModule is no dict
+            module = self._module[module_id].unwrapped()
+            if pairs := targets(module.method):
+                follow(module.network, pairs, module.method.config.tau)

@@ -1,43 +1,35 @@
-"""GoalRank's network as an RLModule: RLlib's form around the plain policy."""
+"""Any method's network as an RLModule: RLlib's form around the plain policy."""
 
 from typing import Any
 
-from ray.rllib.core.columns import Columns
+import torch
+from ray.rllib.core.columns import Columns as RLlibColumns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.method import make_method, request_of
 from agents.networks import RequestShape
-from recsim_env.types import Request
-
-GROUP_POSITIONS = "group_positions_BGK"
-GROUP_LOG_PROB = "group_log_prob_BG"
-GROUP_VALUE = "group_value_BG"
-"""Columns of a train batch beside the fields of ``Request``, which keep their own names."""
+from recsim_env.slates import positions_of
 
 
-def request_of(batch: dict[str, Any]) -> Request:
-    """The Request held in the columns of a train batch."""
-    return Request(**{name: batch[name] for name in Request._fields})
-
-
-class GoalRankModule(TorchRLModule):  # type: ignore[misc]  # ray is untyped
-    """Holds a ``GoalRankPolicy`` built from ``model_config["config"]`` and ``model_config["shape"]``."""
+class MethodModule(TorchRLModule):  # type: ignore[misc]  # ray is untyped
+    """Holds ``network``, built by the method that ``model_config`` names under ``method``, ``config`` and ``shape``."""
 
     def setup(self) -> None:
-        """Builds the policy; called by RLlib's constructor."""
-        self.policy = GoalRankPolicy(
-            GoalRankConfig(**self.model_config["config"]), RequestShape(**self.model_config["shape"])
-        )
+        """Builds the network; called by RLlib's constructor."""
+        self.method = make_method(self.model_config["method"], self.model_config["config"])
+        self.network = self.method.network(RequestShape(**self.model_config["shape"]))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Greedy slates, as positions in the candidate set."""
-        encoding = self.policy.encoder(request_of(batch))
-        return {Columns.ACTIONS: self.policy.decoder.greedy(encoding, self.policy.shape.slate_size)}
+        """Slates as they are used, as positions in the candidate set."""
+        request = request_of(batch)
+        generator = torch.Generator(device=request.user_B.device).manual_seed(0)
+        items_BK = self.network(request, generator).items_BK
+        return {RLlibColumns.ACTIONS: positions_of(items_BK, request.candidates_BC)}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Log-probabilities of the groups: all that the loss needs of the network.
+        """All that the loss needs of the network.
 
         Distributed training finds only those parameters that an output of this method depends on.
         """
-        return {GROUP_LOG_PROB: self.policy.group_log_prob(request_of(batch), batch[GROUP_POSITIONS])}
+        return self.method.outputs(self.network, batch)

@@ -1,4 +1,4 @@
-"""Trains GoalRank in a run folder: progress bar, TensorBoard, checkpoints, resume, export.
+"""Trains any method in a run folder: progress bar, TensorBoard, checkpoints, resume, export.
 
 A run folder holds ``run.json`` (what is trained), ``checkpoints/<iteration>``, TensorBoard events, and at the
 end ``policy/``. A run that was killed goes on from its last checkpoint when it is started again.
@@ -10,24 +10,25 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import ray
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.goalrank import GoalRankConfig
-from agents.networks import RequestShape
-from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus
-from agents.rllib.export import policy_of
-from recsim_env.files import read_json, whole_folder, write_json
+from agents.method import Method, method_path
+from agents.policies import save_policy
+from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus
+from agents.rllib.export import learned_network
+from recsim_env.data.requests import LoggedRequests
+from recsim_env.files import claim, whole_folder
 from recsim_env.types import ListEvaluator
 from recsim_env.world import World
 
@@ -35,18 +36,11 @@ SESSION_ENV = "recsim_env:recsim_env/Session-v0"
 
 _KEPT_CHECKPOINTS = 2
 _PER_ENV_RUNNER = ("session", "feedback")
-_PER_LEARNER = (
-    "loss",
-    "list_entropy",
-    "group_value",
-    "group_spread",
-    "groups_used",
-    "gradients_default_optimizer_global_norm",
-)
+_NOT_OF_THE_METHOD = ("module_train_batch_size_mean", "num_trainable_parameters", "num_non_trainable_parameters")
 
 
-def train_goalrank(
-    config: GoalRankConfig,
+def train_method(
+    method: Method,
     env_config: dict[str, Any],
     *,
     iterations: int,
@@ -61,13 +55,16 @@ def train_goalrank(
     num_learners: int = 0,
     gpus_per_learner: float = 0,
     gpus_per_env_runner: float = 0,
+    logged: LoggedRequests | None = None,
+    configure: Callable[[MethodAlgorithmConfig], object] | None = None,
+    address: str | None = None,
 ) -> Path:
-    """Trains GoalRank and exports its policy.
+    """Trains a method and exports its policy.
 
     A Ray that runs already is used; otherwise a local one is started for the time of the run.
 
     Args:
-        config: settings of the method.
+        method: what is trained, with its settings.
         env_config: keyword arguments of the environment, such as ``world``. A ``World`` object is saved into
             the run folder, from where every runner reads it.
         iterations: rounds of sampling and updating, in all; a resumed run does what is missing.
@@ -82,9 +79,13 @@ def train_goalrank(
         num_learners: learning processes beside this one; 0 learns here.
         gpus_per_learner: GPUs of each learner.
         gpus_per_env_runner: GPUs of each sampling process.
+        logged: the requests that a method learns from which learns from a log.
+        configure: a function that may change the ``MethodAlgorithmConfig`` before it is built, for what has no
+            argument here: callbacks, a module or learner class, fault tolerance.
+        address: a running Ray cluster to join, or "auto".
 
     Returns:
-        The folder of the exported policy, for ``GoalRankPolicy.load``.
+        The folder of the exported policy, for ``agents.policies.load_policy``.
 
     Raises:
         ValueError: settings that cannot work, a folder that holds another run, or GPUs that do not exist.
@@ -92,37 +93,42 @@ def train_goalrank(
     if min(iterations, num_envs, steps_per_iteration, checkpoint_every) < 1:
         raise ValueError("iterations, num_envs, steps_per_iteration and checkpoint_every must be at least 1")
     run_dir = Path(run_dir).resolve()
-    shape = _request_shape(env, env_config)
     world = env_config.get("world")
     from_run_dir = {"world": str(run_dir / "world")} if isinstance(world, World) else {}
-    algorithm_config = (
-        GoalRankAlgorithmConfig()
+    config = (
+        MethodAlgorithmConfig(type(method))
         .environment(env, env_config=env_config | from_run_dir)
         .env_runners(
             num_env_runners=num_env_runners,
             num_envs_per_env_runner=num_envs,
             rollout_fragment_length=steps_per_iteration,
             num_gpus_per_env_runner=gpus_per_env_runner,
-            sample_timeout_s=600.0,
         )
         .learners(num_learners=num_learners, num_gpus_per_learner=gpus_per_learner)
-        .training(goalrank=config, request_shape=shape, evaluator=evaluator)
+        .training(method_config=dataclasses.asdict(method.config), evaluator=evaluator, logged=logged)
     )
-    check_gpus(algorithm_config)  # before Ray starts, and before anything is written
-    new = not (run_dir / "run.json").exists()
-    _claim(run_dir, _card(config, shape, env, env_config, evaluator), resume)
+    if configure is not None:
+        configure(config)
+    check_gpus(config)  # before Ray starts, and before anything is written
+    sampling = {"num_envs": num_envs, "steps_per_iteration": steps_per_iteration, "num_env_runners": num_env_runners}
+    new = claim(run_dir, _card(method, env, env_config, evaluator, sampling), name="run.json")
+    if not new and not resume:
+        raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
     if isinstance(world, World):
         world.save(run_dir / "world")
-    with _running_ray(1 + num_env_runners + num_learners):
+    with running_ray(1 + num_env_runners + num_learners, address):
         try:
-            algorithm = algorithm_config.build_algo()
+            algorithm = config.build_algo()
         except ValueError:
             if new:  # what cannot begin must not keep the folder from what can
                 (run_dir / "run.json").unlink()
             raise
         try:
             _train(algorithm, run_dir, iterations, checkpoint_every)
-            return policy_of(algorithm).save(run_dir / "policy")
+            training = {"requests": _requests(algorithm), "iterations": algorithm.iteration, "feedback": "one slate"}
+            return save_policy(
+                run_dir / "policy", method, learned_network(algorithm), algorithm.config.request_shape, training
+            )
         finally:
             algorithm.stop()
 
@@ -132,17 +138,23 @@ def _train(algorithm: Algorithm, run_dir: Path, iterations: int, checkpoint_ever
     if checkpoint is not None:
         algorithm.restore_from_path(checkpoint)
     first = algorithm.iteration
+    if first > iterations:
+        raise ValueError(
+            f"{run_dir} was trained for {first} iterations, {iterations} were asked for; choose another folder or at "
+            f"least {first}"
+        )
+    method = algorithm.config.method.partition(":")[2]
     with (
         SummaryWriter(str(run_dir), purge_step=first + 1 if first else None) as writer,
-        tqdm(total=iterations, initial=first, desc="GoalRank", unit="it", disable=None) as bar,
+        tqdm(total=iterations, initial=first, desc=method, unit="it", disable=None) as bar,
     ):
         if not first:
-            settings = json.dumps(dataclasses.asdict(algorithm.config.goalrank), indent=1)
+            settings = json.dumps(dataclasses.asdict(algorithm.config.make_method().config), indent=1)
             writer.add_text("settings", f"```json\n{settings}\n```")
         for iteration in range(first + 1, iterations + 1):
             begun = time.perf_counter()
             results = algorithm.train()
-            scalars = _scalars(results, time.perf_counter() - begun)
+            scalars = scalars_of(results, time.perf_counter() - begun)
             for tag, value in scalars.items():
                 writer.add_scalar(tag, value, iteration)
             bar.update()
@@ -173,21 +185,21 @@ def _save_checkpoint(algorithm: Algorithm, run_dir: Path, iteration: int) -> Non
 
 
 def _card(
-    config: GoalRankConfig,
-    shape: RequestShape,
+    method: Method,
     env: str,
     env_config: dict[str, Any],
     evaluator: ListEvaluator | str | None,
+    sampling: dict[str, int],
 ) -> dict[str, Any]:
-    """What makes a run the run it is."""
+    """What makes a run the run it is, the content of its world included."""
     world = env_config.get("world")
     named = {"world": f"object: {world.name}"} if isinstance(world, World) else {}
     return {
-        "method": "goalrank",
-        "config": dataclasses.asdict(config),
-        "shape": dataclasses.asdict(shape),
+        "method": method_path(method),
+        "config": dataclasses.asdict(method.config),
         "env": env,
         "env_config": {name: str(value) for name, value in (env_config | named).items()},
+        "sampling": sampling,
         "evaluator": _named(evaluator),
     }
 
@@ -200,62 +212,41 @@ def _named(evaluator: ListEvaluator | str | None) -> str | None:
     return str(evaluator) if says_something else type(evaluator).__qualname__
 
 
-def _claim(run_dir: Path, card: dict[str, Any], resume: bool) -> None:
-    """Writes what is trained into the run folder, or checks that it is what the folder holds."""
-    path = run_dir / "run.json"
-    if path.exists():
-        if not resume:
-            raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
-        was, now = _flat(read_json(path)), _flat(card)
-        different = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        if different:
-            changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different)
-            raise ValueError(f"{run_dir} holds another run ({changes}); choose another folder or the same settings")
-    write_json(path, card)
-
-
-def _flat(card: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in card.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _request_shape(env: str, env_config: dict[str, Any]) -> RequestShape:
-    probe = gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
-    base: Any = probe.unwrapped
-    request = base.reset_tensors(0)
-    shape = RequestShape.of(request, len(base.world.catalogue), base.config.slate_size)
-    probe.close()
-    return shape
+def _requests(algorithm: Algorithm) -> int:
+    return int(algorithm.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
 
 @contextmanager
-def _running_ray(num_cpus: int) -> Iterator[None]:
-    """Ray for the time of a run, unless it runs already; without RLlib's warnings about its own old parts."""
+def running_ray(num_cpus: int, address: str | None = None) -> Iterator[None]:
+    """Ray for the time of a run, unless it runs already; without RLlib's warnings about its own old parts.
+
+    Args:
+        num_cpus: CPUs that a local Ray should believe in, so that nothing waits for them for ever.
+        address: of a running cluster to join, or "auto".
+    """
     rllib_logger = logging.getLogger("ray.rllib")
     level = rllib_logger.level
     rllib_logger.setLevel(logging.ERROR)
     try:
-        yield from _ray(num_cpus)
+        yield from _ray(num_cpus, address)
     finally:
         rllib_logger.setLevel(level)
 
 
-def _ray(num_cpus: int) -> Iterator[None]:
+def _ray(num_cpus: int, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
     # Workers import this project from where this process does, and use one thread each: on shared cores more
     # threads slow torch down many times.
     env_vars = {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
+    local = {} if address else {"num_cpus": max(num_cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(
-        num_cpus=max(num_cpus, os.cpu_count() or 1),
-        include_dashboard=False,
+        address=address,
         logging_level=logging.ERROR,
         log_to_driver=False,
         runtime_env={"env_vars": env_vars},
+        **local,
     )
     try:
         yield
@@ -268,12 +259,13 @@ def _import_path() -> list[str]:
     return [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
-def _scalars(results: dict[str, Any], seconds: float) -> dict[str, float]:
-    """TensorBoard tags of one iteration."""
+def scalars_of(results: dict[str, Any], seconds: float) -> dict[str, float]:
+    """TensorBoard tags of one iteration: what samplers counted, and every scalar that the method's loss told."""
     runners = results.get(ENV_RUNNER_RESULTS, {})
     learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
     scalars = {f"{group}/{name}": value for group in _PER_ENV_RUNNER for name, value in runners.get(group, {}).items()}
-    scalars |= {f"train/{name}": learner[name] for name in _PER_LEARNER if name in learner}
+    told = {name: value for name, value in learner.items() if name not in _NOT_OF_THE_METHOD}
+    scalars |= {f"train/{name}": value for name, value in told.items() if isinstance(value, (int, float, torch.Tensor))}
     scalars["time/steps_per_second"] = runners.get("num_env_steps_sampled", 0) / seconds
     scalars["time/requests"] = runners.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
     return {tag: float(value) for tag, value in scalars.items()}

@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from agents.baselines import BestOfLists, EvaluatorSearch, PointwiseGreedy
 from agents.decoders import DECODERS
-from agents.goalrank import GoalRankConfig, GoalRankPolicy, sized
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy, sized
 from agents.networks import RequestShape
-from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, settings_of
+from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
+from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.benchmarks.timing import microseconds
 from experiments.tables.list_bench import evaluator_of, generator_orders, generator_pool
 from experiments.tables.reranker_training import CONTRAST, FROM_SLATES
@@ -36,8 +38,8 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
     requests = {batch: Simulator(world, slate_size=SLATE).start(batch, 0).request for batch in BATCHES}
     shape = RequestShape.of(requests[1], len(world.catalogue), SLATE)
 
-    def ranker_of(config: GoalRankConfig) -> GoalRankPolicy:
-        return GoalRankPolicy(config, shape, greedy=True)
+    def ranker_of(config: GoalRankConfig) -> ListPolicy:
+        return ListPolicy(config, shape, greedy=True)
 
     rankers = {name: ranker_of(GoalRankConfig(decoder=name)) for name in DECODERS}
     report: dict[str, Any] = {"world": world.name, "list_us": {}, "k_lists_over_k": {}, "methods_us": {}, **stamp()}
@@ -52,9 +54,12 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
             for k in NUM_LISTS
         }
         report["k_lists_over_k"][name] = {k: round(drawn[k] / (k * drawn[1]), 3) for k in NUM_LISTS[1:]}
-    from_slates: dict[str, Policy] = {FROM_SLATES[method]: ranker_of(settings_of(method)) for method in METHODS}
-    matching = ranker_of(settings_of("nar4rec"))
-    from_slates["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(matching, CONTRAST)
+    networks = {name: log_method(name).network(shape) for name in LOG_METHODS}
+    for network in networks.values():
+        network.greedy = True  # type: ignore[assignment]
+    from_slates: dict[str, Policy] = {FROM_SLATES[name]: network for name, network in networks.items()}
+    matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)  # type: ignore[arg-type]
+    from_slates["NAR4Rec, logged slates, contrastive"] = matching
     pool = generator_pool(world, from_slates)
     order = generator_orders(len(pool.names), 1)[0]
     learned: dict[str, Policy] = {

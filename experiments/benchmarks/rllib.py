@@ -19,10 +19,11 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.tune.registry import register_env
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.networks import RequestShape
-from agents.rllib.algorithm import GoalRankAlgorithmConfig
-from agents.rllib.env_runner import GoalRankEnvRunner
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.env_runner import MethodEnvRunner
 from recsim_env import RecEnv, RecVectorEnv, World
 from recsim_env.provenance import stamp
 from recsim_env.slates import positions_of
@@ -62,7 +63,7 @@ class _StockModule(TorchRLModule):  # type: ignore[misc]  # ray is untyped
     """The ranker in stock RLlib: it draws one slate for each request of the environment at hand."""
 
     env: RecVectorEnv
-    policy: GoalRankPolicy
+    policy: ListPolicy
     clock: _Clock
 
     def setup(self) -> None:
@@ -113,14 +114,14 @@ def _settings(config: AlgorithmConfig, num_envs: int) -> AlgorithmConfig:
 
 
 def _ours(goalrank: GoalRankConfig, shape: RequestShape, num_envs: int, repeats: int) -> dict[str, float]:
-    config = _settings(GoalRankAlgorithmConfig(), num_envs).training(
-        goalrank=goalrank, request_shape=shape, evaluator=_NoOpinion()
+    config = _settings(MethodAlgorithmConfig(GoalRank), num_envs).training(
+        method_config=goalrank, request_shape=shape, evaluator=_NoOpinion()
     )
-    runner = GoalRankEnvRunner(config=config, worker_index=0, num_workers=0)
+    runner = MethodEnvRunner(config=config, worker_index=0, num_workers=0)
     env_clock, policy_clock = _Clock(), _Clock()
     env = runner.env.unwrapped
     env.step_tensors = env_clock.wrap(env.step_tensors)
-    policy = runner.module.policy
+    policy = runner.module.network
     policy.sample_group = policy_clock.wrap(policy.sample_group)
     return _measure(lambda: runner.sample(), env_clock, policy_clock, num_envs, repeats)
 
@@ -132,7 +133,7 @@ def _stock(goalrank: GoalRankConfig, shape: RequestShape, num_envs: int, repeats
     runner = SingleAgentEnvRunner(config=config, worker_index=0, num_workers=0)
     env = runner.env.unwrapped
     _StockModule.env, _StockModule.clock = env, policy_clock
-    _StockModule.policy = GoalRankPolicy(goalrank, shape)
+    _StockModule.policy = ListPolicy(goalrank, shape)
     env.step = env_clock.wrap(env.step)
     steps = num_envs * STEPS
     return _measure(

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
-from recsim_env.data.features import item_features, user_features
+from recsim_env.data.features import item_features, known_durations, user_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
-from reward_models.users.fit import known_durations, measure_memory
 from reward_models.users.response import ResponseConfig
 from reward_models.users.sequences import Sequences, sequence_batches
+from reward_models.users.starting_levels import measure_memory
 from reward_models.users.user_state import UserState, feedback_features
 from reward_models.users.watch_time import WatchTimeCells
 
@@ -32,7 +32,7 @@ def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) 
     Returns:
         Two float32 tables of P rows, the user's past up to each row and up to ``frozen_from`` at most.
     """
-    duration_N = known_durations(dataset)
+    duration_N = torch.from_numpy(known_durations(dataset))
     item, user = sequences.item_P.numpy(), sequences.user_P.numpy()
     static = [
         item_features(dataset).values[item],

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from agents.goalrank import GoalRankConfig
-from experiments.policies import BASELINES, load_policy, oracle, references
+from experiments.policies import BASELINES, contender, oracle, references
 from experiments.recipes import TrainRun
 from experiments.report.frames import MAIN_METRICS
 from experiments.tables.runner import Comparison, Outline, RunOptions, Table
@@ -27,14 +27,14 @@ from experiments.tables.settings import (
     Setting,
     clone_of,
     digests,
+    goalrank_run,
     in_setting,
     method_card,
-    requests_consumed,
     settings_of,
     train_policy,
     worlds_of,
 )
-from recsim_env.evaluation import Contender, evaluate
+from recsim_env.evaluation import evaluate
 from recsim_env.known_worlds import greedy_oracle
 
 METHOD, CLONE, SEARCH, ORACLE = "GoalRank", "logging clone", "evaluator search", "greedy oracle"
@@ -99,8 +99,7 @@ class GoalRankTable:
 
     def training(self, setting: Setting, seed: int) -> TrainRun:
         """GoalRank of one seed."""
-        run = TrainRun(goalrank=GoalRankConfig(seed=seed), iterations=self.iterations)
-        return in_setting(run, setting, METHOD, seed)
+        return in_setting(goalrank_run(GoalRankConfig(seed=seed), self.iterations), setting, METHOD, seed)
 
     def _methods(self, setting: Setting, world: str) -> list[tuple[str, int]]:
         """Names and seeds of who plays a world."""
@@ -153,9 +152,7 @@ class GoalRankTable:
 
     def _player(self, setting: Setting, run: Run) -> Any:
         if run.method == METHOD:
-            training = self.training(setting, run.seed)
-            policy = load_policy(train_policy(training))
-            return Contender(policies=[policy], feedback="one slate", world_requests=requests_consumed(training))
+            return contender(train_policy(self.training(setting, run.seed)))
         if run.method == ORACLE:
             return oracle(greedy_oracle)
         if run.method == CLONE:

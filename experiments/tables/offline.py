@@ -16,7 +16,7 @@ that differ in how they use the score. AUC is there for methods that score all c
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,19 +27,22 @@ from torch import Tensor
 
 from agents.baselines import RandomSlate
 from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
 from agents.offline.controls import with_noisy_scores, with_shuffled_labels, without_scores
-from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
+from agents.offline.data import RerankData
 from agents.offline.dnr import DnrConfig, fit_dnr
 from agents.offline.egrerank import EgRerankConfig, fit_egrerank
 from agents.offline.goalrank import fit_goalrank
 from agents.offline.label_evaluator import LabelEvaluatorConfig
-from agents.offline.matrix_factorisation import fit_matrix_factorisation
 from agents.offline.nlgr import NlgrConfig, fit_nlgr
 from agents.offline.pier import PierConfig, fit_pier
-from agents.offline.scorers import Network, RerankScorer, ScorerConfig, fit_scorer
-from agents.offline.training import TrainingConfig, request_quality
+from agents.offline.protocol import ProtocolConfig, build_rerank_data
+from agents.offline.retriever import fit_matrix_factorisation
+from agents.offline.scorers import ScorerLoss, fit_scorer
+from agents.offline.training import OfflineTrainingConfig, request_quality
+from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores
 from experiments.tables.runner import Outline, RunOptions, Table
-from experiments.tables.runs import Measured, Run, digest_of_log
+from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import LogSource, log_of, settings_of
 from recsim_env.data import LoggedDataset
 from recsim_env.data.ratings import load_interactions
@@ -108,7 +111,7 @@ class OfflineTable:
     def table(self) -> Table:
         """What the runner needs."""
         card = {
-            "log_digest": digest_of_log(interactions(self.data)),
+            "log_digest": interactions(self.data).digest,
             "protocol": asdict(protocol_config(self.data, self.protocol)),
             "width": self.width,
             "max_epochs": self.max_epochs,
@@ -132,17 +135,17 @@ class OfflineTable:
         return Measured(cells={run.method: scored_on(methods[run.method](self, data, run.seed), data, run.seed)},
                         extra={"counts": data.counts})  # fmt: skip
 
-    def scorer(self, network: Network, seed: int, loss: Literal["softmax", "bce"] = "softmax") -> ScorerConfig:
+    def scorer(self, network: ScorerName, seed: int) -> ScorerConfig:
         """A network of this table's size."""
-        return ScorerConfig(network=network, width=self.width, loss=loss, seed=seed)
+        return ScorerConfig(network=network, width=self.width, seed=seed)
 
     def evaluator(self, mixing: Literal["lstm", "attention"], seed: int) -> LabelEvaluatorConfig:
         """A list evaluator of this table's size."""
         return LabelEvaluatorConfig(mixing=mixing, width=self.width, seed=seed)
 
-    def fit(self, seed: int) -> TrainingConfig:
+    def fit(self, seed: int) -> OfflineTrainingConfig:
         """This table's training."""
-        return TrainingConfig(max_epochs=self.max_epochs, seed=seed)
+        return OfflineTrainingConfig(max_epochs=self.max_epochs, seed=seed)
 
 
 class Ranker(NamedTuple):
@@ -162,24 +165,25 @@ def sort_by(score: Callable[[Request], Tensor], list_size: int) -> Ranker:
     return Ranker(lambda request, generator: Decision(best_first(request, score(request), list_size)), score)
 
 
-def scored(scorer: RerankScorer) -> Ranker:
+def scored(scorer: ListPolicy) -> Ranker:
     """A fitted scorer."""
-    return Ranker(scorer, scorer.score)
+    return Ranker(scorer, partial(candidate_scores, scorer))
 
 
-def scorer_method(network: Network, loss: Literal["softmax", "bce"] = "softmax") -> Method:
+def scorer_method(network: ScorerName, loss: ScorerLoss = "softmax") -> Method:
     """A network fitted to the labels."""
-    return lambda table, data, seed: scored(fit_scorer(data, table.scorer(network, seed, loss), table.fit(seed)))
+    return lambda table, data, seed: scored(fit_scorer(data, table.scorer(network, seed), table.fit(seed), loss))
 
 
-def blind_method(network: Network) -> Method:
+def blind_method(network: ScorerName) -> Method:
     """A network that never sees the retriever's scores."""
 
     def make(table: OfflineTable, data: RerankData, seed: int) -> Ranker:
-        scorer = fit_scorer(without_scores(data), table.scorer(network, seed, "bce"), table.fit(seed))
+        scorer = fit_scorer(without_scores(data), table.scorer(network, seed), table.fit(seed), "bce")
 
         def score(request: Request) -> Tensor:
-            return scorer.score(request._replace(retriever_score_BC=torch.zeros_like(request.retriever_score_BC)))
+            blind = request._replace(retriever_score_BC=torch.zeros_like(request.retriever_score_BC))
+            return candidate_scores(scorer, blind)
 
         return sort_by(score, data.list_size)
 
@@ -189,7 +193,7 @@ def blind_method(network: Network) -> Method:
 def dnr_method(noise: Literal["gaussian", "beta"]) -> Method:
     """DNR around PRM."""
     config = DnrConfig(noise=noise)
-    return lambda table, data, seed: scored(fit_dnr(data, table.scorer("prm", seed, "bce"), config, table.fit(seed)))
+    return lambda table, data, seed: scored(fit_dnr(data, table.scorer("prm", seed), config, table.fit(seed)))
 
 
 def egrerank(table: OfflineTable, data: RerankData, seed: int) -> Ranker:

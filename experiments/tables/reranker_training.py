@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from agents.baselines import PointwiseGreedy
-from agents.goalrank import GoalRankConfig
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.method import Method
+from agents.policies import load_policy, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
-from agents.rerankers.logged_slates import METHODS, ContrastiveDecoding, Method, fit_to_slates, settings_of
-from experiments.policies import load_policy
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
+from agents.rerankers.logged_slates import fit_to_slates
+from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
 from experiments.tables.list_bench import evaluator_of
 from experiments.tables.runs import fingerprint, slug
@@ -26,6 +29,7 @@ from experiments.tables.settings import (
     TRAINING_WORLD,
     Setting,
     digests,
+    goalrank_run,
     in_setting,
     known_truth,
     log_of,
@@ -45,7 +49,7 @@ SEARCHES = {
 LEARNED = 2
 """Generators that a search adds."""
 
-FROM_SLATES: dict[Method, str] = {
+FROM_SLATES: dict[LogMethodName, str] = {
     "prm": "PRM, logged slates",
     "setrank": "SetRank, logged slates",
     "dlcm": "DLCM, logged slates",
@@ -88,12 +92,7 @@ def training_runs(setting: Setting, budget: Budget, variants: str) -> dict[str, 
     def runs(name: str, seeds: int, size: Any = None, **config: Any) -> tuple[str, list[TrainRun]]:
         return name, [
             in_setting(
-                TrainRun(
-                    goalrank=GoalRankConfig(seed=seed, **config),
-                    size=size,
-                    env=REQUEST_ENV,
-                    iterations=budget.iterations,
-                ),
+                goalrank_run(GoalRankConfig(seed=seed, **config), budget.iterations, size=size, env=REQUEST_ENV),
                 setting,
                 name,
                 seed,
@@ -133,13 +132,13 @@ def search_card(budget: Budget, name: str, seed: int) -> dict[str, Any]:
 @cache
 def searched(setting: Setting, budget: Budget, name: str, seed: int) -> list[Policy]:
     """The generators of a search, the pointwise sort first; what is missing is trained."""
-    from agents.rllib.train import train_goalrank  # imports ray
+    from agents.rllib.train import train_method  # imports ray
 
     world = world_folders(setting)[TRAINING_WORLD]
 
-    def train_one(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        return train_goalrank(
-            config, {"world": str(world)}, env=REQUEST_ENV, evaluator=evaluator, iterations=budget.iterations,
+    def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        return train_method(
+            method, {"world": str(world)}, env=REQUEST_ENV, evaluator=evaluator, iterations=budget.iterations,
             run_dir=run_dir,
         )  # fmt: skip
 
@@ -150,7 +149,7 @@ def searched(setting: Setting, budget: Budget, name: str, seed: int) -> list[Pol
         train_one,
         num_generators=LEARNED,
         folder=_folder(setting, f"clig-{name}-{seed}", search_card(budget, name, seed)),
-        policy=GoalRankConfig(seed=LEARNED * seed),
+        method=GoalRank(GoalRankConfig(seed=LEARNED * seed)),
         config=SEARCHES[name],
     )
     return [first, *learned]
@@ -176,14 +175,16 @@ def slate_generators(setting: Setting) -> Mapping[str, Policy]:
     """Generators fitted to logged slates, which a real log here has none of; what is missing is fitted."""
     found: dict[str, Policy] = {}
     requests: LoggedRequests | None = None
-    for method in METHODS if known_truth(setting) else ():
-        folder = _folder(setting, f"slates-{method}", dataclasses.asdict(settings_of(method)))
+    for name in LOG_METHODS if known_truth(setting) else ():
+        method = log_method(name)
+        folder = _folder(setting, f"slates-{name}", dataclasses.asdict(method.config))
         if not (folder / "policy" / "policy.json").exists():
             requests = requests or operator_requests(setting, slates=True)
-            fit_to_slates(requests, method, SLATE, run_dir=folder / "fit").save(folder / "policy")
-        policy: Any = load_policy(folder / "policy")
-        found[FROM_SLATES[method]] = policy
-        if method == "nar4rec":
+            network = fit_to_slates(requests, method, SLATE, run_dir=folder / "fit")
+            save_policy(folder / "policy", method, network, network.shape)
+        policy = load_policy(folder / "policy")
+        found[FROM_SLATES[name]] = policy
+        if name == "nar4rec":
             found["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(policy, CONTRAST)
     return found
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import tyro
 
 from agents.baselines import BestOfLists, PointwiseGreedy
+from agents.policies import load_policy, policy_card
 from agents.rerankers.multi_generator import GeneratorEvaluator, SampledLists
-from experiments.policies import load_policy
 from experiments.recipes import TrainRun
 from experiments.tables import list_bench
 from experiments.tables.goalrank import GoalRankTable
@@ -53,7 +53,6 @@ from experiments.tables.settings import (
     Setting,
     digests,
     method_card,
-    requests_consumed,
     settings_of,
     train_policy,
     worlds_of,
@@ -228,14 +227,15 @@ class RerankersTable:
 
     def _trained(self, name: str, runs: list[TrainRun]) -> Entry:
         def show(bench: Bench, world: str, seed: int) -> Measured:
-            policy: Any = load_policy(train_policy(runs[seed]))
+            folder = train_policy(runs[seed])
+            policy = load_policy(folder)
             cells = {name: bench.show([policy])}
             if name == "GoalRank" and seed == 0:
                 draws = GeneratorEvaluator(SampledLists(policy, 20), bench.evaluator)
                 cells[f"{name}, best of 20 draws"] = bench.show([draws])
             if name in IN_SESSIONS:
                 cells = with_sessions(cells, in_sessions(bench, {name: policy}))
-            return Measured(cells=consumed(cells, requests_consumed(runs[seed])))
+            return Measured(cells=consumed(cells, int(policy_card(folder)["training"]["requests"])))
 
         return Entry(
             show, len(runs), lambda seed: method_card(runs[seed]), prepare=lambda seed: train_policy(runs[seed])

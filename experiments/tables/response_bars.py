@@ -27,14 +27,15 @@ from tqdm import tqdm
 
 from experiments.tables.boosted_trees import boosted, tree_inputs
 from experiments.tables.runner import Outline, RunOptions, Table
-from experiments.tables.runs import Measured, Run, digest_of_log
+from experiments.tables.runs import Measured, Run
+from recsim_env.data.features import known_durations
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.randomness import address, uniform
 from recsim_env.types import CONTEXT
 from reward_models.calibration import expected_calibration_error, rate_ratio
 from reward_models.metrics import auc, grouped_auc_terms, ordered_pair_share, pinball_crps
-from reward_models.users.fit import ResponseFitConfig, fit_response, known_durations
+from reward_models.users.fit import ResponseFitConfig, fit_response
 from reward_models.users.response import SequenceResponse
 from reward_models.users.sequences import Sequences, read_sequences
 from reward_models.users.watch_time import quantile
@@ -86,7 +87,7 @@ class ResponseBars:
         """What the runner needs: one run."""
         log = _log(self.folder)
         card = {
-            "log_digest": digest_of_log(log),
+            "log_digest": log.digest,
             "resamples": self.resamples,
             "fit": dataclasses.asdict(ResponseFitConfig()),
         }
@@ -163,7 +164,7 @@ def replay(model: SequenceResponse, dataset: LoggedDataset, sequences: Sequences
         )
     uniform_R1J = uniform(address(index_R, seed), 1, model.num_draws)
     outcomes = model.outcomes(state_RS, context_RX, items_R1)
-    mass_RM, duration_R = outcomes.probability_BKO[:, 0], known_durations(dataset)[items_R1[:, 0]]
+    mass_RM, duration_R = outcomes.probability_BKO[:, 0], torch.from_numpy(known_durations(dataset))[items_R1[:, 0]]
     inside = (model.core.cells.config()["ratios"].index(0.97), model.core.cells.config()["ratios"].index(1.03))
     first_ratio = len(model.core.cells.seconds)
     return TestRows(
@@ -233,7 +234,7 @@ def ranking(
     """AUC and GAUC beside trees on the same rows and features and beside tab + duration alone."""
     inputs, frozen = tree_inputs(dataset, sequences, TEST_FROM)
     train = (sequences.date_P < TEST_FROM).numpy()
-    simple = np.stack([sequences.tab_P.numpy(), known_durations(dataset).numpy()[sequences.item_P.numpy()]], 1)
+    simple = np.stack([sequences.tab_P.numpy(), known_durations(dataset)[sequences.item_P.numpy()]], 1)
     weights_QR = user_weights(rows.user_R, settings.resamples, settings.seed)
     for name, (auc_bar, gauc_bar) in tqdm(RANKED.items(), desc="trees", leave=False):
         signal = dataset.signals.index(name)

@@ -30,6 +30,7 @@ from experiments.tables.runs import (
     result_of,
 )
 from recsim_env.files import differences, read_json
+from recsim_env.plugins import nearest
 from recsim_env.results import Cell, EvaluationResult, Row, as_json, judge
 
 
@@ -41,6 +42,8 @@ class RunOptions:
     """Where finished runs leave their files; another folder is for trials, from a changed checkout too."""
     again: bool = False
     """Measure again what is kept with other settings, logs or worlds; without this it is refused."""
+    worlds: tuple[str, ...] = ()
+    """Worlds to play in, "A judge-dev" to develop; by default all, those that decide among them."""
     jobs: int | None = None
     """Runs side by side, as Ray tasks; by default as many as there are cores. 1 runs all in this process."""
     address: str | None = None
@@ -123,6 +126,7 @@ def complete(table: Table, options: RunOptions) -> Finished:
             checkout.
     """
     folder = options.results / table.outline.name
+    table = dataclasses.replace(table, runs=chosen_runs(table.runs, options.worlds))
     missing = missing_runs(table.runs, folder, options.again)
     print(
         f"{table.outline.name}: {len(table.runs) - len(missing)} of {len(table.runs)} runs are kept in {folder}",
@@ -147,6 +151,19 @@ def complete(table: Table, options: RunOptions) -> Finished:
     if options.json:
         publish_json(options.json, finished.to_json())
     return finished
+
+
+def chosen_runs(runs: Sequence[Run], worlds: Sequence[str]) -> list[Run]:
+    """The runs in some worlds, or all.
+
+    Raises:
+        ValueError: there is no such world.
+    """
+    known = dict.fromkeys(run.world for run in runs)
+    for name in worlds:
+        if name not in known:
+            raise ValueError(f"no world {name!r}{nearest(name, known)}: this table plays in {', '.join(known)}")
+    return [run for run in runs if not worlds or run.world in worlds]
 
 
 def missing_runs(runs: Sequence[Run], folder: Path, again: bool = False) -> list[Run]:

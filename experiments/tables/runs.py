@@ -8,24 +8,20 @@ which values, intervals and paired differences follow), ``checks`` and ``extra``
 Legend: S training seeds (1 in a file), b blocks of sessions.
 """
 
-import hashlib
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from recsim_env.data import LoggedDataset
+from recsim_env.digests import digest_json
 from recsim_env.files import read_json, write_json, write_text
 from recsim_env.provenance import stamp
 from recsim_env.results import Cell, EvaluationResult, to_plain
-from recsim_env.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "experiments" / "results"
@@ -154,35 +150,9 @@ def _rounded(values: np.ndarray) -> Any:
     return [_rounded(row) for row in values] if values.ndim > 1 else [float(f"{value:.7g}") for value in values]
 
 
-def digest_of_log(log: LoggedDataset) -> str:
-    """Digest of a log's rows, users and items."""
-    digest = hashlib.sha256(json.dumps([log.name, list(log.signals)]).encode())
-    for table in (log.rows, log.users, log.items):
-        for name in sorted(table.columns):
-            column = table[name]
-            if column.dtype == object:
-                column = column.map(str)
-            digest.update(str(name).encode() + pd.util.hash_pandas_object(column, index=False).to_numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def digest_of_world(world: World) -> str:
-    """Digest of what a saved world holds, less its name, when and where it was built and how well it fits."""
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        world.save(Path(folder) / "world")
-        for path in sorted((Path(folder) / "world").rglob("*")):
-            if path.suffix == ".safetensors":
-                digest.update(path.name.encode() + path.read_bytes())
-        card = read_json(Path(folder) / "world" / "world.json")
-    kept = {key: value for key, value in card.items() if key not in ("name", "provenance", "bytes", "fidelity")}
-    digest.update(json.dumps(kept, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
 def fingerprint(card: Mapping[str, Any]) -> str:
     """A short digest of settings: work kept under it can only be the same work."""
-    return hashlib.sha256(json.dumps(to_plain(card), sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return digest_json(to_plain(card))[:8]
 
 
 def slug(name: str) -> str:

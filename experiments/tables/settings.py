@@ -14,10 +14,10 @@ from typing import Any
 import tyro
 
 from agents.baselines import LoggingClone
+from agents.goalrank import GoalRankConfig
 from experiments.policies import logging_clone
 from experiments.recipes import TrainRun
-from experiments.tables.runs import digest_of_log, digest_of_world, fingerprint, slug
-from experiments.train import requests_of
+from experiments.tables.runs import fingerprint, slug
 from experiments.train import run as run_training
 from recsim_env.data import LoggedDataset, load_kuairand
 from recsim_env.files import claim
@@ -132,7 +132,7 @@ def world_folders(setting: Setting) -> Mapping[str, Path]:
         build = dataclasses.replace(source.build, seed=source.world_seed, list_effect=setting.declared_effect)
         return build_worlds(log_of(setting), setting.folder / "worlds", build)
     declared, folder = settings_of(source)[0], setting.folder / "worlds"
-    digests = {name: digest_of_world(world) for name, world in worlds_of(declared).items()}
+    digests = {name: world.digest for name, world in worlds_of(declared).items()}
     claim(folder, {"less the declared effect": digests}, name="derived.json")
     for name, world in worlds_of(declared).items():
         if not (folder / name / "world.json").exists():
@@ -161,9 +161,9 @@ def _with_hazard(world: World, factor: float) -> World:
 def digests(setting: Setting, world: str) -> Mapping[str, str]:
     """What the log and a world hold, for a run's card."""
     return {
-        "log_digest": digest_of_log(log_of(setting)),
-        "world_digest": digest_of_world(worlds_of(setting)[world]),
-        "training_world_digest": digest_of_world(worlds_of(setting.trained_in)[TRAINING_WORLD]),
+        "log_digest": log_of(setting).digest,
+        "world_digest": worlds_of(setting)[world].digest,
+        "training_world_digest": worlds_of(setting.trained_in)[TRAINING_WORLD].digest,
     }
 
 
@@ -176,7 +176,12 @@ def clone_of(setting: Setting) -> LoggingClone:
 def method_card(run: TrainRun) -> dict[str, Any]:
     """What shapes a policy, less where it lies and the world, whose digest stands beside it."""
     plain = dataclasses.asdict(run)
-    return {key: value for key, value in plain.items() if key not in ("world", "run_dir", "json")}
+    return {key: value for key, value in plain.items() if key not in ("world", "run_dir", "json", "address")}
+
+
+def goalrank_run(config: GoalRankConfig, iterations: int, **settings: Any) -> TrainRun:
+    """A training run of GoalRank, in whole sessions if nothing else is said."""
+    return TrainRun(method="agents.goalrank:GoalRank", config=config, iterations=iterations, **settings)
 
 
 def in_setting(run: TrainRun, setting: Setting, name: str, seed: int) -> TrainRun:
@@ -191,8 +196,3 @@ def train_policy(run: TrainRun) -> Path:
     """Trains what is missing and returns the policy's folder: the one place where tables train through RLlib."""
     policy = run.run_dir / "policy"
     return policy if (policy / "policy.json").exists() else run_training(run)
-
-
-def requests_consumed(run: TrainRun) -> int:
-    """World requests of a training run."""
-    return requests_of(run)

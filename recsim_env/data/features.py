@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float32]
 
 BOUND = 4.0
 """No feature leaves [-BOUND, BOUND]."""
+USUAL_DURATION_S = 60.0
+"""Stands in for the durations of a log that knows none, in seconds."""
 UNKNOWN_CODE = -124
 """KuaiRand's mark for an unknown value, read as missing everywhere."""
 
@@ -39,7 +41,12 @@ class FeatureTable:
 
 
 def item_features(
-    dataset: LoggedDataset, before_date: int | None = None, *, max_tags: int = 40, max_levels: int = 16
+    dataset: LoggedDataset,
+    before_date: int | None = None,
+    *,
+    users: NDArray[np.int64] | None = None,
+    max_tags: int = 40,
+    max_levels: int = 16,
 ) -> FeatureTable:
     """Describes every item: duration, tags, type columns, popularity and signal rates.
 
@@ -49,6 +56,8 @@ def item_features(
     Args:
         dataset: a checked log.
         before_date: YYYYMMDD; ``None`` counts the pre-log history alone.
+        users: codes of the users whose feedback is counted; all by default. A model that is to know nothing of some
+            users must not read of them here either.
         max_tags: the most frequent tags of the catalogue get a column each.
         max_levels: raw columns with at most this many values become one column a value.
 
@@ -64,7 +73,7 @@ def item_features(
     if "tags" in items:
         columns |= _multi_hot(items["tags"], max_tags)
     columns |= _raw_columns(items, {"item_id", "duration", "tags", "author", "music_id"}, max_levels)
-    columns |= _past_counts(dataset, before_date)
+    columns |= _past_counts(dataset, before_date, users)
     return _table(columns, len(items))
 
 
@@ -85,6 +94,18 @@ def user_features(dataset: LoggedDataset, *, max_levels: int = 16) -> FeatureTab
         counts = np.bincount(dataset.history["user"], minlength=len(users))
         columns["log_history_length"] = _standardised(np.log1p(counts))
     return _table(columns, len(users))
+
+
+def known_durations(dataset: LoggedDataset) -> NDArray[np.float32]:
+    """Seconds of every item, float32 (N,): the median of the known ones where one is unknown.
+
+    Where a log knows no duration at all every item gets ``USUAL_DURATION_S``: watch times can still be learned, but
+    not what a user makes of a long video or a short one.
+    """
+    duration = dataset.items["duration"].to_numpy(dtype=np.float32, na_value=np.nan)
+    known = np.isfinite(duration) & (duration > 0)
+    middle = np.median(duration[known]) if known.any() else USUAL_DURATION_S
+    return np.where(known, duration, middle).astype(np.float32)
 
 
 def _table(columns: dict[str, FloatArray], num_rows: int) -> FeatureTable:
@@ -132,19 +153,23 @@ def _label(level: object) -> str:
     return str(int(level)) if isinstance(level, float) and level.is_integer() else str(level)
 
 
-def _past_counts(dataset: LoggedDataset, before_date: int | None, prior: float = 20.0) -> dict[str, FloatArray]:
+def _past_counts(
+    dataset: LoggedDataset, before_date: int | None, users: NDArray[np.int64] | None, prior: float = 20.0
+) -> dict[str, FloatArray]:
     """Log popularity and, for each binary signal recorded, the log-odds of its rate shrunk to the mean."""
-    wanted = ["item", *(name for name in dataset.signals if name != WATCH_TIME)]
+    wanted = ["user", "item", *(name for name in dataset.signals if name != WATCH_TIME)]
     parts = [] if dataset.history is None else [dataset.history.reindex(columns=wanted)]
     if before_date is not None:
         parts.append(dataset.rows.loc[dataset.rows["date"] < before_date, wanted])
     past = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=wanted)
+    if users is not None:
+        past = past[past["user"].isin(users)]
     if past.empty:
         return {}
     num_items = len(dataset.items)
     item = past["item"].to_numpy(dtype=np.int64)
     columns = {"log_popularity": _standardised(np.log1p(np.bincount(item, minlength=num_items)))}
-    for name in wanted[1:]:
+    for name in wanted[2:]:
         signal = past[name].to_numpy(dtype=np.float64, na_value=np.nan)
         known = np.isfinite(signal)
         if len(np.unique(signal[known])) < 2:

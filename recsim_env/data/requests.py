@@ -106,6 +106,49 @@ class LoggedRequests:
         """The same requests, whose batches carry these models' predictions and scores."""
         return dataclasses.replace(self, predictor=predictor, retriever=retriever)
 
+    def only(
+        self,
+        users: Sequence[int] | Array | Tensor | None = None,
+        first_date: int | None = None,
+        last_date: int | None = None,
+    ) -> "LoggedRequests":
+        """The requests of some users on some days; histories still hold everything before them.
+
+        Args:
+            users: codes of the users whose requests are kept; all by default.
+            first_date: YYYYMMDD, first day whose requests are kept.
+            last_date: YYYYMMDD, last day whose requests are kept.
+
+        Raises:
+            ValueError: no request is left.
+        """
+        keep_L = torch.ones(len(self), dtype=torch.bool)
+        if users is not None:
+            keep_L &= torch.isin(self.user_L, torch.as_tensor(np.asarray(users), dtype=torch.int64))
+        if first_date is not None:
+            keep_L &= self.date_L >= first_date
+        if last_date is not None:
+            keep_L &= self.date_L <= last_date
+        if not keep_L.any():
+            of_users = "all users" if users is None else f"the {len(users)} users asked for"
+            raise ValueError(
+                f"no request lies in days {first_date}..{last_date} for {of_users}; the days of these requests are "
+                f"{int(self.date_L.min())}..{int(self.date_L.max())}"
+            )
+        keep_P = keep_L.repeat_interleave(self.slate_size_L)
+        candidate_size_L = self.candidate_start_L1.diff()
+        candidates = self.candidate_item_Q
+        by_request = ("user_L", "date_L", "context_LX", "left_L", "history_begin_L", "history_end_L", "uniform_L")
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[keep_L] for name in by_request},
+            slate_event_P=self.slate_event_P[keep_P],
+            propensity_P=self.propensity_P[keep_P],
+            slate_start_L1=_starts(self.slate_size_L[keep_L]),
+            candidate_item_Q=None if candidates is None else candidates[keep_L.repeat_interleave(candidate_size_L)],
+            candidate_start_L1=_starts(candidate_size_L[keep_L]),
+        )
+
     def batches(
         self,
         batch_size: int,
@@ -171,24 +214,27 @@ class LoggedRequests:
             if self.candidate_item_Q is None
             else self.candidate_item_Q[_ranges(self.candidate_start_L1, index_B)]
         )
-        nothing_BCF = torch.zeros(*candidates_BC.shape, len(self.signals))
+        unfilled = (torch.empty(0),) * 4  # what depends on the candidates
         request = Request(
-            user_B,
-            self.user_features_UD[user_B],
-            self.context_LX[index_B],
-            *history,
-            candidates_BC,
-            self.item_features_ND[candidates_BC],
-            nothing_BCF[..., 0],
-            nothing_BCF,
-            nothing_BCF,
+            user_B, self.user_features_UD[user_B], self.context_LX[index_B], *history, candidates_BC, *unfilled
+        )
+        return self.offering(request, candidates_BC)
+
+    def offering(self, request: Request, candidates_BC: Tensor) -> Request:
+        """The request with these candidates, their features and what the models say of them."""
+        nothing_BCF = torch.zeros(*candidates_BC.shape, len(self.signals))
+        request = request._replace(
+            candidates_BC=candidates_BC,
+            candidate_features_BCD=self.item_features_ND[candidates_BC],
+            retriever_score_BC=nothing_BCF[..., 0],
+            predicted_BCF=nothing_BCF,
+            predicted_std_BCF=nothing_BCF,
         )
         if self.predictor is not None:
             predicted_BCF, std_BCF = self.predictor.predict_request(request, candidates_BC)
             request = request._replace(predicted_BCF=predicted_BCF, predicted_std_BCF=std_BCF)
         if self.retriever is not None:
-            score_BC = self.retriever.score_request(request, candidates_BC)
-            request = request._replace(retriever_score_BC=score_BC)
+            request = request._replace(retriever_score_BC=self.retriever.score_request(request, candidates_BC))
         return request
 
     def _history(self, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,13 +281,13 @@ def logged_requests(
     _check_features(dataset, item_features_ND, user_features_UD)
     events, event_R = _events(dataset)
     requests, request_R = _requests(dataset.rows)
-    keep_L = _kept(dataset, requests, first_date, last_date, users)
-    kept, kept_R = requests[keep_L], keep_L[request_R]
-    slate_row_P = np.flatnonzero(kept_R)[np.argsort(request_R[kept_R], kind="stable")]
-    slate_start_L1 = _starts(kept["size"].to_numpy(np.int64))
-    candidate_item_Q, candidate_start_L1 = _candidates(dataset.rows, kept["first_row"].to_numpy(), slate_start_L1)
-    user_start_U1 = _starts(np.bincount(events["user"], minlength=len(dataset.users)))
-    return LoggedRequests(
+    slate_row_P = np.argsort(request_R, kind="stable")
+    slate_start_L1 = _starts(torch.tensor(requests["size"].to_numpy(np.int64)))
+    first_row_L = requests["first_row"].to_numpy()
+    candidate_item_Q, candidate_start_L1 = _candidates(dataset.rows, first_row_L, slate_start_L1)
+    user_start_U1 = _starts(torch.from_numpy(np.bincount(events["user"], minlength=len(dataset.users))))
+    user_L = torch.tensor(requests["user"].to_numpy(np.int64))
+    everything = LoggedRequests(
         signals=dataset.signals,
         history_length=history_length,
         item_features_ND=item_features_ND,
@@ -249,21 +295,22 @@ def logged_requests(
         event_item_E=torch.from_numpy(events["item"]),
         event_feedback_EF=torch.from_numpy(np.nan_to_num(events["feedback"], nan=0.0)),
         event_known_EF=torch.from_numpy(~np.isnan(events["feedback"])),
-        user_L=torch.from_numpy(kept["user"].to_numpy(np.int64)),
-        date_L=torch.from_numpy(kept["date"].to_numpy(np.int64)),
-        context_LX=torch.from_numpy(_context(requests)[keep_L]),
-        left_L=torch.from_numpy(_left(requests)[keep_L]),
-        history_begin_L=torch.from_numpy(user_start_U1[kept["user"]]),
-        history_end_L=torch.from_numpy(event_R[kept["served_row"].to_numpy()]),
+        user_L=user_L,
+        date_L=torch.tensor(requests["date"].to_numpy(np.int64)),
+        context_LX=torch.from_numpy(_context(requests)),
+        left_L=torch.from_numpy(_left(requests)),
+        history_begin_L=user_start_U1[user_L],
+        history_end_L=torch.from_numpy(event_R[requests["served_row"].to_numpy()]),
         slate_event_P=torch.from_numpy(event_R[slate_row_P]),
-        slate_start_L1=torch.from_numpy(slate_start_L1),
+        slate_start_L1=slate_start_L1,
         propensity_P=_column(dataset.rows, "propensity", np.nan, slate_row_P),
-        uniform_L=_column(dataset.rows, "is_random", 0.0, kept["first_row"].to_numpy()) > 0,
+        uniform_L=_column(dataset.rows, "is_random", 0.0, first_row_L) > 0,
         candidate_item_Q=candidate_item_Q,
         candidate_start_L1=candidate_start_L1,
         predictor=predictor,
         retriever=retriever,
     )
+    return everything.only(users, first_date, last_date)
 
 
 def _check_features(dataset: LoggedDataset, item_features_ND: Tensor, user_features_UD: Tensor) -> None:
@@ -273,30 +320,6 @@ def _check_features(dataset: LoggedDataset, item_features_ND: Tensor, user_featu
     ):
         if len(table) != size:
             raise ValueError(f"{name} has {len(table)} rows, the log {size} codes; give one row for each code")
-
-
-def _kept(
-    dataset: LoggedDataset,
-    requests: pd.DataFrame,
-    first_date: int | None,
-    last_date: int | None,
-    users: Sequence[int] | Array | Tensor | None,
-) -> Array:
-    """Which requests lie in the wanted days and belong to wanted users, bool (L,)."""
-    keep_L = np.ones(len(requests), dtype=bool)
-    if users is not None:
-        keep_L &= np.isin(requests["user"].to_numpy(), np.asarray(users))
-    if first_date is not None:
-        keep_L &= requests["date"].to_numpy() >= first_date
-    if last_date is not None:
-        keep_L &= requests["date"].to_numpy() <= last_date
-    if not keep_L.any():
-        raise ValueError(
-            f"no request of log {dataset.name!r} lies in days {first_date}..{last_date} for the "
-            f"{len(dataset.users) if users is None else len(users)} users asked for; its days are "
-            f"{dataset.rows['date'].min()}..{dataset.rows['date'].max()}"
-        )
-    return keep_L
 
 
 def _events(dataset: LoggedDataset) -> tuple[dict[str, Array], Array]:
@@ -373,13 +396,13 @@ def _left(requests: pd.DataFrame) -> Array:
     return last
 
 
-def _candidates(rows: pd.DataFrame, first_row_L: Array, slate_start_L1: Array) -> tuple[Tensor | None, Tensor]:
+def _candidates(rows: pd.DataFrame, first_row_L: Array, slate_start_L1: Tensor) -> tuple[Tensor | None, Tensor]:
     """Logged candidate lists laid end to end, or none and the slates' own bounds."""
     if "candidates" not in rows:
-        return None, torch.from_numpy(slate_start_L1)
+        return None, slate_start_L1
     lists = rows["candidates"].to_numpy()[first_row_L]
     sizes = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    return torch.from_numpy(np.concatenate(lists).astype(np.int64)), torch.from_numpy(_starts(sizes))
+    return torch.from_numpy(np.concatenate(lists).astype(np.int64)), _starts(torch.from_numpy(sizes))
 
 
 def _column(rows: pd.DataFrame, name: str, missing: float, row_X: Array) -> Tensor:
@@ -389,8 +412,9 @@ def _column(rows: pd.DataFrame, name: str, missing: float, row_X: Array) -> Tens
     return torch.from_numpy(rows[name].to_numpy(dtype=np.float32, na_value=missing)[row_X])
 
 
-def _starts(sizes: Array) -> Array:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+def _starts(size_L: Tensor) -> Tensor:
+    """Where each of some ragged rows begins and the last one ends, int64 (L + 1)."""
+    return torch.cat([size_L.new_zeros(1), size_L.cumsum(0)]).to(torch.int64)
 
 
 def _ranges(start_L1: Tensor, index_B: Tensor) -> Tensor:

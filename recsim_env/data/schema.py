@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from recsim_env.digests import digest_frame, digest_json
 from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
@@ -71,6 +72,13 @@ class LoggedDataset:
         problems = check_dataset(self)
         if problems:
             raise ValueError(f"the log {self.name!r} cannot be used. " + " ".join(problems))
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything the tables hold; it changes with any label, and not with the log's name."""
+        tables = {"rows": self.rows, "users": self.users, "items": self.items, "history": self.history}
+        content = {name: digest_frame(table) for name, table in tables.items() if table is not None}
+        return digest_json({"signals": list(self.signals), **content})
 
 
 def canonical_order(signals: Iterable[str]) -> tuple[str, ...]:

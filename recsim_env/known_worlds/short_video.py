@@ -26,6 +26,7 @@ from recsim_env.known_worlds.parameters import (
 )
 from recsim_env.known_worlds.response import ShortVideoResponse
 from recsim_env.randomness import address, uniform
+from recsim_env.recommender import Recommender
 from recsim_env.types import CONTEXT
 from recsim_env.world import Catalogue, Users, World
 
@@ -98,8 +99,7 @@ def short_video_world(
         response=response,
         leave=leave,
         contexts=contexts,
-        predictor=predictor,
-        candidates=UniformCandidates(reach_N, seed),
+        recommender=Recommender(predictor=predictor, candidates=UniformCandidates(reach_N, seed)),
         declared={"leave": leave.config(), "contexts": contexts.config()},
         provenance={**_PROVENANCE, "seed": seed, "dials": dataclasses.asdict(dials)},
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.candidates import AllCandidates, LogRatePredictor
 from recsim_env.data.histories import Histories
+from recsim_env.recommender import Recommender
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from recsim_env.world import Catalogue, Users, World
 
@@ -166,8 +167,7 @@ def tiny_world(*, num_users: int = 16) -> World:
         response=response,
         leave=leave,
         contexts=DeclaredContext(),
-        predictor=_counted(response),
-        candidates=AllCandidates(num_items),
+        recommender=Recommender(predictor=_counted(response), candidates=AllCandidates(num_items)),
         declared={"leave": leave.config(), "contexts": DeclaredContext().config()},
         provenance={"kind": "synthetic: hand-written users, optimum known by enumeration"},
         defaults={**TINY_SIZES, "history_length": 9},

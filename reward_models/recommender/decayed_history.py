@@ -107,10 +107,15 @@ def signal_rates(signals_RF: Tensor, known_RF: Tensor) -> Tensor:
 
 
 def principal_components(features_ND: Tensor, width: int) -> Tensor:
-    """The item features' leading components (N, E), each of unit variance, signs fixed."""
+    """The item features' leading components (N, E), each of unit variance, signs fixed.
+
+    E is ``width``, or less where the features have less to say; 0 where all items look alike.
+    """
     centred_ND = (features_ND - features_ND.mean(dim=0)).to(torch.float64)
     values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / max(len(features_ND), 1))
     width = min(width, int((values_D > 1e-6).sum()))
+    if not width:
+        return features_ND.new_zeros(len(features_ND), 0)
     leading_DE = vectors_DD[:, len(values_D) - width :].flip(1)
     signs_E = leading_DE.gather(0, leading_DE.abs().argmax(dim=0, keepdim=True)).sign()
     components_NE: Tensor = centred_ND @ (leading_DE * signs_E)

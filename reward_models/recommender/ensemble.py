@@ -1,7 +1,9 @@
 """Fitting M members side by side: bootstrap of users, out-of-bag early stopping, one pass for all.
 
 Every trainable tensor of such a model has M as its first dimension, so one backward pass trains all members
-and one member's best epoch can be kept without regard to the others.
+and one member's best epoch can be kept without regard to the others. This is the loop of the recommender's models;
+learned users have another, ``reward_models.trainer``, which stops on days and users that the caller names and can go on
+after a kill. These fits take seconds to minutes and are simply begun again.
 
 Shape legend: M members, U users, R rows of a batch.
 """
@@ -37,6 +39,8 @@ def bootstrap_weights(num_users: int, taking_part: Tensor, members: int, generat
     if len(present) < 2:
         raise ValueError(f"need rows of at least 2 users to fit and to validate, got {len(present)}")
     weight_UM = torch.poisson(torch.ones(num_users, members), generator=generator)
+    # About a third of the users have weight 0 in a member and are its validation set. Among a handful of users there
+    # may be none, or nobody left to learn from, so one of each kind is appointed, another one in each member.
     for member in range(members):
         weight_UM[present[member % len(present)], member] = 0.0
         kept = present[(member + 1) % len(present)]
@@ -46,18 +50,32 @@ def bootstrap_weights(num_users: int, taking_part: Tensor, members: int, generat
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """The loop's own settings."""
+    """How long and how fast to fit; the settings that all models of a recommender share."""
 
-    learning_rate: float
+    learning_rate: float = 3e-3
     """Adam's step size."""
-    max_epochs: int
+    batch_size: int = 1024
+    """Rows of a training step."""
+    max_epochs: int = 30
     """Upper bound on passes over the rows."""
-    patience: int
-    """Epochs without a better out-of-bag loss in any member before the fit stops."""
-    label: str
-    """Names the progress bar and the TensorBoard tags."""
-    run_dir: str | Path | None = None
-    """TensorBoard folder; ``None`` writes nothing."""
+    patience: int = 2
+    """Epochs without a better out-of-bag loss in any member before training stops."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "batch_size", "max_epochs", "patience")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+def at_least_one(config: object, *names: str) -> None:
+    """Refuses settings below 1.
+
+    Raises:
+        ValueError: one of the named fields is.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def fit_members(
@@ -67,6 +85,9 @@ def fit_members(
     weight_UM: Tensor,
     generator: torch.Generator,
     settings: FitSettings,
+    *,
+    label: str,
+    run_dir: str | Path | None = None,
 ) -> Tensor:
     """Trains until no member improves on its out-of-bag users; leaves each at its own best epoch.
 
@@ -77,7 +98,9 @@ def fit_members(
         losses: a batch's losses (M, R) and the users (R,) they belong to.
         weight_UM: bootstrap weights.
         generator: fixes the order of rows.
-        settings: the loop's settings.
+        settings: how long and how fast; ``batch_size`` is for ``batches`` to keep.
+        label: names the progress bar and the TensorBoard tag.
+        run_dir: TensorBoard folder; ``None`` writes nothing.
 
     Returns:
         Each member's best out-of-bag loss, (M,).
@@ -88,11 +111,12 @@ def fit_members(
     best = [p.detach().clone() for p in model.parameters()]
     waited = 0
     with ExitStack() as stack:
-        writer = stack.enter_context(SummaryWriter(str(settings.run_dir))) if settings.run_dir else None
-        bar = stack.enter_context(tqdm(range(settings.max_epochs), desc=settings.label, disable=None))
+        writer = stack.enter_context(SummaryWriter(str(run_dir))) if run_dir else None
+        bar = stack.enter_context(tqdm(range(settings.max_epochs), desc=label, disable=None))
         for epoch in bar:
             for batch in batches(generator):
                 loss_MR, user_R = losses(batch)
+                # Summed over members, not averaged: each then has the gradient it would have alone.
                 loss = (loss_MR * weight_UM[user_R].T).mean(dim=1).sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -100,11 +124,12 @@ def fit_members(
             out_M = _out_of_bag(batches, losses, weight_UM)
             better_M = out_M < best_M
             best_M = torch.where(better_M, out_M, best_M)
+            # Members overfit at different epochs, so each keeps its own best one.
             for kept, parameter in zip(best, model.parameters(), strict=True):
                 kept[better_M] = parameter.detach()[better_M]
             bar.set_postfix(out_of_bag=f"{float(out_M.mean()):.4f}")
             if writer is not None:
-                writer.add_scalar(f"train/{settings.label}_out_of_bag", float(out_M.mean()), epoch)
+                writer.add_scalar(f"train/{label}_out_of_bag", float(out_M.mean()), epoch)
             waited = 0 if bool(better_M.any()) else waited + 1
             if waited >= settings.patience:
                 break

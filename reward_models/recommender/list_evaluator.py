@@ -33,12 +33,12 @@ from torch import Tensor
 
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.plugins import load_object
-from recsim_env.slates import positions_of
+from recsim_env.saving import class_path
+from recsim_env.slates import find, positions_of
 from recsim_env.types import ListEffect, ListValue, Request
-from recsim_env.world import class_path
 from reward_models.list_effects import kinds_of
 from reward_models.ranker_controls import RankerControls, ranker_controls
-from reward_models.recommender.ensemble import FitSettings, bootstrap_weights, fit_members
+from reward_models.recommender.ensemble import bootstrap_weights, fit_members
 from reward_models.recommender.list_evaluator_network import (
     Inputs,
     ListEvaluatorConfig,
@@ -46,7 +46,7 @@ from reward_models.recommender.list_evaluator_network import (
     Sizes,
     request_inputs,
 )
-from reward_models.recommender.predictor import level_shifts, signal_losses
+from reward_models.recommender.losses import level_shifts, signal_losses
 
 
 class SlateEvaluator:
@@ -73,26 +73,26 @@ class SlateEvaluator:
 
         Args:
             request: all fields are read but the item codes of the history.
-            items_BGK: int64 item codes out of the request's candidates.
+            items_BGK: int64 item codes. Those that are no candidates of the request are valued as if they were.
 
         Raises:
-            ValueError: an item is not among the candidates, the lists are longer than ``MAX_PLACES``, or the request
-                comes from a world with other features or signals than the evaluator was fitted to.
+            ValueError: an item is not among the candidates of a request that does not know the recommender (see
+                ``Request.offering``), the lists are longer than ``MAX_PLACES``, or the request comes from a world with
+                other features or signals than the evaluator was fitted to.
         """
         batch, lists, places = items_BGK.shape
         if not lists or not places:
             raise ValueError(
                 f"need at least one list of at least one place, got items of shape {tuple(items_BGK.shape)}"
             )
-        inputs = request_inputs(request)
+        inputs, position_LGK = self._inputs(request, items_BGK)
         found = (inputs.candidate_BCI.shape[-1], inputs.request_BJ.shape[-1], inputs.base_BCF.shape[-1])
         if found != self._model.sizes[:3]:
             raise ValueError(
                 f"this evaluator was fitted to {self._model.sizes}, the request has candidate={found[0]}, "
                 f"request={found[1]}, signals={found[2]}: it is of another world; use the evaluator of this one"
             )
-        position_BX = positions_of(items_BGK.flatten(1), request.candidates_BC)
-        logit_MPF = self._model(inputs, position_BX.view(batch, lists, places), num_signals=1)
+        logit_MPF = self._model(inputs, position_LGK, num_signals=1)
         seconds_MLK = torch.exp(logit_MPF).view(-1, batch * lists, places)
         if self.list_effect is not None:
             seconds_MLK = seconds_MLK * (1.0 - self.list_effect.interrupt(items_BGK.flatten(0, 1)))
@@ -105,6 +105,19 @@ class SlateEvaluator:
             per_place_BGK=(seconds_MLK.sum(dim=0) / members).view(batch, lists, places),
             std_BG=(square_L / max(members - 1, 1)).sqrt().view(batch, lists),
         )
+
+    def _inputs(self, request: Request, items_BGK: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs of requests, and which of their candidates stand at the places of which list."""
+        if request.side is None:
+            return request_inputs(request), positions_of(items_BGK, request.candidates_BC)
+        position_BGK, is_candidate_BGK = find(items_BGK, request.candidates_BC)
+        if bool(is_candidate_BGK.all()):
+            return request_inputs(request), position_BGK
+        # Every list becomes the candidate set of a request of its own, so that cost grows with the items listed only.
+        batch, lists, places = items_BGK.shape
+        inputs = request_inputs(request.offering(items_BGK.flatten(1))).of_lists(places)
+        in_order_K = torch.arange(places, device=items_BGK.device)
+        return inputs, in_order_K.expand(batch * lists, 1, places)
 
     def with_list_effect(self, list_effect: ListEffect | None) -> "SlateEvaluator":
         """The same evaluator for an operator who knows of this within-slate effect."""
@@ -275,14 +288,7 @@ def _train(
             )
             return loss_MP, example.user_P
 
-        settings = FitSettings(
-            learning_rate=config.learning_rate,
-            max_epochs=config.max_epochs,
-            patience=config.patience,
-            label=label,
-            run_dir=run_dir,
-        )
-        fit_members(part, batches, losses, weight_UM, generator, settings)
+        fit_members(part, batches, losses, weight_UM, generator, config, label=label, run_dir=run_dir)
 
     def alone(number: int) -> Tensor:
         logit_MPF: Tensor = model.alone(examples[number].inputs, num_signals)

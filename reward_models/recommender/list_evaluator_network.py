@@ -14,16 +14,21 @@ from torch import Tensor
 from recsim_env.types import Request
 from reward_models.list_effects import PairEffects
 from reward_models.ranker_controls import MAX_PLACES
-from reward_models.recommender.predictor import NUM_TABS
+from reward_models.recommender.encoding import NUM_TABS
+from reward_models.recommender.ensemble import FitSettings, at_least_one
 
 _TAIL = 0.001
 """Share of the log's slates, at either end, whose effects are not believed to be larger than the others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListEvaluatorConfig:
+class ListEvaluatorConfig(FitSettings):
     """How the list evaluator is built and fitted."""
 
+    batch_size: int = 128
+    """Requests of a training step."""
+    patience: int = 3
+    """Epochs without a better out-of-bag loss in any member before training stops."""
     listwise: bool = True
     """False drops everything that depends on other places."""
     num_members: int = 6
@@ -38,21 +43,10 @@ class ListEvaluatorConfig:
     """Requests with two places or more that a list-wise fit needs."""
     weight_decay: float = 1.0
     """Weight decay of all matrices."""
-    learning_rate: float = 3e-3
-    """Adam's step size."""
-    batch_size: int = 128
-    """Requests of a training step."""
-    max_epochs: int = 30
-    """Upper bound on passes over the log."""
-    patience: int = 3
-    """Epochs without a better out-of-bag loss in any member before training stops."""
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "width", "batch_size", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        super().__post_init__()
+        at_least_one(self, "num_members", "width")
 
 
 class Inputs(NamedTuple):
@@ -72,6 +66,15 @@ class Inputs(NamedTuple):
             return tensor_BCX.gather(1, position_BK.unsqueeze(-1).expand(-1, -1, tensor_BCX.shape[-1]))
 
         return Inputs(gather(self.candidate_BCI), self.request_BJ, gather(self.base_BCF))
+
+    def of_lists(self, places: int) -> "Inputs":
+        """The inputs of B * G requests whose candidates are one list each, from those of all lists side by side."""
+        lists = self.candidate_BCI.shape[1] // places
+        return Inputs(
+            self.candidate_BCI.unflatten(1, (lists, places)).flatten(0, 1),
+            self.request_BJ.repeat_interleave(lists, dim=0),
+            self.base_BCF.unflatten(1, (lists, places)).flatten(0, 1),
+        )
 
 
 def request_inputs(request: Request) -> Inputs:

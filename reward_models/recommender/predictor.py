@@ -20,68 +20,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recsim_env.data.histories import Histories, user_histories
-from recsim_env.data.requests import LoggedRequests, logged_requests
-from recsim_env.data.schema import LoggedDataset
-from recsim_env.numerics import enough_rows, sigmoid
+from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import WATCH_TIME, Request
-from reward_models.recommender.decayed_history import DecayedHistory, principal_components, signal_rates
-from reward_models.recommender.ensemble import FitSettings, bootstrap_weights, fit_members
-
-NUM_TABS = 16
-"""Tabs 0..15 have a vector each; higher ones share the last."""
+from reward_models.recommender.decayed_history import DecayedHistory
+from reward_models.recommender.encoding import NUM_TABS, EncodedRequests, context_codes, user_inputs
+from reward_models.recommender.ensemble import FitSettings, at_least_one, bootstrap_weights, fit_members
+from reward_models.recommender.losses import level_shifts, signal_losses
 
 LONGEST_WATCH_S = 600.0
 """Predicted watch times are cut here, s."""
 
 
-EXACT_WINDOW = 100
-"""Impressions that initial states are encoded from."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class PredictorConfig:
+class PredictorConfig(FitSettings):
     """How the predictor is built and fitted."""
 
+    learning_rate: float = 2e-3
+    """Adam's step size."""
+    max_epochs: int = 20
+    """Upper bound on passes over the log."""
     num_members: int = 3
     """Members of the ensemble, M."""
     factor_width: int = 16
     """Length of item and user vectors, d."""
     hidden_width: int = 64
     """Width of the hidden layers, W."""
-    event_width: int = 16
-    """Principal components of the item features that stand for a video in the history."""
-    taste_signals: tuple[str, ...] = ("click", "long_view", "like")
-    """Signals whose items make up a user's taste; those the log lacks are left out."""
-    decays: tuple[float, ...] = (0.75, 0.95)
-    """Factors by which one later impression fades the history."""
-    rate_prior: float = 0.2
-    """Weight of the overall rate in a user's own recent rates, as a share of a full history."""
     watch_weight: float = 0.3
     """Weight of the watch-time loss beside that of one 0/1 signal."""
     item_decay: float = 1e-5
     """Weight decay of the per-item vectors; an item without data keeps its content's vector."""
-    learning_rate: float = 2e-3
-    """Adam's step size."""
-    batch_size: int = 1024
-    """Rows of a training step."""
-    max_epochs: int = 20
-    """Upper bound on passes over the log."""
-    patience: int = 2
-    """Epochs without a better out-of-bag loss in any member before training stops."""
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "hidden_width", "event_width", "batch_size", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        at_least_one(self, "num_members", "hidden_width")
         if self.factor_width < 2:
             raise ValueError(f"factor_width must be at least 2 (one coordinate is constant), got {self.factor_width}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
 class EnsemblePredictor:
@@ -138,14 +114,15 @@ class EnsemblePredictor:
 
     def _user_hidden(self, features_BD: Tensor) -> Tensor:
         weight_WD, bias_W = self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"]
-        return enough_rows(lambda rows_BD: torch.nn.functional.linear(rows_BD, weight_WD, bias_W), features_BD)
+        return linear(features_BD, weight_WD, bias_W)
 
     def _predict(
         self, sums_BS: Tensor, user_hidden_BW: Tensor, context_BX: Tensor, items_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
         members, batch, num_signals = self._num_members, len(items_BC), len(self.signals)
-        vector_MBX = enough_rows(self._user_vectors, sums_BS, user_hidden_BW, context_BX)
+        vector_MBX = self._user_vectors(sums_BS, user_hidden_BW, context_BX)
         vector_YdF = vector_MBX.reshape(members * batch, self._factor_width, num_signals)
+        # All members' factors lie in one table, member after member, so one lookup brings them all.
         row_MBC = items_BC + self._first_row_M11
         factor_YCd = torch.nn.functional.embedding(row_MBC, self._factors_Zd).flatten(0, 1)
         logit_MBCF = torch.bmm(factor_YCd, vector_YdF).view(members, batch, -1, num_signals)
@@ -161,10 +138,12 @@ class EnsemblePredictor:
         tensors = self._tensors
         inputs_BI = user_inputs(self.history, sums_BS, tensors["prior_rate_F"], self._settings["rate_prior"])
         tab_B, hour_B = context_codes(context_BX)
-        hidden_BW = torch.nn.functional.linear(inputs_BI, tensors["history_weight_WI"])
+        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"])
         hidden_BW = (hidden_BW + user_hidden_BW + self._context_hidden_ZW[tab_B * 24 + hour_B]).relu_()
-        hidden_MBW = hidden_BW.view(len(sums_BS), self._num_members, -1).transpose(0, 1)
-        return torch.baddbmm(tensors["vector_bias_M1X"], hidden_MBW, tensors["vector_weight_MWX"])
+        hidden_BMW = hidden_BW.view(len(sums_BS), self._num_members, -1)
+        weights = zip(tensors["vector_weight_MWX"], tensors["vector_bias_M1X"], strict=True)
+        members = [linear(hidden_BMW[:, i], w_WX.T, b_1X[0]) for i, (w_WX, b_1X) in enumerate(weights)]
+        return torch.stack(members)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -178,19 +157,6 @@ class EnsemblePredictor:
     def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "EnsemblePredictor":
         """Rebuilds a saved predictor."""
         return cls(config, tensors)
-
-
-def user_inputs(history: DecayedHistory, sums_BS: Tensor, prior_rate_F: Tensor, rate_prior: float) -> Tensor:
-    """Inputs (B, I) of the user tower: recent rates of every signal, how much is known, tastes."""
-    taste_BGY, signal_BGF, known_BGF = history.split(sums_BS)
-    rate_BGF = (signal_BGF + rate_prior * prior_rate_F) / (known_BGF + rate_prior) - prior_rate_F
-    return torch.cat([(4.0 * rate_BGF).flatten(1), known_BGF.flatten(1), (2.0 * taste_BGY).flatten(1)], dim=1)
-
-
-def context_codes(context_BX: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the tab and hour tables, int64 (B,)."""
-    tab_B = context_BX[:, 0].to(torch.int64).clamp(0, NUM_TABS - 1)
-    return tab_B, context_BX[:, 1].to(torch.int64).clamp(0, 23)
 
 
 class _Towers(torch.nn.Module):
@@ -214,13 +180,14 @@ class _Towers(torch.nn.Module):
             return torch.nn.Parameter(torch.zeros(members, *shape))
 
         self.history = weight(sizes["inputs"], width, scale=(2 / sizes["inputs"]) ** 0.5)
-        self.user = weight(sizes["user_features"], width, scale=sizes["user_features"] ** -0.5)
+        # A log may tell nothing of its users: a matrix of no rows then adds nothing, and needs no scale.
+        self.user = weight(sizes["user_features"], width, scale=max(sizes["user_features"], 1) ** -0.5)
         self.tab = weight(NUM_TABS, width, scale=0.3)
         self.hour = zeros(24, width)
         self.hidden_bias = zeros(width)
         self.vector = weight(width, factor, num_signals, scale=0.5 * width**-0.5)
         self.vector_bias = zeros(factor, num_signals)
-        self.item_hidden = weight(sizes["item_features"], width, scale=sizes["item_features"] ** -0.5)
+        self.item_hidden = weight(sizes["item_features"], width, scale=max(sizes["item_features"], 1) ** -0.5)
         self.item_bias = zeros(width)
         self.item_out = weight(width, factor - 1, scale=width**-0.5)
         self.item_own = zeros(sizes["items"], factor - 1)
@@ -264,97 +231,62 @@ class _Rows:
 
 
 def fit_predictor(
-    dataset: LoggedDataset,
+    encoded: EncodedRequests,
     *,
-    item_features_ND: Tensor,
-    user_features_UD: Tensor,
-    users: np.ndarray | Tensor | None = None,
-    until_date: int | None = None,
-    histories: Histories | None = None,
     config: PredictorConfig | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
 ) -> EnsemblePredictor:
-    """Fits the ensemble on a log.
+    """Fits the ensemble on logged requests.
 
     Args:
-        dataset: a checked log.
-        item_features_ND: float32 (N, D). Counts in it must come from before the log's first day, or the
-            model learns to trust a feature that has seen its own labels.
-        user_features_UD: float32 (U, D).
-        users: codes of the operator's own users; the others start from their own history but teach
-            nothing. All by default.
-        until_date: YYYYMMDD, last day used for fitting; all days by default.
-        histories: what states start from; the log up to ``until_date`` by default.
+        encoded: requests of the operator's own users; the others start from their own history but teach nothing.
+            Counts in the item features must come from before the log's first day, or the model learns to trust a
+            feature that has seen its own labels.
         config: settings.
         seed: fixes initial weights, bootstrap and the order of rows.
         run_dir: where TensorBoard finds the losses; none are written by default.
 
     Raises:
-        ValueError: the log records no watch time or nothing to fit on, see ``logged_requests``; or it has
-            fewer than two users.
+        ValueError: the log records no watch time, or fewer than two users have requests.
     """
-    config = config or PredictorConfig()
-    if dataset.signals[:1] != (WATCH_TIME,):
-        raise ValueError(f"the log records {dataset.signals}; a predictor needs {WATCH_TIME!r} as the first signal")
-    requests = logged_requests(
-        dataset,
-        item_features_ND=item_features_ND,
-        user_features_UD=user_features_UD,
-        users=users,
-        last_date=until_date,
-    )
-    history = DecayedHistory(
-        item_vectors_NE=principal_components(item_features_ND, config.event_width),
-        num_signals=len(requests.signals),
-        taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),
-        decays=config.decays,
-    )
-    rows, prior_rate_F = _encode(requests, history, config)
-    towers = _train(rows, config, seed, run_dir)
-    if histories is None:
-        histories = user_histories(dataset, None if until_date is None else until_date + 1)
-    return _export(towers, rows, history, prior_rate_F, histories, requests.signals, config)
+    config, signals = config or PredictorConfig(), encoded.requests.signals
+    if signals[:1] != (WATCH_TIME,):
+        raise ValueError(f"the log records {signals}; a predictor needs {WATCH_TIME!r} as the first signal")
+    rows = _rows(encoded, config)
+    return _export(_train(rows, config, seed, run_dir), rows, encoded)
 
 
-@torch.no_grad()
-def _encode(requests: LoggedRequests, history: DecayedHistory, config: PredictorConfig) -> tuple[_Rows, Tensor]:
-    """Training rows, and the overall rate of each signal (watch time in the history's own unit)."""
-    sums, targets, known, items, order = [], [], [], [], []
+def _rows(encoded: EncodedRequests, config: PredictorConfig) -> _Rows:
+    """One training row a place of the requests' slates."""
+    requests = encoded.requests
+    targets, known, items, order = [], [], [], []
     for index_B in requests.batch_indices(config.batch_size):
         batch = requests.batch(index_B)
-        request, slate_size = batch.request, batch.items_BK.shape[1]
-        sums.append(history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF))
         targets.append(batch.feedback.signals_BKF.flatten(0, 1))
         known.append(batch.known_BKF.flatten(0, 1))
         items.append(batch.items_BK.flatten())
-        order.append(index_B.repeat_interleave(slate_size))
-    index_L = torch.cat(requests.batch_indices(config.batch_size))
-    target_RF, known_RF = torch.cat(targets), torch.cat(known).to(torch.float32)
-    prior_rate_F = signal_rates(target_RF, known_RF)
-    encoded = user_inputs(history, torch.cat(sums), prior_rate_F, config.rate_prior)
-    inputs_LI = torch.empty_like(encoded)
-    inputs_LI[index_L] = encoded
+        order.append(index_B.repeat_interleave(batch.items_BK.shape[1]))
     tab_L, hour_L = context_codes(requests.context_LX)
-    rows = _Rows(
-        inputs_LI=inputs_LI,
+    return _Rows(
+        inputs_LI=encoded.inputs_LI,
         user_L=requests.user_L,
         tab_L=tab_L,
         hour_L=hour_L,
         request_R=torch.cat(order),
         item_R=torch.cat(items),
-        target_RF=target_RF,
-        known_RF=known_RF,
+        target_RF=torch.cat(targets),
+        known_RF=torch.cat(known).to(torch.float32),
         user_features_UD=requests.user_features_UD,
         item_features_ND=requests.item_features_ND,
     )
-    return rows, prior_rate_F
 
 
 def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path | None) -> _Towers:
     generator = torch.Generator().manual_seed(seed)
     mean_F = (rows.target_RF * rows.known_RF).sum(dim=0) / rows.known_RF.sum(dim=0).clamp(min=1)
     mean_F = mean_F.clamp(min=1e-4)
+    # Training starts at the log's own levels; from 0 the first epochs would go into finding them.
     base_F = torch.cat([mean_F[:1].log(), torch.logit(mean_F[1:].clamp(max=1 - 1e-4))])
     sizes = {
         "inputs": rows.inputs_LI.shape[1],
@@ -376,20 +308,8 @@ def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path 
         target_RF, known_RF = rows.target_RF[index_R], rows.known_RF[index_R]
         return signal_losses(logit_MRF, target_RF, known_RF, mean_F[0], config.watch_weight), user_R[index_R]
 
-    fit_members(
-        towers,
-        batches,
-        losses,
-        weight_UM,
-        generator,
-        FitSettings(
-            learning_rate=config.learning_rate,
-            max_epochs=config.max_epochs,
-            patience=config.patience,
-            label="predictor",
-            run_dir=run_dir,
-        ),
-    )
+    fit_members(towers, batches, losses, weight_UM, generator, config, label="predictor", run_dir=run_dir)
+    # Level by out-of-bag rows: a member's own rows would hide how far it is off, see ``level_shifts``.
     with torch.no_grad():
         logit_MRF = torch.cat([towers(rows, index_R) for index_R in batches(None)], dim=1)
         out_MR1 = (weight_UM[user_R].T == 0).unsqueeze(-1)
@@ -397,66 +317,18 @@ def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path 
     return towers
 
 
-def signal_losses(
-    logit_MRF: Tensor,
-    target_RF: Tensor,
-    known_RF: Tensor,
-    mean_watch: Tensor,
-    watch_weight: float,
-    chance_weight: float = 1.0,
-) -> Tensor:
-    """Loss of each row (M, R): Poisson for watch time, in units of its mean, and log loss for the rest."""
-    watch_MR = (torch.exp(logit_MRF[..., 0]) - target_RF[:, 0] * logit_MRF[..., 0]) / mean_watch
-    target_MRF = target_RF[:, 1:].expand_as(logit_MRF[..., 1:])
-    chance_MRF = torch.nn.functional.binary_cross_entropy_with_logits(logit_MRF[..., 1:], target_MRF, reduction="none")
-    chance_MR = (chance_MRF * known_RF[:, 1:]).sum(dim=-1)
-    return watch_weight * watch_MR * known_RF[:, 0] + chance_weight * chance_MR
-
-
-def level_shifts(logit_MRF: Tensor, target_RF: Tensor, weight_MRF: Tensor) -> Tensor:
-    """What to add to each member's logits (M, F) so that predictions and targets agree in sum.
-
-    A model stopped early is off by a few percent in level, and all members to the same side. Applied to
-    out-of-bag rows this costs no data. Newton's method; a unit of ridge keeps signals without a positive
-    where they were.
-    """
-    shift_MF = torch.zeros(logit_MRF.shape[0], logit_MRF.shape[2])
-    for _ in range(8):
-        shifted_MRF = logit_MRF + shift_MF.unsqueeze(1)
-        expected_MRF = torch.sigmoid(shifted_MRF)
-        slope_MRF = expected_MRF * (1 - expected_MRF)
-        expected_MRF[..., 0] = torch.exp(shifted_MRF[..., 0])
-        slope_MRF[..., 0] = expected_MRF[..., 0]
-        gap_MF = ((target_RF - expected_MRF) * weight_MRF).sum(dim=1)
-        shift_MF = shift_MF + gap_MF / ((slope_MRF * weight_MRF).sum(dim=1) + 1.0)
-    return shift_MF
-
-
 @torch.no_grad()
-def _export(
-    towers: _Towers,
-    rows: _Rows,
-    history: DecayedHistory,
-    prior_rate_F: Tensor,
-    histories: Histories,
-    signals: tuple[str, ...],
-    config: PredictorConfig,
-) -> EnsemblePredictor:
-    """Members laid side by side in wide tables."""
-    num_users = len(rows.user_features_UD)
-    sums = [
-        history.encode(*histories.window(user_B, EXACT_WINDOW))
-        for user_B in torch.split(torch.arange(num_users), config.batch_size)
-    ]
+def _export(towers: _Towers, rows: _Rows, encoded: EncodedRequests) -> EnsemblePredictor:
+    """Members laid side by side in wide tables: one matrix product then serves them all."""
     factors_MNd = towers.item_factors(rows.item_features_ND, towers.item_own)
 
     def wide(weight_MIW: Tensor) -> Tensor:
         return weight_MIW.transpose(0, 1).flatten(1)
 
     tensors = {
-        "event_NE": history.item_vectors_NE,
+        "event_NE": encoded.history.item_vectors_NE,
         "item_factors_NMd": factors_MNd.transpose(0, 1),
-        "start_US": torch.cat([torch.arange(num_users, dtype=torch.float32)[:, None], torch.cat(sums)], dim=1),
+        "start_US": encoded.start_US,
         "user_features_UD": rows.user_features_UD,
         "user_weight_WD": wide(towers.user).T,
         "history_weight_WI": wide(towers.history).T,
@@ -465,12 +337,7 @@ def _export(
         "hour_TW": wide(towers.hour),
         "vector_weight_MWX": towers.vector.flatten(2),
         "vector_bias_M1X": towers.vector_bias.flatten(1).unsqueeze(1),
-        "prior_rate_F": prior_rate_F,
+        "prior_rate_F": encoded.prior_rate_F,
     }
-    settings = {
-        "signals": list(signals),
-        "taste_signals": list(history.taste_signals),
-        "decays": list(history.decays),
-        "rate_prior": config.rate_prior,
-    }
+    settings = {"signals": list(encoded.requests.signals), **encoded.settings}
     return EnsemblePredictor(settings, {name: t.detach().contiguous() for name, t in tensors.items()})

@@ -18,65 +18,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recsim_env.data.histories import Histories, user_histories
-from recsim_env.data.requests import LoggedRequests, logged_requests
-from recsim_env.data.schema import LoggedDataset
-from recsim_env.numerics import enough_rows, linear
-from recsim_env.types import NO_ITEM, Request
-from reward_models.recommender.decayed_history import DecayedHistory, principal_components, signal_rates
-from reward_models.recommender.ensemble import FitSettings, fit_members
-from reward_models.recommender.predictor import EXACT_WINDOW, user_inputs
+from recsim_env.data.requests import LoggedRequests
+from recsim_env.numerics import BLOCK_ROWS, linear
+from recsim_env.types import NO_ITEM, WATCH_TIME, Request
+from reward_models.recommender.decayed_history import DecayedHistory
+from reward_models.recommender.encoding import EncodedRequests, user_inputs
+from reward_models.recommender.ensemble import FitSettings, at_least_one, fit_members
 
-_BLOCK = 8
+_BLOCK = 8  # columns of a block, see ``_top``
 _LEFT_OUT = -1e30
-_ROWS_AT_ONCE = 32  # so many rows of scores stay in the processor's cache
+_ROWS_AT_ONCE = BLOCK_ROWS  # so many rows of scores stay in the processor's cache
 LOWEST_SCORE = -50.0
 """Returned scores are cut here; only items that had to be left out reach it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class RetrievalConfig(FitSettings):
     """How the candidate source is built and fitted."""
 
     vector_width: int = 16
     """Length of user and item vectors, d; the last coordinate holds the item's level."""
     hidden_width: int = 64
     """Width of the hidden layers, W."""
-    event_width: int = 16
-    """Principal components of the item features that stand for a video in the history."""
     positive_signals: tuple[str, ...] = ("long_view", "click", "like")
-    """The first of these that the log has marks the positives to retrieve."""
-    taste_signals: tuple[str, ...] = ("click", "long_view", "like")
-    """Signals whose items make up a user's taste; those the log lacks are left out."""
-    decays: tuple[float, ...] = (0.75, 0.95)
-    """Factors by which one later impression fades the history."""
-    rate_prior: float = 0.2
-    """Weight of the overall rate in a user's own recent rates, as a share of a full history."""
+    """The first of these that the log has marks the positives to retrieve. In a log with none of them a positive is
+    a video that was watched for longer than the median."""
     exploration: float = 0.3
     """Temperature of the noise added to scores; 0 switches it off."""
     num_negatives: int = 2048
     """Items drawn to compare each batch of positives with."""
     item_decay: float = 1e-2
     """Weight decay of the items' own vectors."""
-    learning_rate: float = 3e-3
-    """Adam's step size."""
-    batch_size: int = 1024
-    """Positives of a training step."""
-    max_epochs: int = 30
-    """Upper bound on passes over the positives."""
-    patience: int = 2
-    """Epochs without a better validation loss before training stops."""
     validation_share: float = 0.1
     """Share of users kept aside for early stopping."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_width", "event_width", "num_negatives", "batch_size", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        at_least_one(self, "hidden_width", "num_negatives")
         if self.vector_width < 2:
             raise ValueError(f"vector_width must be at least 2 (one coordinate is a level), got {self.vector_width}")
         if self.exploration < 0:
@@ -108,7 +89,7 @@ class TwoTowerCandidates:
         self._padded_Zd[: self._num_items] = items_Nd
         noise = settings["exploration"] * tensors["noise_Y"]
         self._noise_NZ = noise.unfold(0, len(self._padded_Zd), 1)
-        self._user_hidden_UW = enough_rows(self._user_hidden, tensors["user_features_UD"])
+        self._user_hidden_UW = self._user_hidden(tensors["user_features_UD"])
 
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) at the end of the fitted log."""
@@ -136,7 +117,7 @@ class TwoTowerCandidates:
         """
         if not 0 < num_candidates <= self._num_items:
             raise ValueError(f"num_candidates must lie in 1..{self._num_items} (the catalogue), got {num_candidates}")
-        vector_Bd = enough_rows(self._user_vectors, state_BS)
+        vector_Bd = self._user_vectors(state_BS)
         parts = [
             self._best(vector_Bd[rows], shown_BM[rows], uniform_B[rows], num_candidates)
             for rows in (slice(i, i + _ROWS_AT_ONCE) for i in range(0, max(len(vector_Bd), 1), _ROWS_AT_ONCE))
@@ -149,17 +130,28 @@ class TwoTowerCandidates:
     ) -> tuple[Tensor, Tensor]:
         score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
-            offset_B = (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)
-            score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, offset_B))
+            score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, self._offset(uniform_B)))
         column_BM = shown_BM.masked_fill(shown_BM == NO_ITEM, self._num_items)
         score_BZ = score_BZ.scatter_(1, column_BM, _LEFT_OUT)
         score_BZ[:, self._num_items :] = -torch.inf
         score_BC, items_BC = _top(score_BZ, num_candidates)
         return items_BC, score_BC.clamp_(min=LOWEST_SCORE)
 
+    def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
+        """Scores (B, Y) of any items, noise included, as ``retrieve`` gives them while nothing is left out."""
+        vector_B1d = self._user_vectors(state_BS).unsqueeze(1)
+        score_BY = (self._tensors["items_Nd"][items_BY] * vector_B1d).sum(dim=-1)
+        if self._settings["exploration"] > 0:
+            score_BY = score_BY + self._noise_NZ[self._offset(uniform_B).unsqueeze(1), items_BY]
+        return score_BY.clamp_(min=LOWEST_SCORE)
+
+    def _offset(self, uniform_B: Tensor) -> Tensor:
+        """Where in the table of noise each request reads."""
+        return (uniform_B * self._num_items).to(torch.int64).clamp_(max=self._num_items - 1)
+
     def score_request(self, request: Request, items_BC: Tensor) -> Tensor:
         """Noise-free scores (B, C) of any items, the history window encoded anew."""
-        vector_B1d = enough_rows(self._user_vectors, self.encode(request)).unsqueeze(1)
+        vector_B1d = self._user_vectors(self.encode(request)).unsqueeze(1)
         return (self._tensors["items_Nd"][items_BC] * vector_B1d).sum(dim=-1)
 
     def with_exploration(self, temperature: float) -> "TwoTowerCandidates":
@@ -169,15 +161,15 @@ class TwoTowerCandidates:
         return TwoTowerCandidates({**self._settings, "exploration": temperature}, self._tensors)
 
     def _user_hidden(self, features_BD: Tensor) -> Tensor:
-        return torch.nn.functional.linear(features_BD, self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"])
+        return linear(features_BD, self._tensors["user_weight_WD"], self._tensors["hidden_bias_W"])
 
     def _user_vectors(self, state_BS: Tensor) -> Tensor:
         """User vectors (B, d); the last coordinate is 1."""
         tensors = self._tensors
         inputs_BI = user_inputs(self.history, state_BS[:, 1:], tensors["prior_rate_F"], self._settings["rate_prior"])
-        hidden_BW = torch.nn.functional.linear(inputs_BI, tensors["history_weight_WI"])
+        hidden_BW = linear(inputs_BI, tensors["history_weight_WI"])
         hidden_BW = (hidden_BW + self._user_hidden_UW[state_BS[:, 0].to(torch.int64)]).relu_()
-        return torch.nn.functional.linear(hidden_BW, tensors["vector_weight_dW"], tensors["vector_bias_d"])
+        return linear(hidden_BW, tensors["vector_weight_dW"], tensors["vector_bias_d"])
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -265,11 +257,12 @@ class _Towers(torch.nn.Module):
             return torch.nn.Parameter(torch.zeros(1, *shape))
 
         self.history = weight(inputs, width, (2 / inputs) ** 0.5)
-        self.user = weight(user_features, width, user_features**-0.5)
+        # A log may tell nothing of its users: a matrix of no rows then adds nothing, and needs no scale.
+        self.user = weight(user_features, width, max(user_features, 1) ** -0.5)
         self.hidden_bias = zeros(1, width)
         self.vector = weight(width, d - 1, width**-0.5)
         self.vector_bias = zeros(1, d - 1)
-        self.item_hidden = weight(item_features, width, item_features**-0.5)
+        self.item_hidden = weight(item_features, width, max(item_features, 1) ** -0.5)
         self.item_bias = zeros(1, width)
         self.item_out = weight(width, d, 0.3 * width**-0.5)
         self.item_own = zeros(num_items, d)
@@ -294,17 +287,11 @@ class _Positives:
     inputs_RI: Tensor
     user_R: Tensor
     item_R: Tensor
-    prior_rate_F: Tensor
 
 
 def fit_retrieval(
-    dataset: LoggedDataset,
+    encoded: EncodedRequests,
     *,
-    item_features_ND: Tensor,
-    user_features_UD: Tensor,
-    users: np.ndarray | Tensor | None = None,
-    until_date: int | None = None,
-    histories: Histories | None = None,
     config: RetrievalConfig | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -312,69 +299,64 @@ def fit_retrieval(
     """Fits the source on a log's positives.
 
     Args:
-        dataset: a checked log.
-        item_features_ND: float32 (N, D).
-        user_features_UD: float32 (U, D).
-        users: codes of the operator's own users; all by default.
-        until_date: YYYYMMDD, last day used for fitting; all days by default.
-        histories: what states start from; the log up to ``until_date`` by default.
+        encoded: requests of the operator's own users.
         config: settings.
         seed: fixes initial weights, the order of rows, negatives and exploration noise.
         run_dir: where TensorBoard finds the losses; none are written by default.
 
     Raises:
-        ValueError: the log has none of the positive signals, or fewer than ten positives.
+        ValueError: the log has neither one of the positive signals nor watch times, or fewer than ten positives.
     """
     config = config or RetrievalConfig()
-    signal = next((name for name in config.positive_signals if name in dataset.signals), None)
-    if signal is None:
-        raise ValueError(
-            f"the log has signals {dataset.signals}, none of positive_signals {config.positive_signals}; "
-            "name one that marks a success"
-        )
-    requests = logged_requests(
-        dataset,
-        item_features_ND=item_features_ND,
-        user_features_UD=user_features_UD,
-        users=users,
-        last_date=until_date,
-    )
-    history = DecayedHistory(
-        item_vectors_NE=principal_components(item_features_ND, config.event_width),
-        num_signals=len(requests.signals),
-        taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),
-        decays=config.decays,
-    )
-    positives = _positives(requests, history, requests.signals.index(signal), config)
+    positives = _positives(encoded, config)
     if len(positives.item_R) < 10:
-        raise ValueError(f"{len(positives.item_R)} rows with {signal}=1 are too few to fit a candidate source")
-    towers = _train(positives, requests, config, seed, run_dir)
-    if histories is None:
-        histories = user_histories(dataset, None if until_date is None else until_date + 1)
-    return _export(towers, positives, requests, history, histories, config, seed)
+        raise ValueError(
+            f"{len(positives.item_R)} rows are positives ({_positive_rule(encoded.requests, config)[2]}), too few to "
+            "fit a candidate source; name another signal in positive_signals"
+        )
+    return _export(_train(positives, encoded.requests, config, seed, run_dir), encoded, config, seed)
+
+
+def _positive_rule(requests: LoggedRequests, config: RetrievalConfig) -> tuple[int, float, str]:
+    """Which signal marks a positive, what it must exceed, and both in words."""
+    for name in config.positive_signals:
+        if name in requests.signals:
+            return requests.signals.index(name), 0.0, f"{name}=1"
+    if requests.signals[0] != WATCH_TIME:
+        raise ValueError(
+            f"the log has signals {requests.signals}, none of positive_signals {config.positive_signals}; name one "
+            "that marks a success"
+        )
+    shown_P = requests.slate_event_P
+    watched = requests.event_feedback_EF[shown_P, 0][requests.event_known_EF[shown_P, 0]]
+    median = float(watched.median()) if len(watched) else 0.0
+    return 0, median, f"watched for more than the median of {median:.3g} s"
 
 
 @torch.no_grad()
-def _positives(requests: LoggedRequests, history: DecayedHistory, signal: int, config: RetrievalConfig) -> _Positives:
-    prior_rate_F = signal_rates(requests.event_feedback_EF, requests.event_known_EF)
+def _positives(encoded: EncodedRequests, config: RetrievalConfig) -> _Positives:
+    requests = encoded.requests
+    signal, bar, _ = _positive_rule(requests, config)
     inputs, users, items = [], [], []
-    for batch in requests.batches(config.batch_size):
-        positive_BK = batch.feedback.signals_BKF[..., signal] > 0
-        request = batch.request
-        sums_BS = history.encode(request.history_BH, request.history_feedback_BHF, request.history_known_BHF)
-        inputs_BI = user_inputs(history, sums_BS, prior_rate_F, config.rate_prior)
-        row_R = positive_BK.nonzero()[:, 0]
-        inputs.append(inputs_BI[row_R])
-        users.append(request.user_B[row_R])
+    for index_B in requests.batch_indices(config.batch_size):
+        batch = requests.batch(index_B)
+        positive_BK = batch.feedback.signals_BKF[..., signal] > bar
+        row_R = index_B[positive_BK.nonzero()[:, 0]]
+        inputs.append(encoded.inputs_LI[row_R])
+        users.append(requests.user_L[row_R])
         items.append(batch.items_BK[positive_BK])
-    return _Positives(
-        inputs_RI=torch.cat(inputs), user_R=torch.cat(users), item_R=torch.cat(items), prior_rate_F=prior_rate_F
-    )
+    return _Positives(inputs_RI=torch.cat(inputs), user_R=torch.cat(users), item_R=torch.cat(items))
 
 
 def _train(
     positives: _Positives, requests: LoggedRequests, config: RetrievalConfig, seed: int, run_dir: str | Path | None
 ) -> _Towers:
+    """Sampled softmax: a positive competes with items drawn by popularity.
+
+    A softmax over the catalogue would cost N items a row. Negatives drawn with chance q, their logits lowered by
+    log(q x number drawn), have the sum over the catalogue as their expectation, so that scores still mean
+    log-probability. The power 0.75 draws rare items more often than they come, so that their terms vary less.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     user_features_UD = requests.user_features_UD
     towers = _Towers(config, positives.inputs_RI.shape[1], user_features_UD.shape[1], requests.item_features_ND, seed)
@@ -382,6 +364,7 @@ def _train(
     chance_N = (counts_N + 1.0).pow(0.75)
     chance_N = chance_N / chance_N.sum()
     with torch.no_grad():
+        # Levels start at the log's own popularity; the towers have only the differences between users to learn.
         towers.item_own[0, :, -1] = ((counts_N + 1.0) / (counts_N + 1.0).mean()).log()
     present = torch.unique(positives.user_R)
     order = torch.randperm(len(present), generator=generator)
@@ -391,6 +374,7 @@ def _train(
     log_weight_N = -(chance_N * config.num_negatives).log()
 
     def batches(shuffle: torch.Generator | None) -> Iterable[tuple[Tensor, Tensor]]:
+        # Validation draws the same negatives every time, or epochs could not be compared.
         draws = generator if shuffle is not None else torch.Generator().manual_seed(seed)
         order_R = torch.randperm(len(positives.item_R), generator=draws)
         for row_R in torch.split(order_R, config.batch_size):
@@ -405,62 +389,34 @@ def _train(
         positive_1R = (vector_1Rd * positive_1Rd[..., :-1]).sum(dim=-1) + positive_1Rd[..., -1]
         level_1Y = negative_1Yd[..., -1] + log_weight_N[negative_Y]
         negative_1RY = vector_1Rd @ negative_1Yd[..., :-1].transpose(1, 2) + level_1Y.unsqueeze(1)
+        # A positive that was drawn as its own negative would be pushed both ways.
         negative_1RY = negative_1RY.masked_fill(item_R.unsqueeze(1) == negative_Y, -torch.inf)
         total_1R = torch.logaddexp(positive_1R, negative_1RY.logsumexp(dim=-1))
         return total_1R - positive_1R, user_R
 
-    fit_members(
-        towers,
-        batches,
-        losses,
-        weight_U1,
-        generator,
-        FitSettings(
-            learning_rate=config.learning_rate,
-            max_epochs=config.max_epochs,
-            patience=config.patience,
-            label="retrieval",
-            run_dir=run_dir,
-        ),
-    )
+    fit_members(towers, batches, losses, weight_U1, generator, config, label="retrieval", run_dir=run_dir)
     return towers
 
 
 @torch.no_grad()
-def _export(
-    towers: _Towers,
-    positives: _Positives,
-    requests: LoggedRequests,
-    history: DecayedHistory,
-    histories: Histories,
-    config: RetrievalConfig,
-    seed: int,
-) -> TwoTowerCandidates:
-    num_users, num_items = len(requests.user_features_UD), len(requests.item_features_ND)
-    sums = [
-        history.encode(*histories.window(user_B, EXACT_WINDOW))
-        for user_B in torch.split(torch.arange(num_users), config.batch_size)
-    ]
-    draws_Y = torch.rand(2 * num_items + _BLOCK, generator=torch.Generator().manual_seed(seed + 2))
-    one = torch.ones(1)
+def _export(towers: _Towers, encoded: EncodedRequests, config: RetrievalConfig, seed: int) -> TwoTowerCandidates:
+    requests = encoded.requests
+    # A request's noise is a stretch of this table as long as the padded catalogue, at any of N offsets.
+    num_draws = 2 * len(requests.item_features_ND) + _BLOCK
+    draws_Y = torch.rand(num_draws, generator=torch.Generator().manual_seed(seed + 2))
     tensors = {
-        "event_NE": history.item_vectors_NE,
+        "event_NE": encoded.history.item_vectors_NE,
         "items_Nd": towers.items()[0],
         "noise_Y": -(-draws_Y.clamp(1e-6, 1 - 1e-6).log()).log(),
-        "start_US": torch.cat([torch.arange(num_users, dtype=torch.float32)[:, None], torch.cat(sums)], dim=1),
+        "start_US": encoded.start_US,
         "user_features_UD": requests.user_features_UD,
         "user_weight_WD": towers.user[0].T,
         "hidden_bias_W": towers.hidden_bias[0, 0],
         "history_weight_WI": towers.history[0].T,
+        # The user's last coordinate is 1, whatever the past, so that the item's last one is its level.
         "vector_weight_dW": torch.nn.functional.pad(towers.vector[0].T, (0, 0, 0, 1)),
-        "vector_bias_d": torch.cat([towers.vector_bias[0, 0], one]),
-        "prior_rate_F": positives.prior_rate_F,
+        "vector_bias_d": torch.cat([towers.vector_bias[0, 0], torch.ones(1)]),
+        "prior_rate_F": encoded.prior_rate_F,
     }
-    settings = {
-        "num_signals": len(requests.signals),
-        "taste_signals": list(history.taste_signals),
-        "decays": list(history.decays),
-        "rate_prior": config.rate_prior,
-        "exploration": config.exploration,
-    }
+    settings = {"num_signals": len(requests.signals), **encoded.settings, "exploration": config.exploration}
     return TwoTowerCandidates(settings, {name: t.detach().contiguous() for name, t in tensors.items()})

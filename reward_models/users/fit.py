@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.digests import digest_json, digest_tensors
 from reward_models.calibration import fit_cells, fit_group_offsets, fit_platt
 from reward_models.list_effects import kinds_of
 from reward_models.ranker_controls import RankerControls, ranker_controls
@@ -31,7 +33,7 @@ from reward_models.trainer import TrainConfig, train
 from reward_models.users.network import FirstLayer, ResponseNetwork
 from reward_models.users.response import Answer, ResponseConfig, ResponseCore, SequenceResponse
 from reward_models.users.sequences import SequenceBatch, Sequences, read_sequences, sequence_batches
-from reward_models.users.user_state import UserState, amounts
+from reward_models.users.starting_levels import count_levels, measure_memory
 from reward_models.users.watch_time import WatchTimeCells, cell_log_probability, read_off_table
 
 _LIST_ROWS = 1024
@@ -76,13 +78,19 @@ class ResponseFitConfig:
 class _Fitting:
     """What the three stages share: the log as tensors, and how to build, train and read a network."""
 
-    def __init__(self, dataset: LoggedDataset, config: ResponseFitConfig, seed: int) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
-        self.sequences = read_sequences(dataset, config.history_length)
-        self.item_features = torch.from_numpy(item_features(dataset).values)
-        users = torch.from_numpy(user_features(dataset).values)
-        self.user_features = users if users.shape[1] else users.new_zeros(len(users), 1)
-        self.duration_N = known_durations(dataset)
+    def __init__(
+        self,
+        sequences: Sequences,
+        item_features_ND: Tensor,
+        user_features_UD: Tensor,
+        config: ResponseFitConfig,
+        seed: int,
+    ) -> None:
+        self.sequences, self.config, self.seed = sequences, config, seed
+        self.item_features, self.user_features = item_features_ND, user_features_UD
+        features = digest_tensors({"items": item_features_ND, "users": user_features_UD})
+        self.content = digest_json([sequences.digest, features])
+        self.duration_N = sequences.duration_N
         self.num_tabs = int(self.sequences.tab_P.max()) + 1
         self.hat_NC = config.cells.hats(self.duration_N)
         duration_P = self.duration_N[self.sequences.item_P]
@@ -92,7 +100,7 @@ class _Fitting:
 
     def network(self, label_P: Tensor) -> ResponseNetwork:
         """A fresh network; what signals a cell brings is counted on the labelled rows."""
-        signals = self.dataset.signals
+        signals = self.sequences.signals
         num_kinds = 0 if self.sequences.earlier_PQ is None else len(kinds_of(self.item_features))
         core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, num_kinds)
         network = ResponseNetwork(core, self.item_features, self.user_features, self.duration_N)
@@ -112,7 +120,7 @@ class _Fitting:
         sequences = self.sequences
         measure_memory(core.memory, sequences, label_P, self.duration_N, core.cells)
         given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
-        _count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
+        count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
         return network
 
     def batch_loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
@@ -169,9 +177,14 @@ class _Fitting:
             run_dir=None if run_dir is None else run_dir / label,
             label=label,
             undecayed=("tab_logit_TV", "duration_logit_CM", "cell_effect_MA", "parent_effect_A"),
-            identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
+            identity=self.identity(label_P, validation_P),
         )
         return network, result.best_epoch
+
+    def identity(self, label_P: Tensor, validation_P: Tensor | None) -> dict[str, Any]:
+        """What shapes a training, but for its own settings: those of the fit, and the content of every row it reads."""
+        rows = {"labels": label_P} if validation_P is None else {"labels": label_P, "validation": validation_P}
+        return {"fit": asdict(self.config), "content": self.content, "rows": digest_tensors(rows)}
 
     def fit_lists(
         self,
@@ -221,7 +234,7 @@ class _Fitting:
                 run_dir=None if run_dir is None else run_dir / label,
                 label=label,
                 undecayed=("weight",) if trained is controls else ("controls.weight",),
-                identity={"fit": asdict(self.config), "rows": int(label_P.sum()), "log": self.dataset.name},
+                identity=self.identity(label_P, validation_P),
             ).best_epoch
 
         fit(controls, False, f"{label}-controls")
@@ -278,68 +291,6 @@ class _Fitting:
         return fit_cells(answer.cells[known_R], log_prior_RM, hat_RC, self.cell_P[row_R], scale)
 
 
-def _count_levels(
-    core: ResponseCore, cell_R: Tensor, duration_R: Tensor, given_RA: Tensor, prior: float = 20.0
-) -> None:
-    """Starts the training from what is counted, so that the network has only the differences to learn.
-
-    Levels of cells (over all durations, then at each knot of duration) and of signals, and the effects of
-    cell and first signal on the others, are those of the log; the effects are shrunk by ``prior`` rows.
-    """
-
-    def log_odds(selected_RC: Tensor) -> Tensor:
-        selected_RC = selected_RC.double()
-        hits_CA = selected_RC.T @ given_RA.double() + prior * given_RA.double().mean(0)
-        return torch.logit(hits_CA / (selected_RC.sum(0).unsqueeze(1) + prior), eps=1e-6).float()
-
-    is_cell_RM = nn.functional.one_hot(cell_R, core.cells.num_cells)
-    base_A = torch.logit(given_RA.double().mean(0), eps=1e-6).float()
-    share_RM, hat_RC = core.cells.share(duration_R), core.cells.hats(duration_R)
-    rate_M = (is_cell_RM.float().mean(0) + 1e-5) / 1.001
-    start_M = (rate_M / share_RM.mean(0).clamp(min=1e-3)).log()
-    expected_RM = share_RM * start_M.exp()
-    expected_CM = hat_RC.T @ (expected_RM / expected_RM.sum(1, keepdim=True))
-    level_CM = ((hat_RC.T @ is_cell_RM.float() + prior * rate_M) / (expected_CM + prior * rate_M)).log()
-    with torch.no_grad():
-        core.tab_logit_TV.copy_(torch.cat([start_M, base_A]))
-        core.duration_logit_CM.copy_(level_CM)
-        if core.given:
-            parent_R = given_RA[:, 0]
-            core.cell_effect_MA.copy_(log_odds(is_cell_RM) - base_A)
-            without_A, with_A = log_odds(torch.stack([1.0 - parent_R, parent_R], 1))
-            core.parent_effect_A.copy_(with_A - without_A)
-            core.parent_effect_A[0] = 0.0  # the first signal has no effect on itself
-
-
-def measure_memory(
-    memory: UserState, sequences: Sequences, label_P: Tensor, duration_N: Tensor, cells: WatchTimeCells
-) -> None:
-    """Shows a memory what is usual: labelled rows, and what their users did before the log."""
-    past = sequences.past
-    is_theirs_U = torch.zeros(len(past.start_U1) - 1, dtype=torch.bool)
-    is_theirs_U[sequences.user_P[label_P]] = True
-    earlier = is_theirs_U.repeat_interleave(past.start_U1.diff())
-    item_P = torch.cat([sequences.item_P[label_P], past.item_P[earlier]])
-    signals_PF = torch.cat([sequences.signals_PF[label_P], past.feedback_PF[earlier]])
-    known_PF = torch.cat([sequences.known_PF[label_P], past.known_PF[earlier]])
-    unknown = memory.usual_TGY.shape[0] - 1
-    tab_P = torch.cat([sequences.tab_P[label_P], torch.full_like(past.item_P[earlier], unknown)])
-    known_PY = torch.cat([known_PF, known_PF[:, :1]], 1)
-    memory.measure(amounts(signals_PF, duration_N[item_P]), known_PY, tab_P, cells.group(duration_N[item_P]))
-
-
-def known_durations(dataset: LoggedDataset) -> Tensor:
-    """Float32 seconds (N,) of every item, the catalogue's median where unknown."""
-    duration = dataset.items["duration"].to_numpy(np.float32, na_value=np.nan)
-    known = np.isfinite(duration) & (duration > 0)
-    if not known.any():
-        raise ValueError(
-            f'no item of "{dataset.name}" has a duration, and watch times cannot be modelled without; '
-            "map a duration column when reading the log"
-        )
-    return torch.from_numpy(np.where(known, duration, np.median(duration[known])).astype(np.float32))
-
-
 def fit_response(
     dataset: LoggedDataset,
     *,
@@ -350,12 +301,48 @@ def fit_response(
     seed: int = 0,
     run_dir: Path | str | None = None,
 ) -> SequenceResponse:
-    """Learns users from a log.
+    """Learns users from a log; see ``fit_sequences``, which takes what is encoded already.
+
+    Only the log's pre-log history and rows up to the last training or validation day are looked at, and item features
+    are counted from the chosen users' history alone.
+    """
+    config = config or ResponseFitConfig()
+    own = None if users is None else np.asarray(users)
+    return fit_sequences(
+        read_sequences(dataset, config.history_length),
+        item_features_ND=torch.from_numpy(item_features(dataset, users=own).values),
+        user_features_UD=torch.from_numpy(user_features(dataset).values),
+        users=own,
+        train_until=train_until,
+        validation_dates=validation_dates,
+        config=config,
+        seed=seed,
+        run_dir=run_dir,
+    )
+
+
+def fit_sequences(
+    sequences: Sequences,
+    *,
+    item_features_ND: Tensor,
+    user_features_UD: Tensor,
+    users: ArrayLike | None = None,
+    choosing_users: ArrayLike | None = None,
+    train_until: int,
+    validation_dates: Collection[int] = (),
+    config: ResponseFitConfig | None = None,
+    seed: int = 0,
+    run_dir: Path | str | None = None,
+) -> SequenceResponse:
+    """Learns users from a log that has been read into sequences.
 
     Args:
-        dataset: a checked log; only its pre-log history and rows up to the last training or validation day
-            are looked at.
+        sequences: the log; only its pre-log history and rows up to the last training or validation day are looked at.
+        item_features_ND: float32 (N, D), counted from feedback of the users to learn from alone.
+        user_features_UD: float32 (U, D); D may be 0.
         users: codes of the users to learn from; ``None`` takes all. The model can simulate every user.
+        choosing_users: codes of the users whose rows on the validation days choose the number of epochs; ``None`` takes
+            the users to learn from.
         train_until: YYYYMMDD, last day to learn from.
         validation_dates: YYYYMMDD days that the search leaves out and stops early on; the calibration and
             the final fit include them. Without any, training takes ``config.train.max_epochs``.
@@ -367,24 +354,23 @@ def fit_response(
         The calibrated model, users starting from what they did up to the last of these days.
 
     Raises:
-        ValueError: no rows are left to learn from, or ``run_dir`` holds another run.
+        ValueError: no rows are left to learn from or to choose by, or ``run_dir`` holds another run.
     """
     config, run_dir = config or ResponseFitConfig(), None if run_dir is None else Path(run_dir)
-    fitting = _Fitting(dataset, config, seed)
-    sequences = fitting.sequences
-    chosen_U = torch.zeros(len(dataset.users), dtype=torch.bool)
-    chosen_U[torch.arange(len(chosen_U)) if users is None else torch.as_tensor(np.asarray(users))] = True
-    is_chosen_P = chosen_U[sequences.user_P]
+    fitting = _Fitting(sequences, item_features_ND, user_features_UD, config, seed)
+    is_own_P = _rows_of(users, sequences)
+    is_choosing_P = is_own_P if choosing_users is None else _rows_of(choosing_users, sequences)
     is_held_out_P = torch.isin(sequences.date_P, torch.tensor(sorted(validation_dates)).long())
-    validation_P = is_chosen_P & is_held_out_P
-    train_P = is_chosen_P & (sequences.date_P <= train_until) & ~is_held_out_P
+    validation_P = is_choosing_P & is_held_out_P
+    train_P = is_own_P & (sequences.date_P <= train_until) & ~is_held_out_P
     last_date = max([train_until, *validation_dates])
-    all_P = is_chosen_P & (sequences.date_P <= last_date)
+    all_P = is_own_P & (sequences.date_P <= last_date)
     if not train_P.any() or (len(validation_dates) > 0 and not validation_P.any()):
         raise ValueError(
-            f"{int(chosen_U.sum())} users have {int(train_P.sum())} rows up to {train_until} and "
-            f"{int(validation_P.sum())} rows on validation dates {sorted(validation_dates)}; the log covers "
-            f"{int(sequences.date_P.min())} to {int(sequences.date_P.max())}: choose days within it"
+            f"there are {int(train_P.sum())} rows to learn from up to {train_until} and {int(validation_P.sum())} rows "
+            f"to choose by on {sorted(validation_dates)}, of {int(is_own_P.sum())} and {int(is_choosing_P.sum())} rows "
+            f"of these users; the log covers {int(sequences.date_P.min())} to {int(sequences.date_P.max())}: choose "
+            "days and users with rows"
         )
     epochs, list_epochs = config.train.max_epochs, config.list_train.max_epochs
     if len(validation_dates) > 0:
@@ -395,6 +381,13 @@ def fit_response(
     if config.calibration_folds:
         _calibrate(network, fitting, all_P, epochs, run_dir)
     return network.export(sequences, _next_day(last_date), config.history_length)
+
+
+def _rows_of(users: ArrayLike | None, sequences: Sequences) -> Tensor:
+    """Which rows belong to some users, bool (P,)."""
+    chosen_U = torch.zeros(len(sequences.start_U1) - 1, dtype=torch.bool)
+    chosen_U[torch.arange(len(chosen_U)) if users is None else torch.as_tensor(np.asarray(users))] = True
+    return chosen_U[sequences.user_P]
 
 
 def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epochs: int, run_dir: Path | None) -> None:

@@ -50,6 +50,8 @@ class ResponseNetwork(nn.Module):
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
         super().__init__()
         config, width = core.config, core.config.width
+        if not user_features_UD.shape[1]:  # a log that tells nothing of its users: a layer needs an input
+            user_features_UD = user_features_UD.new_zeros(len(user_features_UD), 1)
         self.core = core
         self.register_buffer("item_features_ND", item_features_ND, persistent=False)
         self.register_buffer("user_features_UD", user_features_UD, persistent=False)

@@ -354,5 +354,7 @@ class SequenceResponse(nn.Module):
             config["num_tabs"],
             config["num_kinds"],
         )
+        # A fresh core lies on the CPU: it has to be where its tensors are before they are copied into it.
+        core = core.to(next(iter(tensors.values())).device)
         core.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("core.")})
         return cls(core, {name: tensor for name, tensor in tensors.items() if not name.startswith("core.")})

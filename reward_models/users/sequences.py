@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from recsim_env.data.features import local_hour
+from recsim_env.data.features import known_durations, local_hour
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.types import NO_ITEM
 
 
@@ -23,6 +24,10 @@ from recsim_env.types import NO_ITEM
 class Sequences:
     """Rows of a log as tensors, in the order of ``LoggedDataset.rows``: by user, time and place."""
 
+    signals: tuple[str, ...]
+    """Names of the F signals, ``watch_time`` first."""
+    duration_N: Tensor
+    """float32 s, see ``known_durations``."""
     start_U1: Tensor
     """int64 (U + 1): user u owns rows ``start[u] : start[u + 1]``."""
     user_P: Tensor
@@ -52,6 +57,13 @@ class Sequences:
     past: Histories
     """What users did before the log's first day."""
 
+    @property
+    def digest(self) -> str:
+        """Digest of every row, label and duration: a fit goes on only where nothing of it has changed."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        past = {f"past.{name}": value for name, value in vars(self.past).items()}
+        return digest_json([list(self.signals), digest_tensors(tensors | past)])
+
 
 class SequenceBatch(NamedTuple):
     """Some users and all their rows."""
@@ -80,6 +92,8 @@ def read_sequences(dataset: LoggedDataset, history_length: int = 50) -> Sequence
     begin, earlier = _requests(dataset)
     tab = rows["tab"].to_numpy(np.int64) if "tab" in rows else np.zeros(len(rows), np.int64)
     return Sequences(
+        signals=dataset.signals,
+        duration_N=torch.from_numpy(known_durations(dataset)),
         start_U1=torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
         user_P=torch.from_numpy(user),
         item_P=torch.from_numpy(rows["item"].to_numpy(np.int64)),
@@ -136,6 +150,8 @@ def sequence_batches(
     end_U.scatter_reduce_(0, sequences.user_P[labelled], labelled + 1, "amax")
     length_U = end_U - sequences.start_U1[:-1]
     user_V = torch.nonzero(end_U > 0).squeeze(-1)
+    # A batch is as long as its longest user, so users of about one length go together; the noise keeps batches from
+    # being the same ones in every epoch.
     order_key = length_U[user_V].float()
     if generator is not None:
         order_key = order_key * (1.0 + 0.3 * torch.rand(len(user_V), generator=generator))

@@ -9,7 +9,7 @@ Legend: N items, M cells, T tabs, G duration groups, C knots of duration; ``...`
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -62,9 +62,8 @@ class WatchTimeCells:
         """The edges as JSON values."""
         return {name: list(edges) for name, edges in asdict(self).items()}
 
-    @cached_property
-    def edges_M4(self) -> Tensor:
-        """Log bounds of each cell: low and high in seconds, low and high in ratio; inf where not bound."""
+    def log_edges(self) -> Tensor:
+        """Log bounds (M, 4) of each cell: low and high in seconds, low and high in ratio; inf where not bound."""
         log_seconds, log_ratios = torch.tensor(self.seconds).log(), torch.tensor(self.ratios).log()
         num_seconds, num_ratios = len(log_seconds) - 1, len(log_ratios) - 1
         infinity, end = torch.full((num_ratios,), torch.inf), log_ratios[:1].expand(num_seconds)
@@ -142,7 +141,7 @@ class WatchTimeCells:
 
 @lru_cache(maxsize=16)
 def _edges_on(cells: WatchTimeCells, device: torch.device) -> Tensor:
-    return cells.edges_M4.to(device)
+    return cells.log_edges().to(device)
 
 
 def cell_mass(logits: Tensor, log_prior: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from agents.baselines import (
     fit_logging_clone,
 )
 from agents.baselines.evaluator_search import neighbours
-from agents.baselines.popularity import logged_counts
 from recsim_env.checkers import check_policy
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
@@ -289,15 +288,3 @@ def test_the_clone_fits_the_same_twice_and_survives_saving() -> None:
     decision = restored(request, draw())
     assert decision.log_prob_BK is not None
     assert torch.allclose(restored.log_prob(request, decision.items_BK), decision.log_prob_BK)
-
-
-def test_logged_counts_against_python() -> None:
-    rows = log_rows(np.array([0, 2, 2, 2]), user=np.array([0, 0, 1, 1]), time=np.arange(4))
-    rows["date"] = np.array([20220415, 20220415, 20220416, 20220417], dtype=np.int32)
-    rows["watch_time"] = np.array([1.0, 2.0, np.nan, 4.0], dtype=np.float32)
-    dataset = logged(rows, num_items=3)
-    assert logged_counts(dataset).tolist() == [1, 0, 3]
-    assert logged_counts(dataset, before_date=20220416).tolist() == [1, 0, 1]
-    assert logged_counts(dataset, "watch_time").tolist() == [1, 0, 6]
-    with pytest.raises(ValueError, match="no signal 'follow'"):
-        logged_counts(dataset, "follow")

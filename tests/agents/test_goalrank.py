@@ -1,15 +1,11 @@
 """The plain GoalRank policy: decisions, saving, refusals, independence from Ray."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from agents.decoders import DECODERS
-from agents.goalrank import SIZES, GoalRankConfig, GoalRankPolicy, sized
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import SIZES, ListPolicy, sized
 from agents.networks import RequestShape
 from tests.helpers.list_game import K, N, make_request
 
@@ -52,7 +48,7 @@ def test_bad_settings_are_refused(field: str, value: object, message: str) -> No
 def test_a_size_is_a_number_of_parameters(size: str) -> None:
     shape = RequestShape(num_items=7583, num_signals=8, num_user_features=77, num_candidate_features=72, slate_size=6)
     with torch.device("meta"):
-        policy = GoalRankPolicy(sized(GoalRankConfig(), size), shape)
+        policy = ListPolicy(sized(GoalRankConfig(), size), shape)
     count = sum(p.numel() for name, p in policy.named_parameters() if "item_embedding" not in name)
     named = float(size.replace("k", "e3").replace("m", "e6"))
     assert 0.8 < count / named < 1.2
@@ -65,7 +61,7 @@ def test_an_unknown_size_is_refused() -> None:
 
 
 def test_decisions_are_slates_of_candidates_with_their_probability() -> None:
-    policy, request = GoalRankPolicy(SMALL, SHAPE), make_request(50, seeded())
+    policy, request = ListPolicy(SMALL, SHAPE), make_request(50, seeded())
     items, log_prob = policy(request, seeded(1))
     assert items.shape == (50, K)
     assert (items.unsqueeze(-1) == request.candidates_BC.unsqueeze(1)).any(dim=-1).all()
@@ -78,7 +74,7 @@ def test_decisions_are_slates_of_candidates_with_their_probability() -> None:
 
 
 def test_greedy_decisions_have_no_probability_and_no_luck() -> None:
-    policy, request = GoalRankPolicy(SMALL, SHAPE, greedy=True), make_request(20, seeded())
+    policy, request = ListPolicy(SMALL, SHAPE, greedy=True), make_request(20, seeded())
     decision = policy(request, seeded(1))
     assert decision.log_prob_BK is None
     assert torch.equal(policy(request, seeded(2)).items_BK, decision.items_BK)
@@ -88,17 +84,17 @@ def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(11)
     expected_next = torch.rand(3)
     torch.manual_seed(11)
-    first = GoalRankPolicy(SMALL, SHAPE)
+    first = ListPolicy(SMALL, SHAPE)
     assert torch.equal(torch.rand(3), expected_next)  # the global stream was left alone
-    second = GoalRankPolicy(SMALL, SHAPE)
-    other = GoalRankPolicy(GoalRankConfig(width=16, item_embedding=4, heads=2, seed=1), SHAPE)
+    second = ListPolicy(SMALL, SHAPE)
+    other = ListPolicy(GoalRankConfig(width=16, item_embedding=4, heads=2, seed=1), SHAPE)
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(first.encoder.candidate_input.weight, other.encoder.candidate_input.weight)
 
 
 def test_encoder_runs_once_whatever_the_group() -> None:
-    policy = GoalRankPolicy(SMALL, SHAPE)
+    policy = ListPolicy(SMALL, SHAPE)
     calls = []
     policy.encoder.register_forward_hook(lambda *_: calls.append(1))
     policy.sample_group(make_request(3, seeded()), 32, seeded())
@@ -107,7 +103,7 @@ def test_encoder_runs_once_whatever_the_group() -> None:
 
 def test_group_log_prob_reaches_every_parameter() -> None:
     for decoder in DECODERS:
-        policy = GoalRankPolicy(GoalRankConfig(decoder=decoder, width=16, heads=2), SHAPE)
+        policy = ListPolicy(GoalRankConfig(decoder=decoder, width=16, heads=2), SHAPE)
         request = make_request(4, seeded())
         positions, log_prob = policy.sample_group(request, 5, seeded())
         again = policy.group_log_prob(request, positions)
@@ -118,57 +114,21 @@ def test_group_log_prob_reaches_every_parameter() -> None:
 
 def test_slates_of_one_place() -> None:
     shape = RequestShape.of(make_request(1, torch.Generator()), N, 1)
-    policy, request = GoalRankPolicy(SMALL, shape), make_request(4, seeded())
+    policy, request = ListPolicy(SMALL, shape), make_request(4, seeded())
     policy.log_prob(request, policy(request, seeded()).items_BK).sum().backward()
     assert [name for name, p in policy.named_parameters() if p.grad is None] == []
 
 
 def test_probability_of_other_items_is_refused() -> None:
-    policy, request = GoalRankPolicy(SMALL, SHAPE), make_request(2, seeded())
+    policy, request = ListPolicy(SMALL, SHAPE), make_request(2, seeded())
     with pytest.raises(ValueError, match="is not among the"):
         policy.log_prob(request, torch.full((2, K), N + 1))
     with pytest.raises(ValueError, match="some slates hold an item twice"):
         policy.log_prob(request, request.candidates_BC[:, :1].expand(2, K))
 
 
-def test_saved_policy_answers_the_same(tmp_path: Path) -> None:
-    policy, request = GoalRankPolicy(SMALL, SHAPE), make_request(30, seeded())
-    loaded = GoalRankPolicy.load(policy.save(tmp_path / "policy"), greedy=False)
-    assert loaded.config == policy.config
-    assert loaded.shape == policy.shape
-    assert torch.equal(loaded(request, seeded(4)).items_BK, policy(request, seeded(4)).items_BK)
-    GoalRankPolicy(SMALL, SHAPE).save(tmp_path / "policy")  # replaces the older one
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-
-
-def _rewrite(folder: Path, **changes: object) -> None:
-    card = json.loads((folder / "policy.json").read_text())
-    (folder / "policy.json").write_text(json.dumps(card | changes))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: (f / "policy.json").unlink(), "is not a saved policy"),
-        (lambda f: (f / "policy.json").write_text("{"), "is not a saved policy"),
-        (lambda f: (f / "policy.json").write_text("[]"), "kind None"),
-        (lambda f: _rewrite(f, kind="prm"), "kind 'prm'"),
-        (lambda f: _rewrite(f, format=99), "format 99"),
-        (lambda f: _rewrite(f, config={"breadth": 3}), "damaged or of another version"),
-        (lambda f: _rewrite(f, config={"width": 32, "heads": 2}), "damaged or of another version"),
-        (lambda f: (f / "policy.safetensors").unlink(), "damaged or of another version"),
-        (lambda f: (f / "policy.safetensors").write_bytes(b"short"), "damaged or of another version"),
-    ],
-)
-def test_spoiled_policies_are_refused(tmp_path: Path, spoil: object, message: str) -> None:
-    folder = GoalRankPolicy(SMALL, SHAPE).save(tmp_path / "policy")
-    spoil(folder)  # type: ignore[operator]
-    with pytest.raises(ValueError, match=message):
-        GoalRankPolicy.load(folder)
-
-
 def test_policy_of_another_world_is_refused() -> None:
-    policy = GoalRankPolicy(SMALL, SHAPE)
+    policy = ListPolicy(SMALL, SHAPE)
     elsewhere = make_request(2, seeded())
     elsewhere.candidates_BC[1, 2] = N
     with pytest.raises(ValueError, match=f"catalogue of {N} items, the request offers item {N}"):
@@ -176,38 +136,6 @@ def test_policy_of_another_world_is_refused() -> None:
     foreign = make_request(2, seeded())._replace(user_features_BD=torch.zeros(2, 9))
     with pytest.raises(ValueError, match="use its own world"):
         policy(foreign, seeded())
-
-
-def test_runs_without_ray(tmp_path: Path) -> None:
-    folder = GoalRankPolicy(SMALL, SHAPE).save(tmp_path / "policy")
-    program = (
-        "import sys; sys.modules['ray'] = None\n"
-        "import torch\n"
-        "from agents.goalrank import GoalRankPolicy\n"
-        "from tests.helpers.list_game import make_request\n"
-        "g = torch.Generator().manual_seed(0)\n"
-        f"print(GoalRankPolicy.load({str(folder)!r})(make_request(3, g), g).items_BK.tolist())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    generator = seeded()
-    expected = GoalRankPolicy.load(folder)(make_request(3, generator), generator).items_BK.tolist()
-    assert json.loads(done.stdout) == expected
-
-
-def test_weights_that_diverged_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
-    policy = GoalRankPolicy(SMALL, SHAPE)
-    with torch.no_grad():
-        next(policy.parameters()).fill_(torch.nan)
-    with pytest.raises(ValueError, match="training diverged: 1 of"):
-        policy.save(tmp_path / "policy")
-    assert not (tmp_path / "policy").exists()
 
 
 def test_grpo_takes_no_lists_that_its_policy_did_not_draw() -> None:

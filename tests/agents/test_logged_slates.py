@@ -10,20 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.list_policy import ListPolicy, ListPolicyConfig
+from agents.method import Columns, log_columns, method_path
+from agents.method_checker import check_method
 from agents.networks import Encoding, RequestShape
-from agents.offline.training import TrainingConfig
-from agents.rerankers.logged_slates import (
-    METHODS,
-    ContrastiveDecoding,
-    Method,
-    Slates,
-    _usable,
-    fit_to_slates,
-    pointer_loss,
-    shares_loss,
-    unlikelihood_loss,
-)
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
+from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, WEIGHT, fit_to_slates, usable_slates
+from agents.rerankers.nar4rec import ContrastiveDecoding
+from agents.rerankers.scorers import SCORERS
+from agents.rerankers.seq2slate import _NOISE
 from recsim_env.data.requests import LoggedBatch, LoggedRequests, logged_requests
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
@@ -36,6 +31,16 @@ SMALL = {"width": 32, "item_embedding": 8}
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class FixedScores:
+    """A decoder of one softmax with these scores."""
+
+    def __init__(self, logit_BC: Tensor):
+        self.logit_BC = logit_BC
+
+    def begin(self, encoding: Encoding) -> Tensor:
+        return self.logit_BC.unsqueeze(1)
 
 
 class FixedLogits:
@@ -54,21 +59,27 @@ class FixedLogits:
         return summary
 
 
-def policy_with(decoder: Any) -> GoalRankPolicy:
-    return cast(GoalRankPolicy, SimpleNamespace(decoder=decoder))
+def network_with(decoder: Any) -> ListPolicy:
+    return cast(ListPolicy, SimpleNamespace(encoder=lambda request: None, decoder=decoder))
 
 
-def slates(seconds: list[list[float]], positions: list[list[int]], expected: float = 0.0) -> Slates:
+def columns(seconds: list[list[float]], positions: list[list[int]], expected: float = 0.0) -> Columns:
+    """Slates; the request's own columns are empty, for the network ignores them."""
     seconds_BK = torch.tensor(seconds)
-    return Slates(torch.tensor(positions), seconds_BK, torch.full_like(seconds_BK, expected))
+    noise_BKK = torch.zeros(*seconds_BK.shape, seconds_BK.shape[1])
+    slates = {POSITIONS: torch.tensor(positions), SECONDS: seconds_BK, EXPECTED: torch.full_like(seconds_BK, expected)}
+    weight_B = torch.ones(len(seconds))
+    return {**dict.fromkeys(Request._fields, torch.empty(0)), **slates, WEIGHT: weight_B, _NOISE: noise_BKK}
 
 
-NOTHING = cast(Encoding, None)
+def loss_of(name: LogMethodName, decoder: Any, batch: Columns) -> Tensor:
+    method = log_method(name)
+    return method.loss(method.outputs(network_with(decoder), batch), batch)[0]
 
 
 def test_prm_pulls_towards_the_shares_of_the_seconds() -> None:
     logit = torch.tensor([[0.3, -1.0, 2.0, 5.0]], requires_grad=True)
-    loss = shares_loss(policy_with(FixedLogits(logit)), NOTHING, slates([[30.0, 10.0]], [[2, 0]]), seeded())
+    loss = loss_of("prm", FixedScores(logit), columns([[30.0, 10.0]], [[2, 0]]))
     loss.backward()  # type: ignore[no-untyped-call]
     probability = torch.tensor([0.3, 2.0]).softmax(dim=0)
     expected = torch.tensor([[probability[0] - 0.25, 0.0, probability[1] - 0.75, 0.0]])
@@ -76,26 +87,27 @@ def test_prm_pulls_towards_the_shares_of_the_seconds() -> None:
 
 
 def test_a_slate_nobody_watched_teaches_prm_nothing() -> None:
-    logit = torch.zeros((1, 3), requires_grad=True)
-    loss = shares_loss(policy_with(FixedLogits(logit)), NOTHING, slates([[0.0, 0.0]], [[0, 1]]), seeded())
+    logit = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    loss = loss_of("prm", FixedScores(logit), columns([[0.0, 0.0], [5.0, 5.0]], [[0, 1], [0, 1]]))
     loss.backward()  # type: ignore[no-untyped-call]
-    assert float(logit.grad.abs().max()) == 0  # type: ignore[union-attr]
+    assert logit.grad is not None
+    assert float(logit.grad[0].abs().max()) == 0
+    alone = torch.tensor([[0.0, 1.0, 0.0]])
+    counted = loss_of("prm", FixedScores(alone), columns([[5.0, 5.0]], [[0, 1]]))
+    assert loss.item() == pytest.approx(counted.item())
 
 
 def test_the_pointer_learns_the_first_place_and_is_sure_of_the_last() -> None:
-    logit = torch.tensor([[1.0, 0.0, -3.0]], requires_grad=True)
-    given = slates([[8.0, 2.0]], [[0, 1]])
-    loss = pointer_loss(policy_with(FixedLogits(logit)), NOTHING, given, seeded())
+    logit = torch.tensor([[1.0, 0.0, -3.0]])
+    loss = loss_of("seq2slate", FixedLogits(logit), columns([[8.0, 2.0]], [[0, 1]]))
     log_p = torch.tensor([1.0, 0.0]).log_softmax(dim=0)
-    assert float(loss.detach()) == pytest.approx(
-        float(-(0.8 * log_p[0] + 0.2 * log_p[1]))
-    )  # the last place has no choice left
+    assert float(loss) == pytest.approx(float(-(0.8 * log_p[0] + 0.2 * log_p[1])))  # the last place has no choice
 
 
 def test_the_pointer_sees_what_it_drew_before() -> None:
     """Three videos, the network surely draws the second first: places are discounted as in DCG."""
     logit = torch.tensor([[0.0, 60.0, 1.0]])
-    loss = pointer_loss(policy_with(FixedLogits(logit)), NOTHING, slates([[1.0, 0.0, 3.0]], [[0, 1, 2]]), seeded())
+    loss = loss_of("seq2slate", FixedLogits(logit), columns([[1.0, 0.0, 3.0]], [[0, 1, 2]]))
     first = torch.tensor([0.0, 60.0, 1.0]).log_softmax(dim=0)
     second = torch.tensor([0.0, 1.0]).log_softmax(dim=0)
     by_hand = -(0.25 * first[0] + 0.75 * first[2])
@@ -103,11 +115,26 @@ def test_the_pointer_sees_what_it_drew_before() -> None:
     assert float(loss) == pytest.approx(float(by_hand))
 
 
+def test_the_pointer_draws_its_own_order_and_every_slate_has_its_own_noise(small_log: LoggedRequests) -> None:
+    """Scores of equal height are drawn evenly; a slate's noise does not hang on the rest of the batch."""
+    method = cast(Any, log_method("seq2slate"))
+    largest = max(small_log.batch_indices(1024), key=len)
+    batch = small_log.batch(largest)
+    noise = method.from_log(batch)[_NOISE]
+    assert torch.equal(noise[:3], method.from_log(small_log.batch(largest[:3]))[_NOISE])
+    assert not torch.equal(noise, cast(Any, log_method("seq2slate", seed=1)).from_log(batch)[_NOISE])
+    num, places = batch.items_BK.shape
+    flat = {**columns([[1.0] * places] * num, [list(range(places))] * num), _NOISE: noise}
+    left = method.outputs(network_with(FixedLogits(torch.zeros(num, places))), flat)["left_BKK"]
+    first_drawn = (1 - left[:, 1]).mean(dim=0)
+    assert first_drawn.sum() == pytest.approx(1.0)
+    assert (first_drawn - 1 / places).abs().max() < 4 * (1 / places / num) ** 0.5
+
+
 def test_nar4rec_likes_good_slates_and_unlikes_bad_ones() -> None:
     matching = torch.randn((2, 2, 4), generator=seeded())
     decoder = SimpleNamespace(begin=lambda encoding: (matching, 0))
-    given = slates([[9.0, 1.0], [1.0, 1.0]], [[3, 0], [3, 0]], expected=3.0)
-    loss = unlikelihood_loss(policy_with(decoder), NOTHING, given, seeded())
+    loss = loss_of("nar4rec", decoder, columns([[9.0, 1.0], [1.0, 1.0]], [[3, 0], [3, 0]], expected=3.0))
     p = matching.softmax(dim=2)
     good = -torch.log(torch.stack([p[0, 0, 3], p[0, 1, 0]]))
     bad = -torch.log(1 - torch.stack([p[1, 0, 3], p[1, 1, 0]]))
@@ -153,12 +180,11 @@ class GameLog:
         return (self.batch(index) for index in torch.split(order, size))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_finds_the_best_lists_of_a_log(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", LOG_METHODS)
+def test_every_method_finds_the_best_lists_of_a_log(name: LogMethodName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(list_game, "PENALTY", 0.0)
     log = cast(LoggedRequests, GameLog(8000))
-    config = TrainingConfig(max_epochs=8, patience=3, learning_rate=5e-3, batch_size=128)
-    policy = fit_to_slates(log, method, K, network=SMALL, config=config)
+    policy = fit_to_slates(log, log_method(name, lr=5e-3, **SMALL), K, patience=3)
 
     def blind(request: Request, generator: torch.Generator) -> Any:
         constant = torch.full_like(request.predicted_BCF[..., 0], float(log.seconds.mean()))  # type: ignore[attr-defined]
@@ -168,10 +194,37 @@ def test_every_method_finds_the_best_lists_of_a_log(method: Method, monkeypatch:
     assert list_game.share_of_optimum(blind) > 0.95
 
 
-def make_policy(decoder: str = "matching") -> tuple[GoalRankPolicy, Request]:
+@pytest.mark.parametrize("name", LOG_METHODS)
+def test_every_method_keeps_the_contract(name: LogMethodName) -> None:
+    method = log_method(name)
+    sizes = {"width": 8, "heads": 2, "item_embedding": 0}
+    network = {"network": method.config.network} if name in SCORERS else {}
+    check_method(method_path(method), **sizes, **network)
+
+
+def test_slates_from_outside_their_candidates_teach_nothing(small_log: LoggedRequests) -> None:
+    batch = small_log.annotated(NoOpinion()).batch(max(small_log.batch_indices(64), key=len))
+    batch.items_BK[0, 0] = next(i for i in range(100) if i not in batch.request.candidates_BC[0].tolist())
+    batch.known_BKF[1, 0, 0] = False
+    without = LoggedBatch(*(_rows(part, 2) for part in batch))
+    for name in LOG_METHODS:
+        method = log_method(name, **SMALL)
+        network = method.network(RequestShape.of(batch.request, 100, 3))
+        losses = [
+            method.loss(method.outputs(network, c), c)[0] for c in (log_columns(method, b) for b in (batch, without))
+        ]
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+
+
+def _rows(part: Any, begin: int) -> Any:
+    """A batch's part without its first rows."""
+    return part[begin:] if isinstance(part, Tensor) else type(part)(*(tensor[begin:] for tensor in part))
+
+
+def make_policy(decoder: str = "matching") -> tuple[ListPolicy, Request]:
     request = make_request(50, seeded())
-    config = GoalRankConfig(decoder=decoder, width=16, heads=2, seed=4)  # type: ignore[arg-type]
-    return GoalRankPolicy(config, RequestShape.of(request, N, K), greedy=True), request
+    config = ListPolicyConfig(decoder=decoder, width=16, heads=2, seed=4)  # type: ignore[arg-type]
+    return ListPolicy(config, RequestShape.of(request, N, K), greedy=True), request
 
 
 def test_contrastive_decoding_is_what_a_plain_loop_finds() -> None:
@@ -226,30 +279,34 @@ class NoOpinion:
 def test_a_log_with_short_slates_is_used_whole(small_log: LoggedRequests) -> None:
     """Users who leave cut slates short; networks are still built for whole lists."""
     assert len(small_log.slate_size_L.unique()) > 1
-    config = TrainingConfig(max_epochs=1)
-    policy = fit_to_slates(small_log.annotated(NoOpinion()), "seq2slate", 3, network=SMALL, config=config)
+    policy = fit_to_slates(small_log.annotated(NoOpinion()), log_method("seq2slate", **SMALL), 3, max_epochs=1)
     request = small_log.batch(torch.arange(1)).request
     assert policy(request, seeded()).items_BK.shape == (1, 3)
 
 
 def test_what_cannot_be_fitted_is_refused_in_words(small_log: LoggedRequests) -> None:
+    prm = log_method("prm", **SMALL)
     with pytest.raises(ValueError, match=r"method must be one of .*'lstm'"):
-        fit_to_slates(small_log, "lstm", 3)  # type: ignore[arg-type]
+        log_method("lstm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="have no predictor"):
-        fit_to_slates(small_log, "prm", 3)
+        fit_to_slates(small_log, prm, 3)
     without = dataclasses.replace(small_log, candidate_item_Q=None)
     with pytest.raises(ValueError, match="holds no candidate lists"):
-        fit_to_slates(without.annotated(NoOpinion()), "prm", 3)
+        fit_to_slates(without.annotated(NoOpinion()), prm, 3)
     ready = small_log.annotated(NoOpinion())
     with pytest.raises(ValueError, match="got 0 and 0"):
-        fit_to_slates(ready, "prm", 3, among=torch.tensor([], dtype=torch.int64))
+        fit_to_slates(ready, prm, 3, among=torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match="hold the log's slates of 3, got 2"):
-        fit_to_slates(ready, "prm", 2)
-    with pytest.raises(ValueError, match="can be replaced, got"):
-        fit_to_slates(ready, "nar4rec", 3, network={"decoder": "autoregressive"})
+        fit_to_slates(ready, prm, 2)
+    with pytest.raises(ValueError, match="decoder must be 'matching', got 'autoregressive'"):
+        log_method("nar4rec", decoder="autoregressive")
+    with pytest.raises(ValueError, match="prm names its network"):
+        log_method("prm", network="dlcm")
+    with pytest.raises(ValueError, match="learns from 'fresh', not from a log"):
+        fit_to_slates(ready, cast(Any, SimpleNamespace(data="fresh")), 3)
     unknown = dataclasses.replace(ready, event_known_EF=torch.zeros_like(small_log.event_known_EF))
     with pytest.raises(ValueError, match=r"recorded watch time.*got 0 and 0"):
-        fit_to_slates(unknown, "prm", 3)
+        fit_to_slates(unknown, prm, 3)
 
 
 def test_slates_from_outside_their_candidates_are_left_out(small_log: LoggedRequests) -> None:
@@ -263,15 +320,15 @@ def test_slates_from_outside_their_candidates_are_left_out(small_log: LoggedRequ
         others = [item for item in range(100) if item not in shown]
         strange[start[request] : start[request + 1]] = torch.tensor(others)[: start[request + 1] - start[request]]
     changed = dataclasses.replace(small_log, candidate_item_Q=strange)
-    kept = _usable(changed, torch.arange(len(small_log)))
+    kept = usable_slates(changed, torch.arange(len(small_log)))
     assert kept.tolist() == list(range(1, len(small_log), 2))
 
 
 def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_path: Path) -> None:
-    ready, config = small_log.annotated(NoOpinion()), TrainingConfig(max_epochs=1)
-    first = fit_to_slates(ready, "prm", 3, network=SMALL, config=config, run_dir=tmp_path)
-    again = fit_to_slates(ready, "prm", 3, network=SMALL, config=config, run_dir=tmp_path)
+    ready, prm = small_log.annotated(NoOpinion()), log_method("prm", **SMALL)
+    first = fit_to_slates(ready, prm, 3, max_epochs=1, run_dir=tmp_path)
+    again = fit_to_slates(ready, prm, 3, max_epochs=1, run_dir=tmp_path)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
     with pytest.raises(ValueError, match="other settings"):
-        fit_to_slates(ready, "seq2slate", 3, network=SMALL, config=config, run_dir=tmp_path)
+        fit_to_slates(ready, log_method("seq2slate", **SMALL), 3, max_epochs=1, run_dir=tmp_path)

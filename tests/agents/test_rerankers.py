@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.method import Method
 from agents.networks import RequestShape
+from agents.policies import save_policy
 from agents.rerankers.clig import CligConfig, ComplementaryEvaluator, search_generators
 from agents.rerankers.complementarity import (
     comprehensiveness_gain,
@@ -194,7 +197,7 @@ def test_it_is_a_policy_of_a_real_world() -> None:
 
 def test_more_draws_are_worth_more_where_the_evaluator_is_right() -> None:
     request = make_request(200, seeded())
-    policy = GoalRankPolicy(GoalRankConfig(width=16, heads=2), RequestShape.of(request, N, K))
+    policy = ListPolicy(GoalRankConfig(width=16, heads=2), RequestShape.of(request, N, K))
     values = []
     for num_lists in (1, 4, 64):
         shown = GeneratorEvaluator(SampledLists(policy, num_lists), TrueValue())(request, seeded()).items_BK
@@ -301,41 +304,60 @@ def test_bad_weights_are_refused(reward_weight: float, gain_weight: float) -> No
 def test_each_generator_is_trained_beside_those_before_and_read_when_it_is_there(tmp_path: Path) -> None:
     asked = []
 
-    def train(config: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        asked.append((config.seed, str(evaluator)))
+    def train(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        asked.append((method.config.seed, str(evaluator)))
         shape = RequestShape.of(make_request(1, seeded()), N, K)
-        return GoalRankPolicy(config, shape).save(run_dir / "policy")
+        return save_policy(run_dir / "policy", method, method.network(shape), shape)
 
-    small = GoalRankConfig(width=16, heads=2, seed=7)
+    small = GoalRank(GoalRankConfig(width=16, heads=2, seed=7))
     for _ in range(2):
         found = list(
-            search_generators(PointwiseGreedy(K), TrueValue(), train, num_generators=2, folder=tmp_path, policy=small)
+            search_generators(PointwiseGreedy(K), TrueValue(), train, num_generators=2, folder=tmp_path, method=small)
         )
         assert [policy.config.seed for policy in found] == [8, 9]
     assert [seed for seed, _ in asked] == [8, 9]
     assert asked[0][1].endswith("beside first")
     assert asked[1][1].endswith("beside first, learned 1")
-    with pytest.raises(ValueError, match="move the folder away"):
+    with pytest.raises(ValueError, match=r"settings.seed was 8, now 1.*settings.width was 16, now 64"):
         next(
             search_generators(
-                PointwiseGreedy(K), TrueValue(), train, num_generators=1, folder=tmp_path, policy=GoalRankConfig()
+                PointwiseGreedy(K),
+                TrueValue(),
+                train,
+                num_generators=1,
+                folder=tmp_path,
+                method=GoalRank(GoalRankConfig()),
             )
         )
 
-    def again(first: Policy, evaluator: ListEvaluator, config: CligConfig) -> GoalRankPolicy:
+    def again(first: Policy, evaluator: ListEvaluator, config: CligConfig) -> ListPolicy:
         return next(
-            search_generators(first, evaluator, train, num_generators=1, folder=tmp_path, policy=small, config=config)
+            search_generators(first, evaluator, train, num_generators=1, folder=tmp_path, method=small, config=config)
         )
 
-    with pytest.raises(ValueError, match=r"'gain_weight': 0\.3.* need one for .*'gain_weight': 0\.9"):
+    with pytest.raises(ValueError, match=r"clig.gain_weight was 0\.3, now 0\.9"):
         again(PointwiseGreedy(K), TrueValue(), CligConfig(gain_weight=0.9))
-    with pytest.raises(ValueError, match=r"'evaluator': 'TrueValue'.* need one for .*'evaluator': 'PairEvaluator'"):
+    with pytest.raises(ValueError, match=r"evaluator was 'TrueValue', now 'PairEvaluator'"):
         again(PointwiseGreedy(K), PairEvaluator(), CligConfig())
-    with pytest.raises(ValueError, match=r"'first': 'PointwiseGreedy'.* need one for .*'GoalRankPolicy \w+"):
+    with pytest.raises(ValueError, match=r"beside.first was 'PointwiseGreedy', now 'ListPolicy \w+"):
         again(found[1], TrueValue(), CligConfig())
     (tmp_path / "generator-1" / "goal.json").unlink()
-    with pytest.raises(ValueError, match="holds a generator for a goal that it does not say"):
+    with pytest.raises(ValueError, match=r"holds files but no goal\.json"):
         again(PointwiseGreedy(K), TrueValue(), CligConfig())
+
+
+def test_a_pool_without_its_learned_generators() -> None:
+    learned = {"learned": RandomSlate(K), "other": RandomSlate(K)}
+    pool = GeneratorPool([bank(), PolicyLists(learned), PolicyLists({"sort": PointwiseGreedy(K)})])
+    rest = pool.without(learned)
+    assert rest.names == (*bank().names, "sort")
+    request = make_request(7, seeded())
+    kept = [index for index, name in enumerate(pool.names) if name not in learned]
+    assert torch.equal(rest.propose(request, seeded()), pool.propose(request, seeded())[:, kept])
+    with pytest.raises(ValueError, match=r"no generators \['PRM'\]"):
+        pool.without(["PRM"])
+    with pytest.raises(ValueError, match="got 0 sets"):
+        pool.without(pool.names)
 
 
 def test_some_generators_of_a_pool_are_the_same_ones() -> None:

@@ -1,6 +1,7 @@
 """GoalRank through RLlib: what the runner collects, what the learner learns, resume, export, many processes."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -8,30 +9,28 @@ import sys
 import time
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 ray = pytest.importorskip("ray")
 
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
-from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch  # noqa: E402
 
 from agents.baselines import PointwiseGreedy  # noqa: E402
-from agents.goalrank import GoalRankConfig, GoalRankPolicy  # noqa: E402
+from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRank, GoalRankConfig  # noqa: E402
+from agents.list_policy import ListPolicy  # noqa: E402
+from agents.method import Method, request_of  # noqa: E402
 from agents.networks import RequestShape  # noqa: E402
 from agents.objectives import group_relative_cross_entropy  # noqa: E402
+from agents.policies import load_policy, save_policy  # noqa: E402
 from agents.rerankers.clig import CligConfig, search_generators  # noqa: E402
 from agents.rerankers.complementarity import list_distances  # noqa: E402
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics  # noqa: E402
 from agents.rerankers.multi_generator import PolicyLists  # noqa: E402
-from agents.rllib.algorithm import GoalRankAlgorithmConfig, check_gpus  # noqa: E402
-from agents.rllib.env_runner import GoalRankEnvRunner  # noqa: E402
-from agents.rllib.export import policy_of_checkpoint  # noqa: E402
-from agents.rllib.module import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, request_of  # noqa: E402
-from agents.rllib.train import latest_checkpoint, train_goalrank  # noqa: E402
+from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus  # noqa: E402
+from agents.rllib.env_runner import MethodEnvRunner  # noqa: E402
+from agents.rllib.train import _card, latest_checkpoint, train_method  # noqa: E402
 from recsim_env.types import ListEvaluator, ListValue, Request  # noqa: E402
 from tests.helpers.list_game import ENV, TAG, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
 from tests.helpers.planted import planted_world  # noqa: E402
@@ -39,10 +38,6 @@ from tests.helpers.planted import planted_world  # noqa: E402
 ROOT = Path(__file__).parents[2]
 SHAPE = RequestShape.of(make_request(1, torch.Generator()), N, K)
 SMALL = GoalRankConfig(width=16, heads=2, item_embedding=4, minibatch_size=128, lr=3e-3)
-
-
-class OtherModule(TorchRLModule):
-    """Another method's module."""
 
 
 class Doubled:
@@ -61,17 +56,17 @@ class Broken:
         return value._replace(value_BG=value.value_BG.masked_fill(value.value_BG < 1, -torch.inf))
 
 
-def settings(config: GoalRankConfig = SMALL, num_envs: int = 16, **env_config: object) -> GoalRankAlgorithmConfig:
+def settings(config: GoalRankConfig = SMALL, num_envs: int = 16, **env_config: object) -> MethodAlgorithmConfig:
     return (
-        GoalRankAlgorithmConfig()
+        MethodAlgorithmConfig(GoalRank)
         .environment(ENV, env_config=env_config)
         .env_runners(num_envs_per_env_runner=num_envs, rollout_fragment_length=8)
-        .training(goalrank=config, request_shape=SHAPE)
+        .training(method_config=config)
     )
 
 
-def make_runner(config: GoalRankAlgorithmConfig, worker_index: int = 0) -> GoalRankEnvRunner:
-    return GoalRankEnvRunner(config=config, worker_index=worker_index, num_workers=0)
+def make_runner(config: MethodAlgorithmConfig, worker_index: int = 0) -> MethodEnvRunner:
+    return MethodEnvRunner(config=config, worker_index=worker_index, num_workers=0)
 
 
 def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -83,7 +78,7 @@ def test_batches_hold_the_policys_groups_and_their_values() -> None:
     batch = tensors(runner.sample())
     request, positions = request_of(batch), batch[GROUP_POSITIONS]
     assert positions.shape[1:] == (SMALL.group_size, K)
-    log_prob = runner.module.policy.group_log_prob(request, positions)
+    log_prob = runner.module.network.group_log_prob(request, positions)
     torch.testing.assert_close(log_prob.detach(), batch[GROUP_LOG_PROB])
     items = request.candidates_BC.gather(1, positions.flatten(1)).view_as(positions)
     torch.testing.assert_close(TrueValue().score(request, items).value_BG, batch[GROUP_VALUE])
@@ -101,7 +96,7 @@ def test_auxiliary_lists_warm_the_groups_and_then_leave() -> None:
     same = (positions.unsqueeze(2) == proposed.unsqueeze(1)).all(3).any(2)  # (M, G): is it a heuristic's?
     assert same[:, 12:].all()
     assert same[:, :12].float().mean() < 0.6  # the policy draws nearly at random: 120 lists, few of them heuristics'
-    log_prob = runner.module.policy.group_log_prob(request, positions)
+    log_prob = runner.module.network.group_log_prob(request, positions)
     torch.testing.assert_close(log_prob.detach(), first[GROUP_LOG_PROB])
     proposed = every.propose(request_of(later), torch.Generator())
     same = (later[GROUP_POSITIONS].unsqueeze(2) == proposed.unsqueeze(1)).all(3).any(2)
@@ -164,9 +159,7 @@ def test_runs_in_the_real_environment() -> None:
     base = settings(num_envs=8).environment(
         "recsim_env:recsim_env/Session-v0", env_config={"world": world, "slate_size": 3}
     )
-    request = make_runner_request(base)
-    shape = RequestShape.of(request, 20, 3)
-    runner = make_runner(base.training(request_shape=shape))
+    runner = make_runner(base)
     batch = tensors(runner.sample(num_timesteps=8 * 30))
     assert 100 < len(batch["user_B"]) < 240
     positions = batch[GROUP_POSITIONS]
@@ -176,11 +169,6 @@ def test_runs_in_the_real_environment() -> None:
     assert set(feedback) == {"watch_time", "like"}
     assert 5 < feedback["watch_time"].peek() < 16
     assert 0.1 < feedback["like"].peek() < 0.5
-
-
-def make_runner_request(config: GoalRankAlgorithmConfig) -> Request:
-    env = gym.make_vec(config.env, num_envs=1, vectorization_mode="vector_entry_point", **config.env_config)
-    return env.unwrapped.reset_tensors(0)
 
 
 def test_noise_takes_its_share_of_the_values() -> None:
@@ -204,7 +192,7 @@ def test_other_autoreset_modes_are_refused(mode: str) -> None:
 def test_the_evaluator_can_be_named_and_must_exist() -> None:
     with pytest.raises(ValueError, match="needs a list evaluator"):
         make_runner(settings(evaluator=False))
-    with pytest.raises(ValueError, match="has int"):
+    with pytest.raises(ValueError, match="this world has int"):
         make_runner(settings().training(evaluator="tests.helpers.list_game:N"))
     named = settings(evaluator=False).training(evaluator="tests.agents.test_rllib:Doubled")
     plain = tensors(make_runner(settings()).sample())
@@ -216,7 +204,7 @@ def test_an_update_is_the_plain_gradient_step() -> None:
     config = settings()
     batch = make_runner(config).sample()
     learner = config.build_learner(spaces=make_runner(config).get_spaces())
-    plain = GoalRankPolicy(SMALL, SHAPE)
+    plain = ListPolicy(SMALL, SHAPE)
     update(learner, batch, minibatch_size=len(batch["user_B"]))
 
     columns = tensors(batch)
@@ -224,7 +212,7 @@ def test_an_update_is_the_plain_gradient_step() -> None:
     optimizer = torch.optim.Adam(plain.parameters(), lr=SMALL.lr)
     group_relative_cross_entropy(log_prob, columns[GROUP_VALUE], 1.0, SMALL.min_spread).backward()
     optimizer.step()
-    learned = learner.module["default_policy"].policy
+    learned = learner.module["default_policy"].network
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(learned.get_parameter(name), parameter, rtol=1e-3, atol=1e-5)
 
@@ -258,7 +246,7 @@ def test_solves_the_list_game(objective: str, decoder: str, iterations: int) -> 
     for _ in range(iterations):
         update(learner, runner.sample())
         runner.set_state({"rl_module": learner.get_state(components="rl_module")["rl_module"]})
-    policy = runner.module.policy
+    policy = runner.module.network
     policy.greedy = True
     assert share_of_optimum(policy) > 0.95
     assert not ray.is_initialized()
@@ -267,20 +255,20 @@ def test_solves_the_list_game(objective: str, decoder: str, iterations: int) -> 
 def test_a_generator_for_complementarity_alone_learns_the_reverse(tmp_path: Path) -> None:
     """No list lies further from another in pair order (1) than its reverse."""
 
-    def train(policy: GoalRankConfig, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        asked = settings(policy, num_envs=64).training(evaluator=evaluator)
+    def train(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
+        asked = settings(method.config, num_envs=64).training(evaluator=evaluator)
         runner = make_runner(asked)
         learner = asked.build_learner(spaces=runner.get_spaces())
         for _ in range(16):
             update(learner, runner.sample())
             runner.set_state({"rl_module": learner.get_state(components="rl_module")["rl_module"]})
-        return runner.module.policy.save(run_dir / "policy")
+        return save_policy(run_dir / "policy", method, runner.module.network, SHAPE)
 
     first = PointwiseGreedy(K)
-    policy = GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=128)
+    method = GoalRank(GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=128))
     gain = CligConfig(reward_weight=0)
     (learned,) = search_generators(
-        first, TrueValue(), train, num_generators=1, folder=tmp_path, policy=policy, config=gain
+        first, TrueValue(), train, num_generators=1, folder=tmp_path, method=method, config=gain
     )
     request = make_request(200, torch.Generator().manual_seed(3))
     one, two = (PolicyLists({"": p}).propose(request, torch.Generator()) for p in (first, learned))
@@ -304,52 +292,39 @@ def test_missing_gpus_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_run_without_its_gpu_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GPUs"):
-        train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path / "run", env=ENV, num_learners=2, gpus_per_learner=64)
+        train_method(
+            GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path / "run", env=ENV, num_learners=2, gpus_per_learner=64
+        )
     assert list(tmp_path.iterdir()) == []
     assert not ray.is_initialized()
 
 
 def test_what_cannot_begin_does_not_keep_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a list evaluator"):
-        train_goalrank(SMALL, {"evaluator": False}, iterations=1, run_dir=tmp_path, env=ENV)
+        train_method(GoalRank(SMALL), {"evaluator": False}, iterations=1, run_dir=tmp_path, env=ENV)
     assert not (tmp_path / "run.json").exists()
 
 
-def test_unknown_request_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="request_shape"):
-        GoalRankAlgorithmConfig().get_default_rl_module_spec()
-
-
-def test_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a checkpoint"):
-        policy_of_checkpoint(tmp_path)
-    space = gym.spaces.Discrete(2)
-    other = RLModuleSpec(module_class=OtherModule, observation_space=space, action_space=space).build()
-    other.save_to_path(tmp_path / "learner_group" / "learner" / "rl_module" / "default_policy")
-    with pytest.raises(ValueError, match="holds a OtherModule, need a GoalRankModule"):
-        policy_of_checkpoint(tmp_path)
-
-
 def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"method": "goalrank", "config": {"width": 99}}')
-    with pytest.raises(ValueError, match=r"holds another run .*config.width was 99, now 16"):
-        train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path, env=ENV)
-    with pytest.raises(ValueError, match="already holds a run"):
-        train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path, env=ENV, resume=False)
+    sampling = {"num_envs": 64, "steps_per_iteration": 8, "num_env_runners": 0}
+    wider = dataclasses.replace(SMALL, width=98)
+    (tmp_path / "run.json").write_text(json.dumps(_card(GoalRank(wider), ENV, {}, None, sampling)))
+    with pytest.raises(ValueError, match=r"holds other work .*config.width was 98, now 16"):
+        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        train_goalrank(SMALL, {}, iterations=1, run_dir=tmp_path, env=ENV)
+        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV)
     with pytest.raises(ValueError, match="at least 1"):
-        train_goalrank(SMALL, {}, iterations=0, run_dir=tmp_path, env=ENV)
+        train_method(GoalRank(SMALL), {}, iterations=0, run_dir=tmp_path, env=ENV)
     assert not ray.is_initialized()
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.agents.test_rllib import ENV, SMALL, train_goalrank
+from tests.agents.test_rllib import ENV, SMALL, GoalRank, train_method
 if __name__ == "__main__":
-    train_goalrank(SMALL, {}, iterations=int(sys.argv[2]), run_dir=sys.argv[1], env=ENV, num_envs=16,
+    train_method(GoalRank(SMALL), {}, iterations=int(sys.argv[2]), run_dir=sys.argv[1], env=ENV, num_envs=16,
                    checkpoint_every=5)
 """
 
@@ -384,16 +359,13 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     resumed = steps_of(run_dir)[-3:]
     assert resumed == [last + 1, last + 2, last + 3]
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir())[-1] == f"{last + 3:08d}"
-    policy = GoalRankPolicy.load(run_dir / "policy")
-    same = policy_of_checkpoint(latest_checkpoint(run_dir) or run_dir)
-    for a, b in zip(policy.parameters(), same.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert load_policy(run_dir / "policy").config == SMALL
 
 
 @pytest.mark.slow
 def test_two_learners_and_two_runners_learn(tmp_path: Path) -> None:
     config = GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=100)
-    folder = train_goalrank(
-        config, {}, iterations=30, run_dir=tmp_path, env=ENV, num_envs=64, num_learners=2, num_env_runners=2
+    folder = train_method(
+        GoalRank(config), {}, iterations=30, run_dir=tmp_path, env=ENV, num_envs=64, num_learners=2, num_env_runners=2
     )
-    assert share_of_optimum(GoalRankPolicy.load(folder)) > 0.9
+    assert share_of_optimum(load_policy(folder)) > 0.9

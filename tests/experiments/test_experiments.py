@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
 from agents.networks import RequestShape
+from agents.policies import save_policy
 from experiments.evaluate import Arguments, run, worlds_in
 from experiments.evaluate import main as print_evaluation
 from experiments.policies import contender, named_policy, references
@@ -18,30 +18,12 @@ from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.runner import RunOptions, complete
 from experiments.tables.runs import Run
 from experiments.tables.settings import LogSource, worlds_of
-from recsim_env.data import LoggedDataset
 from recsim_env.evaluation import EvaluationSettings, evaluate
-from recsim_env.known_worlds import short_video_world
-from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.results import as_json
-from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, Request
 from recsim_env.world import World
-from reward_models.build import BuildConfig, build_worlds, days_of, with_recommender, without_list_effect
-from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
-from reward_models.recommender.predictor import PredictorConfig
-from reward_models.recommender.retrieval import RetrievalConfig
-from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig
-
-SMALL = BuildConfig(
-    test_days=2,
-    stopping_days=1,
-    jobs=1,
-    fit=ResponseFitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
-    predictor=PredictorConfig(max_epochs=1),
-    retrieval=RetrievalConfig(max_epochs=1),
-    evaluator=ListEvaluatorConfig(max_epochs=1),
-)
+from reward_models.build import build_worlds
+from tests.helpers.small_build import SMALL_BUILD, small_log, small_truth
 
 
 class WithoutSize:
@@ -62,100 +44,10 @@ class Constant:
 
 
 @pytest.fixture(scope="module")
-def truth() -> World:
-    return short_video_world(num_users=400, num_items=150, seed=4)
-
-
-@pytest.fixture(scope="module")
-def log(truth: World) -> LoggedDataset:
-    return synthetic_log(truth, num_sessions=400, days=6, seed=4)
-
-
-@pytest.fixture(scope="module")
-def folder(log: LoggedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("build")
-    build_worlds(log, out, SMALL)
+    build_worlds(small_log(small_truth()), out, SMALL_BUILD)
     return out
-
-
-def test_days_are_split_from_the_end(log: LoggedDataset) -> None:
-    days = days_of(log, SMALL)
-    assert days.test == (20220429, 20220430)
-    assert days.stopping == (20220428,)
-    assert days.fit_until == 20220428
-    unstopped = days_of(log, dataclasses.replace(SMALL, stopping_days=0))
-    assert (unstopped.test, unstopped.stopping, unstopped.fit_until) == (days.test, (), days.fit_until)
-    with pytest.raises(ValueError, match=r"has 6 days; 4 test days and 2 stopping days need at least 7"):
-        days_of(log, BuildConfig())
-
-
-def test_worlds_hold_disjoint_users_and_one_recommender(folder: Path) -> None:
-    worlds = worlds_in(folder)
-    assert list(worlds) == ["A", "judge-1", "judge-2"]
-    a, judge, other = worlds.values()
-    assert not set(a.population_P.tolist()) & set(judge.population_P.tolist())
-    assert torch.equal(judge.population_P, other.population_P)
-    for world in (judge, other):
-        for model in ("predictor", "candidates", "evaluator"):
-            mine, theirs = getattr(a, model).tensors(), getattr(world, model).tensors()
-            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        shapes = [tuple(t.shape) for t in a.response.tensors().values()]
-        assert shapes != [tuple(t.shape) for t in world.response.tensors().values()]
-    assert a.declared.keys() == {"leave", "contexts"}, "a log with slates teaches its list effects"
-    assert a.fidelity["logged"]["rows"] > 0
-    assert set(a.fidelity["drift"]) == {"1", "5", "20", "50"}
-
-
-def test_a_build_resumes_and_guards_its_folder(folder: Path, log: LoggedDataset, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    before = (copy / "A" / "models.safetensors").stat().st_mtime_ns
-    shutil.rmtree(copy / "judge-2")
-    build_worlds(log, copy, SMALL)
-    assert (copy / "A" / "models.safetensors").stat().st_mtime_ns == before
-    again, first = World.load(copy / "judge-2").response.tensors(), World.load(folder / "judge-2").response.tensors()
-    assert all(torch.equal(again[name], first[name]) for name in first)
-    with pytest.raises(ValueError, match="holds another build, of a different seed; give another folder"):
-        build_worlds(log, copy, dataclasses.replace(SMALL, seed=9))
-
-
-def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path: Path) -> None:
-    rows = log.rows.drop(columns=["request", "place", "session"])
-    bare = dataclasses.replace(log, name="bare", rows=rows)
-    folders = build_worlds(bare, tmp_path, dataclasses.replace(SMALL, judges=1))
-    world = World.load(folders["A"])
-    assert world.declared["list_effect"]["strength"] == 0.3
-    assert world.list_effect is not None
-    assert not world.evaluator.listwise  # type: ignore[union-attr]
-    assert World.load(folders["judge-1"]).declared == world.declared
-    plain = without_list_effect(world)
-    assert plain.list_effect is None
-    assert plain.declared.keys() == {"leave", "contexts"}
-    request = Simulator(world).start(8, seed=0).request
-    lists_BGK = request.candidates_BC[:, None, :6]
-    values = [one.evaluator.score(request, lists_BGK).value_BG for one in (world, plain)]
-    assert bool((values[1] > values[0]).any()), "repeated tags cost nothing any more"
-    assert bool((values[1] >= values[0]).all())
-
-
-def test_the_recommender_shares_nothing_with_the_world(folder: Path) -> None:
-    """Spoiling the world after a request was made leaves everything the recommender says as it was."""
-    world = World.load(folder / "A")
-    request = Simulator(world).start(8, seed=0).request
-    for tensor in world.response.tensors().values():
-        tensor.zero_()
-    spoilt = Simulator(world).start(8, seed=0).request
-    assert all(torch.equal(a, b) for a, b in zip(request, spoilt, strict=True))
-    lists = request.candidates_BC[:, :6].unsqueeze(1)
-    clean = World.load(folder / "A").evaluator
-    assert torch.equal(world.evaluator.score(request, lists).value_BG, clean.score(request, lists).value_BG)
-
-
-def test_the_truth_judges_as_the_same_recommender_sees_it(folder: Path, truth: World) -> None:
-    learned = World.load(folder / "judge-1")
-    judged = with_recommender(truth, learned)
-    assert judged.response is truth.response
-    first, second = (Simulator(world).start(16, seed=3).request for world in (learned, judged))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
@@ -202,11 +94,15 @@ def test_evaluate_refuses_a_place_in_use_before_it_plays(
 
 def test_a_policy_tells_what_its_training_consumed(tmp_path: Path) -> None:
     shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
-    GoalRankPolicy(GoalRankConfig(), shape).save(tmp_path / "policy")
-    assert contender(tmp_path / "policy").world_requests == 0
-    (tmp_path / "policy" / "training.json").write_text('{"requests": 61440, "feedback": "branched"}')
-    found = contender(tmp_path / "policy")
-    assert (found.world_requests, found.feedback) == (61_440, "branched")
+    method = GoalRank(GoalRankConfig())
+    save_policy(tmp_path / "fitted", method, method.network(shape), shape)
+    assert (contender(tmp_path / "fitted").world_requests, contender(tmp_path / "fitted").feedback) == (0, "logged")
+    told = {"requests": 61_440, "feedback": "one slate"}
+    save_policy(tmp_path / "played", method, method.network(shape), shape, training=told)
+    assert (contender(tmp_path / "played").world_requests, contender(tmp_path / "played").feedback) == (
+        61_440,
+        "one slate",
+    )
 
 
 def test_evaluate_says_by_how_much_a_policy_leads(

@@ -68,6 +68,7 @@ def test_planted_facts_are_found() -> None:
     assert found["times"]["first"] == "2022-04-24T12:00:00+00:00"
     assert found["reading"] == {"rows_read": 961}
     assert verdicts(planted()) == {
+        "learned worlds": "partly",
         "response model": "partly",
         "watch-time model": "yes",
         "leave model": "partly",
@@ -101,7 +102,10 @@ def test_declared_columns_lift_the_verdicts() -> None:
         candidates=pd.Series([np.int32([1, 2])] * 960),
     )
     assert set(verdicts(full).values()) == {"yes", "partly"}
-    assert [name for name, verdict in verdicts(full).items() if verdict == "partly"] == ["response model"]
+    assert [name for name, verdict in verdicts(full).items() if verdict == "partly"] == [
+        "learned worlds",
+        "response model",
+    ]
     found = inspect_log(full)
     assert found["sessions"]["count"] == 160
     assert found["sessions"]["source"] == found["requests"]["source"] == "column"

@@ -23,7 +23,7 @@ from reward_models.trainer import TrainConfig
 if __name__ == "__main__":
     log = synthetic_log(short_video_world(num_users=400, num_items=150, seed=4), num_sessions=400, days=6, seed=4)
     fit = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=2), list_train=TrainConfig(max_epochs=2))
-    build_worlds(log, Path(sys.argv[1]), BuildConfig(test_days=2, stopping_days=1, judges=1, fit=fit))
+    build_worlds(log, Path(sys.argv[1]), BuildConfig(test_days=2, stopping_days=1, judges=1, judge_dev=False, fit=fit))
 """
 
 
@@ -52,7 +52,7 @@ def test_a_build_killed_at_three_random_moments_ends_with_the_same_worlds(tmp_pa
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     subprocess.run(command("killed"), env=environment, check=True)
-    for world in ("A", "judge-1"):
+    for world in ("A", "judge-final-1"):
         whole = files(tmp_path / "whole" / world)
         assert {"models.safetensors", "tables.safetensors"} <= set(whole)
         assert files(tmp_path / "killed" / world) == whole

@@ -7,6 +7,7 @@ from torch import Tensor
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.candidates import LogRatePredictor, UniformCandidates
 from recsim_env.data.histories import Histories
+from recsim_env.recommender import Recommender
 from recsim_env.types import ListValue, Outcomes, Request
 from recsim_env.world import Catalogue, Users, World
 
@@ -94,8 +95,10 @@ def planted_world(
         response=PlantedResponse(seconds_N, like_N),
         leave=DeclaredLeave(per_place=hazard, per_second=0.0, per_dull_place=0.0, long_view_index=None),
         contexts=DeclaredContext(),
-        predictor=LogRatePredictor(known_NF, torch.zeros_like(known_NF)),
-        candidates=UniformCandidates(torch.zeros(num_items)),
-        evaluator=PlantedEvaluator(seconds_N, slope),
+        recommender=Recommender(
+            predictor=LogRatePredictor(known_NF, torch.zeros_like(known_NF)),
+            candidates=UniformCandidates(torch.zeros(num_items)),
+            evaluator=PlantedEvaluator(seconds_N, slope),
+        ),
         defaults={"num_candidates": 10, "slate_size": 3, "history_length": 4, "max_requests": 60},
     )

@@ -17,20 +17,13 @@ from typing import Any
 import torch
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from agents.goalrank import GoalRankConfig
-from agents.networks import RequestShape
-from agents.rllib.algorithm import GoalRankAlgorithmConfig
-from agents.rllib.env_runner import GoalRankEnvRunner
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.env_runner import MethodEnvRunner
 from recsim_env.envs import RecVectorEnv
 from recsim_env.known_worlds import short_video_world, tiny_world
-from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World
-from reward_models.build import BuildConfig, build_worlds
-from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
-from reward_models.recommender.predictor import PredictorConfig
-from reward_models.recommender.retrieval import RetrievalConfig
-from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig
+from tests.helpers.learned import learned_worlds
 
 KEPT = Path(__file__).with_suffix(".json")
 ENV_ID = "recsim_env:recsim_env/Session-v0"
@@ -54,35 +47,16 @@ def rollout(world: World, num_envs: int = 8, steps: int = 12) -> dict[str, Any]:
     return {"items_of_row_0": items, "reward": rewards, "digest": digest.hexdigest()}
 
 
-def learned_worlds(folder: Path) -> dict[str, World]:
-    """World A and one judge, fitted in seconds on a small synthetic log."""
-    truth = short_video_world(num_users=400, num_items=150, seed=4)
-    log = synthetic_log(truth, num_sessions=400, days=6, seed=4)
-    config = BuildConfig(
-        test_days=2,
-        stopping_days=1,
-        judges=1,
-        jobs=1,
-        fit=ResponseFitConfig(calibration_folds=0, train=TrainConfig(max_epochs=1)),
-        predictor=PredictorConfig(max_epochs=1),
-        retrieval=RetrievalConfig(max_epochs=1),
-        evaluator=ListEvaluatorConfig(max_epochs=1),
-    )
-    return {name: World.load(path) for name, path in build_worlds(log, folder, config).items()}
-
-
 def goalrank_losses(world_folder: Path, updates: int = 3) -> list[float]:
     """The first losses of GoalRank in world A, sampled and learned in this process."""
     settings = GoalRankConfig(width=16, heads=2, item_embedding=4, minibatch_size=128, num_epochs=1)
-    env = RecVectorEnv(1, world=world_folder)
-    shape = RequestShape.of(env.reset_tensors(0), len(env.world.catalogue), env.config.slate_size)
     config = (
-        GoalRankAlgorithmConfig()
+        MethodAlgorithmConfig(GoalRank)
         .environment(ENV_ID, env_config={"world": str(world_folder)})
         .env_runners(num_envs_per_env_runner=16, rollout_fragment_length=8)
-        .training(goalrank=settings, request_shape=shape)
+        .training(method_config=settings)
     )
-    runner = GoalRankEnvRunner(config=config, worker_index=0, num_workers=0)
+    runner = MethodEnvRunner(config=config, worker_index=0, num_workers=0)
     learner = config.build_learner(env=runner.env)
     learner.set_state({"rl_module": {"default_policy": runner.module.get_state()}})
     losses = []

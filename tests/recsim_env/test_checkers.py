@@ -13,6 +13,7 @@ from recsim_env.assumptions import DeclaredLeave
 from recsim_env.candidates import UniformCandidates
 from recsim_env.checkers import (
     check_candidate_source,
+    check_expected,
     check_leave_model,
     check_policy,
     check_response_model,
@@ -274,9 +275,15 @@ class FreshDraws(Source):
         return super().retrieve(state, shown, torch.rand(len(uniform)), num)
 
 
+class ScoresOtherwise(Source):
+    def score(self, state: Tensor, uniform: Tensor, items: Tensor) -> Tensor:
+        return self.reach_N[items]
+
+
 @pytest.mark.parametrize(
     ("broken", "finding"),
     [
+        (ScoresOtherwise, "score gives candidates another score than retrieve did"),
         (ShowsAgain, "gives items of shown_BM while others are left"),
         (LosesItemZero, "gives items of shown_BM while others are left"),
         (WorstFirst, "do not stand best score first"),
@@ -337,3 +344,17 @@ def test_dotted_paths_reach_modules_and_classes() -> None:
 def test_a_wrong_path_is_told_what_is_wrong(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_object(path)
+
+
+class HastyLeave:
+    """Leaving that jumps within what the response model keeps as one outcome: a swipe."""
+
+    def stay(self, context_BX: Tensor, signals_BKF: Tensor) -> Tensor:
+        return torch.where(signals_BKF[..., 0] < 1.0, 0.2, 1.0)
+
+
+def test_a_world_whose_expectations_cannot_be_exact_is_refused() -> None:
+    world = short_video_world(num_users=60, num_items=120)
+    check_expected(world)
+    with pytest.raises(ValueError, match="expected says .* places that are reached where 4000 draws average"):
+        check_expected(world.replace(leave=HastyLeave()))

@@ -11,11 +11,12 @@ from gymnasium.vector import AutoresetMode
 
 import recsim_env
 from recsim_env import RecEnv, RecVectorEnv
-from recsim_env.assumptions import DeclaredLeave
+from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.known_worlds import short_video_world
 from recsim_env.observations import BOUND
 from recsim_env.rewards import SignalReward
 from recsim_env.slates import first_showing
+from recsim_env.types import CONTEXT
 from recsim_env.world import World
 
 ACTIONS = ["slate", "items", "scores", "weights", "hyper"]
@@ -78,7 +79,20 @@ def test_observations_stay_inside_their_space(world: World) -> None:
     for _ in range(12):
         assert env.observation_space.contains(observation)
         observation, *_ = env.step(env.action_space.sample())
-    assert np.abs(observation["features"]).max() <= BOUND
+    beyond = np.delete(observation["features"], [CONTEXT.index("hour"), CONTEXT.index("request_index")], axis=1)
+    assert np.abs(beyond).max() <= BOUND
+
+
+def test_hours_and_requests_are_told_apart_to_the_last(world: World) -> None:
+    late = DeclaredContext(hour_weights=(*(21 * [0.0]), 0.0, 0.0, 1.0))
+    patient = DeclaredLeave(per_place=0, per_second=0, per_dull_place=0)
+    env = RecVectorEnv(3, world.replace(contexts=late, leave=patient), **{**SIZES, "max_requests": 40})
+    observation, _ = env.reset(seed=0)
+    assert (observation[:, CONTEXT.index("hour")] == 23).all()
+    for request_index in range(1, 31):
+        observation, *_ = env.step(np.tile(np.arange(4), (3, 1)))
+        assert env.observation_space.contains(observation)
+    assert (observation[:, CONTEXT.index("request_index")] == 30).all()
 
 
 def endings(world: World, mode: str, steps: int) -> list[tuple[np.ndarray, ...]]:
@@ -156,6 +170,21 @@ def test_disabled_autoreset_freezes_ended_rows_until_the_mask_resets_them(world:
         env.reset(options={"reset_mask": np.ones(5, dtype=bool)})
 
 
+@pytest.mark.parametrize("seed", [70, np.int64(70), [70, None, 72, None, 74, None]])
+def test_a_mask_and_a_seed_begin_the_sessions_of_the_seed_in_the_rows_of_the_mask(world: World, seed: object) -> None:
+    env = RecVectorEnv(6, world, autoreset_mode=AutoresetMode.DISABLED, **SIZES)
+    first, _ = env.reset(seed=0)
+    fresh, _ = RecVectorEnv(6, world, **SIZES).reset(seed=70)
+    mask = np.array([True, False] * 3)
+    mixed, _ = env.reset(seed=seed, options={"reset_mask": mask})  # type: ignore[arg-type]
+    assert np.array_equal(mixed[mask], fresh[mask])
+    assert np.array_equal(mixed[~mask], first[~mask])
+    with pytest.raises(ValueError, match="need one integer seed for each of 6"):
+        env.reset(seed=[None] * 6, options={"reset_mask": mask})
+    with pytest.raises(ValueError, match=r"unknown reset options \['mask'\]"):
+        env.reset(options={"mask": mask})
+
+
 def test_leaving_terminates_and_the_limit_truncates(world: World) -> None:
     patient = world.replace(leave=DeclaredLeave(per_place=0, per_second=0, per_dull_place=0))
     env = RecVectorEnv(4, patient, **SIZES)
@@ -225,6 +254,7 @@ def test_seeds_repeat_and_continue(world: World) -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, following)
     assert np.array_equal(env.reset()[0], following)
+    assert np.array_equal(env.reset(seed=np.int32(1))[0], first)  # type: ignore[arg-type]
     vector = RecVectorEnv(2, world, **SIZES)
     rows, _ = vector.reset(seed=[9, 1])
     assert np.array_equal(rows[1], first)

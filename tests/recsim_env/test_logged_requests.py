@@ -180,7 +180,7 @@ def test_days_users_and_logged_candidates():
     for batch in chosen.batches(8):
         first_B = batch.items_BK[:, 0]
         assert torch.equal(batch.request.candidates_BC, torch.stack([first_B, 19 - first_B, first_B * 0 + 7], 1))
-    with pytest.raises(ValueError, match="no request of log 'random' lies in days 20230101"):
+    with pytest.raises(ValueError, match="no request lies in days 20230101"):
         build(dataset, first_date=20230101)
 
 

@@ -1,24 +1,47 @@
-"""One row's bytes never depend on the rows beside it, whatever the sizes."""
+"""One row's bytes depend neither on the rows beside it nor on the number of threads, whatever the sizes."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from recsim_env.numerics import enough_rows, linear, sigmoid
+from recsim_env.numerics import linear, one_thread, sigmoid
 
 BATCHES = (1, 2, 3, 5, 7, 8, 17, 64, 250)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_one_thread_gives_the_threads_back(threads: int) -> None:
+    @one_thread()
+    def fails() -> None:
+        assert torch.get_num_threads() == 1
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fails()
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.parametrize("terms", [1, 7, 16, 64, 96, 130, 192, 256, 400])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 24, 65])
+@pytest.mark.usefixtures("threads")
 def test_linear_is_the_same_at_any_batch_size(terms: int, width: int) -> None:
     generator = torch.Generator().manual_seed(terms)
     x, weight = torch.randn(251, terms, generator=generator), torch.randn(width, terms, generator=generator)
     bias = torch.randn(width, generator=generator)
-    whole = linear(x, weight, bias)
-    assert torch.allclose(whole, x @ weight.T + bias, atol=1e-4)
-    for batch in BATCHES:
-        for begin in (0, 251 - batch):
-            assert torch.equal(linear(x[begin : begin + batch], weight, bias), whole[begin : begin + batch])
+    with one_thread():
+        whole = linear(x, weight, bias)
+        assert torch.allclose(whole, x @ weight.T + bias, atol=1e-4)
+        for batch in BATCHES:
+            for begin in (0, 251 - batch):
+                assert torch.equal(linear(x[begin : begin + batch], weight, bias), whole[begin : begin + batch])
     assert linear(x[:0], weight).shape == (0, width)
     assert linear(x[:6].reshape(1, 2, 3, terms), weight).shape == (1, 2, 3, width)
 
@@ -36,15 +59,8 @@ def test_sigmoid_is_the_same_at_any_batch_size(columns: int) -> None:
     assert parameter.grad.tolist() == [0.25] * 3
 
 
-def test_enough_rows_repeats_rows_and_drops_them_again() -> None:
-    seen = []
-
-    def double(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        seen.append(len(a))
-        return 2 * a + b
-
-    a, b = torch.randn(3, 4), torch.randn(3, 4)
-    assert torch.equal(enough_rows(double, a, b), 2 * a + b)
-    assert seen[0] >= 16
-    enough_rows(double, a[:0], b[:0])
-    assert seen[1] == 0
+def test_gradients_are_those_of_the_plain_product() -> None:
+    x, weight = torch.randn(7, 5), torch.randn(6, 5, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, x.sum(0).expand(6, -1))

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave, TagRepeatEffect
+from recsim_env.checkers import check_expected
+from recsim_env.data.schema import SIGNALS
 from recsim_env.known_worlds import short_video_world
 from recsim_env.randomness import address, next_key, uniform
 from recsim_env.simulator import SECONDS_BETWEEN_REQUESTS, SessionState, Simulator
-from recsim_env.types import NO_ITEM
+from recsim_env.types import NO_ITEM, Request
 from recsim_env.world import World
 
 
@@ -32,7 +34,8 @@ def slates(state: SessionState, salt: int = 0) -> torch.Tensor:
 
 
 def same_bytes(a: SessionState, b: SessionState) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+    pairs = zip([*a.tensors(), *a.request], [*b.tensors(), *b.request], strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.mark.parametrize("num_sessions", [2, 3, 17, 64, 250])
@@ -113,7 +116,7 @@ def test_one_step_against_a_slow_twin(simulator: Simulator) -> None:
             assert following.request.history_BH[row].tolist() == history
             clock = float(following.clock_s_B[row] - state.clock_s_B[row])
             assert clock == pytest.approx(watched + SECONDS_BETWEEN_REQUESTS, abs=1e-2)
-            assert set(items[row].tolist()) <= set(following.shown_BM[row].tolist())
+            assert set(items[row].tolist()) <= set(following.memory.shown_BM[row].tolist())
         state = simulator.restart(following, feedback.left_B)
 
 
@@ -123,7 +126,7 @@ def test_candidates_are_new_distinct_and_best_first(simulator: Simulator) -> Non
         for row in range(32):
             candidates = state.request.candidates_BC[row].tolist()
             assert len(set(candidates)) == 30
-            assert not set(candidates) & (set(state.shown_BM[row].tolist()) - {NO_ITEM})
+            assert not set(candidates) & (set(state.memory.shown_BM[row].tolist()) - {NO_ITEM})
         state, feedback = simulator.step(state, slates(state))
         state = simulator.restart(state, feedback.left_B)
 
@@ -144,6 +147,138 @@ def test_branches_share_their_luck_unless_asked_otherwise(simulator: Simulator) 
     assert not torch.equal(varied_signals[:, 0], varied_signals[:, 1])
     with pytest.raises(ValueError, match="noise must be"):
         simulator.branch(state, 2, noise="other")  # type: ignore[arg-type]
+
+
+def test_branches_of_branches_draw_anew(simulator: Simulator) -> None:
+    state = simulator.start(3, seed=1)
+    twice = simulator.branch(simulator.branch(state, 3, noise="independent"), 4, noise="independent")
+    keys = twice.key_B.unflatten(0, (3, 12))
+    assert all(len(set(row.tolist())) == 12 for row in keys)
+    assert torch.equal(keys[:, 0], state.key_B)
+    shared = simulator.branch(simulator.branch(state, 3, noise="independent"), 4)
+    assert all(len(set(row.tolist())) == 3 for row in shared.key_B.unflatten(0, (3, 12)))
+
+
+class Counted:
+    """A candidate source and a predictor that note when they are asked."""
+
+    def __init__(self, world: World):
+        self.world, self.asked = world, []
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("retrieve", "predict"):
+            self.asked.append(name)
+        return getattr(self.world.candidates if name in ("retrieve", "score") else self.world.predictor, name)
+
+
+def counted_world(world: World) -> tuple[World, list[str]]:
+    counted = Counted(world)
+    return world.replace(candidates=counted, predictor=counted), counted.asked
+
+
+def test_nothing_is_retrieved_or_predicted_unless_it_is_read(world: World) -> None:
+    world, asked = counted_world(world)
+    simulator = Simulator(world, num_candidates=20, slate_size=3, history_length=10, max_requests=9)
+    state = simulator.start(5, seed=0)
+    items = torch.arange(15).view(5, 3)
+    for _ in range(3):
+        state, _ = simulator.step(state, items, torch.arange(5) == 2)
+        state = simulator.branch(state.select(torch.arange(5)), 2).select(torch.arange(0, 10, 2))
+        simulator.expected(state, items.unsqueeze(1))
+        assert state.request.history_BH.shape == (5, 10)
+    assert not asked
+    state.request.candidates_BC, state.request.retriever_score_BC, state.request.candidate_features_BCD
+    assert asked == ["retrieve"]
+    state.request.predicted_std_BCF, state.request.predicted_BCF, list(state.request)
+    assert asked == ["retrieve", "predict"]
+    assert state.select(torch.tensor([1])).request.predicted_BCF.shape[0] == 1
+    assert asked == ["retrieve", "predict"]
+
+
+def test_reading_early_or_late_changes_no_byte(simulator: Simulator) -> None:
+    """Copies, branches, selections and replaced rows, of a state whose request was read and of one where it was not."""
+    rows, done = torch.tensor([6, 0, 3]), torch.tensor([True, False] * 4)
+
+    def results(read: bool) -> list[SessionState]:
+        state = simulator.start(8, seed=21)
+        items = torch.arange(48).view(8, 6)
+        found = []
+        for _ in range(3):
+            if read:
+                list(state.request)
+            found += [state, state.select(rows), simulator.branch(state, 2, noise="independent")]
+            found += [state.put(rows, simulator.start(3, seed=5)), simulator.restart(state, done)]
+            state, _ = simulator.step(state, items, done)
+        return found
+
+    for early, late in zip(results(True), results(False), strict=True):
+        assert same_bytes(early, late)
+
+
+def test_a_request_is_a_named_tuple_that_cannot_be_changed(simulator: Simulator) -> None:
+    request = simulator.start(4, seed=0).request
+    assert len(request) == len(request._fields) == 11
+    assert list(request._asdict()) == list(request._fields)
+    twin = Request(*request)
+    assert all(torch.equal(a, b) for a, b in zip(request, twin, strict=True))
+    changed = request._replace(retriever_score_BC=torch.zeros(4, 30))
+    assert not changed.retriever_score_BC.any()
+    assert torch.equal(changed.predicted_BCF, request.predicted_BCF)
+    with torch.inference_mode():
+        fresh = simulator.start(4, seed=0).request
+        assert not fresh.predicted_BCF.is_inference()
+    with pytest.raises(AttributeError, match="use request._replace"):
+        request.user_B = request.user_B
+    with pytest.raises(ValueError, match=r"not \['scores'\]"):
+        request._replace(scores=request.retriever_score_BC)
+    with pytest.raises(ValueError, match=r"missing \['context_BX'"):
+        Request(request.user_B, request.user_features_BD)
+    with pytest.raises(ValueError, match="put together from tensors"):
+        twin.offering(torch.zeros(4, 1, dtype=torch.int64))
+
+
+def test_items_offered_are_what_they_are_as_candidates(simulator: Simulator) -> None:
+    request = simulator.start(4, seed=0).request
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    offered = request.offering(request.candidates_BC[:, order])
+    for name in request._fields[6:]:
+        assert torch.equal(getattr(offered, name), getattr(request, name)[:, order]), name
+    whole = Simulator(simulator.world, num_candidates=400, history_length=20).start(4, seed=0).request
+    outside = torch.arange(400).repeat(4, 1)
+    expected = whole.retriever_score_BC.gather(1, whole.candidates_BC.argsort(1))
+    new = expected > -1e5  # the rest was shown before
+    assert torch.equal(request.offering(outside).retriever_score_BC[new], expected[new])
+
+
+def test_slates_of_any_length_are_left_out_afterwards(world: World) -> None:
+    patient = world.replace(leave=DeclaredLeave(per_place=0, per_second=0, per_dull_place=0))
+    simulator = Simulator(patient, num_candidates=30, slate_size=6, history_length=5, max_requests=10)
+    state, shown = simulator.start(3, seed=0), []
+    for places in (6, 3, 1, 5, 2):
+        items = state.request.candidates_BC[:, :places]
+        shown.append(items)
+        state, _ = simulator.step(state, items)
+        left_out = state.memory.shown_BM
+        assert all(set(torch.cat(shown, 1)[row].tolist()) <= set(left_out[row].tolist()) for row in range(3))
+    assert not (state.request.candidates_BC.unsqueeze(2) == torch.cat(shown, 1).unsqueeze(1)).any()
+
+
+def test_seeds_may_be_numpy_integers(simulator: Simulator) -> None:
+    assert same_bytes(simulator.start(2, np.int64(7)), simulator.start(2, 7))
+    with pytest.raises(TypeError):
+        simulator.start(2, 7.0)  # type: ignore[arg-type]
+
+
+class TemperLeave:
+    """Nobody stays after a like, half of the others do; and each second costs a little: far from linear in a rate."""
+
+    def stay(self, context_BX: torch.Tensor, signals_BKF: torch.Tensor) -> torch.Tensor:
+        liked = signals_BKF[..., SIGNALS.index("like")]
+        return torch.exp(-6.0 * liked - 0.05 * signals_BKF[..., 0])
+
+
+def test_expected_is_exact_for_a_leave_model_that_is_not_linear(world: World) -> None:
+    check_expected(world.replace(leave=TemperLeave()), num_samples=8000)
 
 
 @pytest.mark.parametrize("declared_effect", [False, True])

@@ -13,6 +13,7 @@ from recsim_env.data.histories import Histories
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.known_worlds.names import resolve_world
 from recsim_env.types import NO_ITEM
+from recsim_env.world import load_worlds
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,19 @@ def test_a_failed_save_leaves_the_older_world(world: World, folder: Path) -> Non
         world.replace(leave=Unsaveable()).save(folder)
     assert torch.equal(play(folder), before)
     assert {p.name for p in folder.parent.iterdir()} == {"copy"}
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_saving_into_the_current_folder_touches_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the current folder"):
+        world.save(name)
+    with pytest.raises(ValueError, match=r"holds what was not written here \(thesis.txt\)"):
+        world.save(Path(shutil.copytree(tmp_path, tmp_path / "sub")))
+    assert (tmp_path / "thesis.txt").read_text() == (tmp_path / "sub" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("name", ["tables.safetensors", "models.safetensors"])
@@ -158,3 +172,85 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="device 'cuda': torch finds no CUDA device"):
             ask()
+
+
+@pytest.fixture
+def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A world folder of a stranger's: it brings a module, and its card names a class of it."""
+    place = tiny_world().save(tmp_path / "strange")
+    (place / "strange_model.py").write_text(
+        "from pathlib import Path\n"
+        "Path(__file__).with_name('ran.txt').write_text('this code ran')\n"
+        "from recsim_env.assumptions import DeclaredLeave as Leave\n"
+    )
+    monkeypatch.syspath_prepend(place)
+    name_class(place / "world.json", "leave", "strange_model:Leave")
+    return place
+
+
+def name_class(path: Path, model: str, class_path: str) -> None:
+    card = json.loads(path.read_text())
+    card["models"][model]["class"] = class_path
+    path.write_text(json.dumps(card))
+
+
+def test_nothing_of_a_strangers_folder_runs_unless_it_is_trusted(strange: Path) -> None:
+    for load in (World.load, resolve_world, lambda folder: RecVectorEnv(2, folder)):
+        with pytest.raises(ValueError, match=r"wants to run code .* pass trusted=\('strange_model',\)"):
+            load(strange)
+    assert not (strange / "ran.txt").exists()
+    assert World.load(strange, trusted=("strange_model",)).leave.config() == tiny_world().leave.config()  # type: ignore[attr-defined]
+    assert (strange / "ran.txt").read_text() == "this code ran"
+
+
+def test_classes_deep_in_a_card_are_checked_too(strange: Path) -> None:
+    """The declared list effect of an evaluator stands inside its settings, and in a file of its own."""
+    name_class(strange / "world.json", "leave", "recsim_env.assumptions:DeclaredLeave")
+    path = strange / "recommender" / "recommender.json"
+    card = json.loads(path.read_text())
+    card["models"]["predictor"]["config"]["list_effect"] = {"class": "strange_model:Leave", "config": {}}
+    path.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="wants to run code"):
+        World.load(strange)
+    assert not (strange / "ran.txt").exists()
+
+
+def test_trust_is_by_whole_names(strange: Path) -> None:
+    for name in ("recsim_envious.models:Leave", "os:system", "reward_modelsx:Leave"):
+        name_class(strange / "world.json", "leave", name)
+        with pytest.raises(ValueError, match="in none of recsim_env, reward_models, agents, strange"):
+            World.load(strange, trusted=("strange",))
+
+
+def test_worlds_differ_by_what_they_hold_and_not_by_name(world: World, saved: Path) -> None:
+    assert World.load(saved).digest == world.digest
+    assert world.replace(name="other", provenance={}, fidelity={}).digest == world.digest
+    tables = {"population_P": world.population_P[:-1], "leave": DeclaredLeave(per_place=0.5), "defaults": {"a": 1}}
+    predictor = short_video_world(num_users=60, num_items=150, seed=3).predictor
+    changed = [world.replace(**{name: value}) for name, value in {**tables, "predictor": predictor}.items()]
+    digests = {other.digest for other in [world, *changed]}
+    assert len(digests) == len(changed) + 1
+
+
+def test_a_recommender_is_shared_by_the_worlds_that_refer_to_it(world: World, tmp_path: Path) -> None:
+    shared = world.recommender.save(tmp_path / "recommender")
+    folders = {name: world.replace(name=name).save(tmp_path / name, recommender=shared) for name in ("one", "two")}
+    worlds = load_worlds(folders)
+    assert worlds["one"].recommender is worlds["two"].recommender
+    assert worlds["one"].digest == world.digest
+    assert not (folders["one"] / "recommender").exists()
+    assert torch.equal(play(folders["two"]), play(world))
+    other = short_video_world(num_users=60, num_items=150, seed=3)
+    with pytest.raises(ValueError, match="holds another recommender"):
+        other.save(tmp_path / "three", recommender=shared)
+    other.recommender.save(shared)
+    with pytest.raises(ValueError, match=r"holds another recommender .* build the worlds again"):
+        World.load(folders["one"])
+
+
+def test_parts_of_the_recommender_are_replaced_through_the_world(world: World) -> None:
+    other = tiny_world()
+    changed = world.replace(candidates=other.candidates, name="changed")
+    assert changed.candidates is other.candidates
+    assert changed.predictor is world.predictor
+    assert changed.recommender.replace(candidates=world.candidates) == world.recommender

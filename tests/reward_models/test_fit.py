@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from recsim_env.data.features import item_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
 from reward_models.metrics import auc
@@ -159,7 +160,8 @@ def test_a_request_is_answered_from_the_state_at_its_beginning() -> None:
 
 def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     dataset, _ = planted_log()
-    fitting = _Fitting(dataset, QUICK, 0)
+    features = torch.from_numpy(item_features(dataset).values)
+    fitting = _Fitting(read_sequences(dataset, QUICK.history_length), features, torch.zeros(NUM_USERS, 0), QUICK, 0)
     sequences, is_last_P = fitting.sequences, fitting.sequences.date_P == LAST_DAY
     network = fitting.network(~is_last_P)
     begin_BS = network.last_states(sequences, LAST_DAY, 50)
@@ -221,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, kill_in_epoch:
 
 def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     _train_a_line(tmp_path)
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match=r"holds other work \(seed was 0, now 1\)"):
         _train_a_line(tmp_path, seed=1)
 
 
@@ -229,5 +231,5 @@ def test_days_outside_the_log_are_refused() -> None:
     dataset, _ = planted_log()
     with pytest.raises(ValueError, match="the log covers 20220401 to 20220406"):
         fit_response(dataset, train_until=20210101)
-    with pytest.raises(ValueError, match="choose days within it"):
+    with pytest.raises(ValueError, match=r"0 rows to choose by on \[20230101\], .* choose days and users with rows"):
         fit_response(dataset, train_until=LAST_DAY, validation_dates=[20230101])

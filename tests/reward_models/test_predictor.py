@@ -8,11 +8,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
 from reward_models.recommender.decayed_history import DecayedHistory
-from reward_models.recommender.predictor import EnsemblePredictor, PredictorConfig, fit_predictor, level_shifts
+from reward_models.recommender.encoding import EncodedRequests, encode_requests
+from reward_models.recommender.losses import level_shifts
+from reward_models.recommender.predictor import EnsemblePredictor, PredictorConfig, fit_predictor
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS = 300, 80, 4
 ITEM_FEATURES_ND = torch.nn.functional.one_hot(torch.arange(NUM_ITEMS) % NUM_TAGS, NUM_TAGS).float()
@@ -48,8 +51,13 @@ def planted_log(seed: int = 0, rows_per_user: int = 60) -> LoggedDataset:
 
 
 def fit(dataset: LoggedDataset, **settings) -> EnsemblePredictor:
+    return fit_predictor(encode(dataset, settings.pop("users", None)), **{"config": SMALL, "seed": 0, **settings})
+
+
+def encode(dataset: LoggedDataset, users: np.ndarray | None = None) -> EncodedRequests:
     features = {"item_features_ND": ITEM_FEATURES_ND, "user_features_UD": USER_FEATURES_UD}
-    return fit_predictor(dataset, **features, **{"until_date": 20220427, "config": SMALL, "seed": 0, **settings})
+    requests = logged_requests(dataset, **features, users=users, last_date=20220427)
+    return encode_requests(requests, user_histories(dataset, 20220428))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +226,8 @@ def test_ranks_real_feedback_as_well_as_boosted_trees():
         "item_features_ND": torch.as_tensor(item_features(dataset, None).values),
         "user_features_UD": torch.as_tensor(user_features(dataset).values),
     }
-    predictor = fit_predictor(dataset, **features, until_date=20220504)
+    requests = logged_requests(dataset, **features, last_date=20220504)
+    predictor = fit_predictor(encode_requests(requests, user_histories(dataset, 20220505)))
     test = logged_requests(dataset, **features, first_date=20220505)
     parts, labels = [], []
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM, Request
+from reward_models.recommender.encoding import EncodedRequests, encode_requests
 from reward_models.recommender.retrieval import RetrievalConfig, TwoTowerCandidates, fit_retrieval, held_out_hits
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS, NUM_COLD = 200, 600, 5, 100
@@ -48,7 +49,12 @@ def planted_log(seed: int = 0, rows_per_user: int = 60) -> LoggedDataset:
 @pytest.fixture(scope="module")
 def source() -> TwoTowerCandidates:
     config = RetrievalConfig(num_negatives=256, batch_size=256, hidden_width=32)
-    return fit_retrieval(planted_log(), **FEATURES, until_date=20220427, config=config, seed=0)
+    return fit_retrieval(encode(planted_log()), config=config, seed=0)
+
+
+def encode(dataset: LoggedDataset, until: int = 20220427, **features: torch.Tensor) -> EncodedRequests:
+    requests = logged_requests(dataset, **(features or FEATURES), last_date=until)
+    return encode_requests(requests, user_histories(dataset, until + 1))
 
 
 def request_at_the_end_of_the_fitted_log(user_B: torch.Tensor) -> Request:
@@ -164,8 +170,10 @@ def test_bad_settings_and_requests_are_named(source):
         source.retrieve(source.start(torch.tensor([0])), nothing_shown(1), torch.tensor([0.5]), 601)
     with pytest.raises(ValueError, match="exploration must be at least 0"):
         RetrievalConfig(exploration=-1.0)
+    log = planted_log()
+    unwatched = LoggedDataset("unwatched", log.rows, log.users, log.items, ("click",))
     with pytest.raises(ValueError, match="none of positive_signals"):
-        fit_retrieval(planted_log(), **FEATURES, config=RetrievalConfig(positive_signals=("follow",)))
+        fit_retrieval(encode(unwatched), config=RetrievalConfig(positive_signals=("follow",)))
 
 
 @pytest.mark.slow
@@ -181,7 +189,7 @@ def test_recall_on_the_real_log_is_above_popularity():
         "item_features_ND": torch.as_tensor(item_features(dataset, None).values),
         "user_features_UD": torch.as_tensor(user_features(dataset).values),
     }
-    source = fit_retrieval(dataset, **features, until_date=20220504).with_exploration(0.0)
+    source = fit_retrieval(encode(dataset, 20220504, **features)).with_exploration(0.0)
     future = logged_requests(dataset, **features, first_date=20220505)
     hits, users = held_out_hits(source, future, 50, "long_view")
     popular, _ = held_out_hits(popularity_source(source, dataset, "long_view", 20220504), future, 50, "long_view")

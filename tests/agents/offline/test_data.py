@@ -10,13 +10,9 @@ import pytest
 import torch
 
 from agents.offline.controls import with_noisy_scores, with_shuffled_labels, without_scores
-from agents.offline.data import (
-    HistoryScorer,
-    ProtocolConfig,
-    RerankData,
-    build_rerank_data,
-)
-from agents.offline.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
+from agents.offline.data import RerankData
+from agents.offline.protocol import HistoryScorer, ProtocolConfig, build_rerank_data
+from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
 from recsim_env.data.features import item_features
 from recsim_env.data.ratings import load_interactions
 from recsim_env.types import NO_ITEM

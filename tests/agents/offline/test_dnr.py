@@ -1,11 +1,13 @@
 """DNR's made scores, its divergence, which side each loss trains, and its limit case."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from agents.offline.data import LabelledRequests, ProtocolConfig, RerankData, build_rerank_data
+from agents.offline import dnr
+from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.dnr import (
     DenoisingLoss,
     DnrConfig,
@@ -14,12 +16,14 @@ from agents.offline.dnr import (
     heuristic_scores,
     score_divergence,
 )
-from agents.offline.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
-from agents.offline.scorers import RerankScorer, ScorerConfig, fit_scorer, shape_of
-from agents.offline.training import TrainingConfig
+from agents.offline.protocol import ProtocolConfig, build_rerank_data
+from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
+from agents.offline.scorers import fit_scorer, new_scorer
+from agents.offline.training import OfflineTrainingConfig
+from agents.rerankers.scorers import ScorerConfig
 from tests.helpers.planted_ratings import planted_ratings
 
-SCORER = ScorerConfig(width=8, heads=2, item_embedding=4, loss="bce")
+SCORER = ScorerConfig(width=8, heads=2, item_embedding=4)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def test_the_divergence_is_zero_for_equal_distributions_and_known_otherwise(gene
 
 
 def test_each_loss_trains_its_own_side(data: RerankData, generator: torch.Generator) -> None:
-    scorer = RerankScorer(SCORER, shape_of(data))
-    loss = DenoisingLoss(scorer, DnrConfig(heuristic_epochs=0), steps_per_epoch=1, seed=0)
+    scorer = new_scorer(data, SCORER)
+    loss = DenoisingLoss(scorer, DnrConfig(), heuristic_steps=0, seed=0)
     before = [parameter.clone() for parameter in loss.generator.parameters()]
     weights = {name: parameter.clone() for name, parameter in scorer.named_parameters()}
     value = loss(data.train.batch(torch.arange(16)), generator)
@@ -92,8 +96,8 @@ def test_each_loss_trains_its_own_side(data: RerankData, generator: torch.Genera
 
 
 def test_the_network_waits_for_its_epochs(data: RerankData, generator: torch.Generator) -> None:
-    scorer = RerankScorer(SCORER, shape_of(data))
-    loss = DenoisingLoss(scorer, DnrConfig(heuristic_epochs=2), steps_per_epoch=2, seed=0)
+    scorer = new_scorer(data, SCORER)
+    loss = DenoisingLoss(scorer, DnrConfig(), heuristic_steps=4, seed=0)
     first = loss.generator.noise[0].weight.clone()
     batch = data.train.batch(torch.arange(16))
     for _ in range(4):
@@ -106,8 +110,9 @@ def test_the_network_waits_for_its_epochs(data: RerankData, generator: torch.Gen
 def lead_after_training(trust: float, batch: LabelledRequests) -> float:
     """By how much made scores of positives exceed the others, against a reranker that trusts the score so much."""
     generator = torch.Generator().manual_seed(0)
-    config = DnrConfig(heuristic_epochs=0, noise_share=0.5, generator_learning_rate=0.02)
-    loss = DenoisingLoss(SimpleNamespace(score=lambda r: trust * r.retriever_score_BC), config, 1, seed=0)
+    config = DnrConfig(noise_share=0.5, generator_learning_rate=0.02)
+    decoder = SimpleNamespace(begin=lambda request: trust * request.retriever_score_BC.unsqueeze(1))
+    loss = DenoisingLoss(SimpleNamespace(encoder=lambda request: request, decoder=decoder), config, 0, seed=0)
     for _ in range(100):
         loss(batch, generator)
     made = loss.generator(batch.label_BC, generator).detach()
@@ -120,23 +125,64 @@ def test_the_adversary_misleads_who_trusts_the_score(data: RerankData) -> None:
 
 
 def test_without_weight_it_is_plain_training_bit_for_bit(data: RerankData) -> None:
-    fit = TrainingConfig(max_epochs=3, seed=5)
-    plain = fit_scorer(data, SCORER, fit).state_dict()
-    config = {"heuristic_epochs": 1}
-    limit = fit_dnr(data, SCORER, DnrConfig(weight=0.0, **config), fit).state_dict()
+    """Every epoch may be the best where none has drawn noise."""
+    fit = OfflineTrainingConfig(max_epochs=3, seed=5)
+    plain = fit_scorer(data, SCORER, fit, "bce").state_dict()
+    limit = fit_dnr(data, SCORER, DnrConfig(weight=0.0, heuristic_share=0.0), fit).state_dict()
     assert all(torch.equal(plain[name], limit[name]) for name in plain)
-    other = fit_dnr(data, SCORER, DnrConfig(weight=0.5, **config), fit).state_dict()
-    assert not torch.equal(plain["head.score.0.weight"], other["head.score.0.weight"])
+    other = fit_dnr(data, SCORER, DnrConfig(weight=0.5, heuristic_share=0.0), fit).state_dict()
+    assert not torch.equal(plain["decoder.score.0.weight"], other["decoder.score.0.weight"])
 
 
-def test_bad_settings_are_named(data: RerankData) -> None:
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 0.5, 0.99])
+def test_some_epochs_are_left_for_the_adversary(share: float) -> None:
+    config = DnrConfig(heuristic_share=share)
+    for epochs in range(1, 200):
+        assert config.heuristic_epochs(epochs) < epochs
+        assert config.heuristic_epochs(epochs) <= share * epochs + 1e-6
+    assert DnrConfig().heuristic_epochs(12) == 4
+
+
+@pytest.mark.parametrize("max_epochs", [1, 3, 6])
+def test_the_kept_weights_have_met_the_adversary(
+    max_epochs: int, data: RerankData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quality on the validation part falls from the first epoch on: plain early stopping would keep that one."""
+    quality = iter(torch.linspace(0.1, 0.9, 100).tolist())
+    events: list[str] = []
+
+    def adversarial_loss(self: DenoisingLoss, *given: object) -> torch.Tensor:
+        events.append("adversary")
+        return original(self, *given)  # type: ignore[arg-type]
+
+    def validation(*given: object) -> Callable[[], float]:
+        def validate() -> float:
+            events.append("validation")
+            return next(quality)
+
+        return validate
+
+    original = DenoisingLoss.adversarial_loss
+    monkeypatch.setattr(DenoisingLoss, "adversarial_loss", adversarial_loss)
+    monkeypatch.setattr(dnr, "validation_loss", validation)
+    fit = OfflineTrainingConfig(max_epochs=max_epochs, patience=1, batch_size=256)
+    config = DnrConfig(heuristic_share=0.5)
+    fit_dnr(data, SCORER, config, fit)
+    steps_per_epoch = -(-len(data.train) // 256)
+    assert events[: steps_per_epoch + 1] == ["adversary"] * steps_per_epoch + ["validation"]
+    # The first epoch with the adversary is the best, one more is waited for; there is none if epochs are over.
+    assert events.count("validation") == min(
+        2, max_epochs - DnrConfig(heuristic_share=0.5).heuristic_epochs(max_epochs)
+    )
+
+
+def test_bad_settings_are_named() -> None:
     for settings, message in (
         ({"noise": "uniform"}, "noise must be one of"),
         ({"noise_share": 1.5}, "share from 0 to 1, got 1.5"),
         ({"weight": -1.0}, "must not be negative"),
+        ({"heuristic_share": 1.0}, "share from 0 to below 1"),
         ({"generator_width": 0}, "generator_width must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             DnrConfig(**settings)
-    with pytest.raises(ValueError, match="binary cross-entropy"):
-        fit_dnr(data, ScorerConfig(), DnrConfig(), TrainingConfig())

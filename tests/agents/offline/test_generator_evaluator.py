@@ -3,25 +3,27 @@
 import pytest
 import torch
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
-from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
-from agents.offline.egrerank import EgRerankConfig, PolicyLoss, fit_egrerank
+from agents.goalrank import GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.networks import rows_at
+from agents.offline.data import RerankData, shape_of
+from agents.offline.egrerank import EgRerankConfig, PolicyLoss, clipped_loss, fit_egrerank
 from agents.offline.goalrank import fit_goalrank
 from agents.offline.label_evaluator import (
     LabelEvaluator,
     LabelEvaluatorConfig,
     fit_label_evaluator,
     random_lists,
-    take_lists,
 )
-from agents.offline.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
 from agents.offline.nlgr import ExchangeGenerator, NlgrConfig, _pick, fit_nlgr
 from agents.offline.pier import Pier, PierConfig, comparative_loss, discounted_labels, fit_pier, sim_hash
-from agents.offline.scorers import shape_of
-from agents.offline.training import TrainingConfig, list_quality
+from agents.offline.protocol import ProtocolConfig, build_rerank_data
+from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
+from agents.offline.training import OfflineTrainingConfig, list_quality
+from recsim_env.slates import positions_of
 from tests.helpers.planted_ratings import planted_ratings
 
-FIT = TrainingConfig(max_epochs=8, learning_rate=5e-3, batch_size=64)
+FIT = OfflineTrainingConfig(max_epochs=8, learning_rate=5e-3, batch_size=64)
 SMALL = {"width": 16, "item_embedding": 4}
 CHANCE = 0.21
 """NDCG@6 of random lists on these requests; test_protocol_rerankers measures it."""
@@ -43,7 +45,7 @@ def evaluator(data: RerankData) -> LabelEvaluator:
 def test_lists_are_gathered_by_position() -> None:
     candidates = torch.arange(24.0).view(2, 4, 3)
     lists = torch.tensor([[[3, 0]], [[1, 2]]])
-    assert take_lists(candidates, lists).tolist() == [
+    assert rows_at(candidates, lists).tolist() == [
         [[candidates[0, 3].tolist(), candidates[0, 0].tolist()]],
         [[candidates[1, 1].tolist(), candidates[1, 2].tolist()]],
     ]
@@ -86,9 +88,23 @@ def test_egrerank_finds_planted_tastes(data: RerankData) -> None:
     assert list_quality(generator, data.test)["NDCG"] > CHANCE + 0.12
 
 
+def test_egrerank_clips_each_place_and_standardises_over_the_batch() -> None:
+    old = torch.zeros(2, 2, 2)
+    new = torch.log(torch.tensor([[[1.1, 1.5], [1.0, 1.0]], [[1.0, 1.0], [0.5, 1.3]]])).requires_grad_()
+    value = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+    loss = clipped_loss(new, old, value, clip=0.2)
+    high, low = 3 / 3**0.5, -1 / 3**0.5  # mean 1, spread the root of 3
+    of_places = [1.1 * high, 1.2 * high, low, low, low, low, 0.8 * low, 1.3 * low]
+    assert loss.item() == pytest.approx(-sum(of_places) / 8, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert gradient[0, 0, 1] == 0  # raised enough
+    assert gradient[1, 1, 0] == 0  # lowered enough
+    assert gradient[1, 1, 1] > 0  # likelier although it is bad: pushed back, however far
+
+
 def test_egrerank_draws_lists_from_an_older_copy(data: RerankData, evaluator: LabelEvaluator) -> None:
     config = EgRerankConfig(heads=2, renew_every=2, num_lists=4, **SMALL)
-    generator = GoalRankPolicy(config.generator(), shape_of(data), greedy=True)
+    generator = ListPolicy(config.generator(), shape_of(data), greedy=True)
     loss = PolicyLoss(generator, evaluator, config)
     batch, random = data.train.batch(torch.arange(32)), torch.Generator().manual_seed(0)
     weight = generator.decoder.query.weight
@@ -141,7 +157,7 @@ def test_nlgr_shows_the_best_list_it_met(data: RerankData, evaluator: LabelEvalu
     request = data.test.batch(torch.arange(64)).request
     items = model(request, torch.Generator()).items_BK
     value, _ = model.improve(request, None)
-    positions = (items.unsqueeze(2) == request.candidates_BC.unsqueeze(1)).int().argmax(dim=2)
+    positions = positions_of(items, request.candidates_BC)
     torch.testing.assert_close(evaluator.score_positions(request, positions.unsqueeze(1))[:, 0], value.amax(dim=0))
 
 
@@ -208,6 +224,20 @@ def test_pier_finds_planted_tastes_and_its_hashes_help(data: RerankData) -> None
     assert discounted_labels(batch.label_BC, kept).mean() > 1.1 * discounted_labels(batch.label_BC, drawn).mean()
 
 
+def test_pier_chooses_among_lists_nearly_as_good_as_its_scores_sort(data: RerankData) -> None:
+    fitted = fit_pier(data, PierConfig(), LabelEvaluatorConfig(mixing="attention", **SMALL), FIT)
+    batch = data.test.all()
+    with torch.no_grad():
+        candidates = fitted.evaluator.encode(batch.request).candidates_BCW
+        proposed = fitted.propose(candidates, torch.Generator().manual_seed(0))
+        by_score = fitted.prior(candidates).squeeze(2).topk(6).indices
+    assert torch.equal(proposed[:, 0], by_score)
+    worth = discounted_labels(batch.label_BC, proposed)
+    random = discounted_labels(batch.label_BC, random_lists(batch.request, 50, 6, torch.Generator().manual_seed(0)))
+    assert worth.mean() - random.mean() > 0.8 * (worth[:, 0].mean() - random.mean())
+    assert (proposed != proposed[:, :1]).any(dim=2).float().mean() > 0.5  # yet there is something to choose
+
+
 def test_bad_settings_are_named(data: RerankData) -> None:
     with pytest.raises(ValueError, match="mixing must be one of"):
         LabelEvaluatorConfig(mixing="gru")
@@ -221,5 +251,7 @@ def test_bad_settings_are_named(data: RerankData) -> None:
         fit_goalrank(data, GoalRankConfig(auxiliary_share=0.5), LabelEvaluatorConfig(), FIT)
     with pytest.raises(ValueError, match="temperature must be positive"):
         NlgrConfig(temperature=0.0)
-    with pytest.raises(ValueError, match="at least 2 lists"):
-        EgRerankConfig(num_lists=1)
+    with pytest.raises(ValueError, match="num_lists and renew_every must be at least 1, got 0"):
+        EgRerankConfig(num_lists=0)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        PierConfig(temperature=0)

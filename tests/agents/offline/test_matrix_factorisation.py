@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.offline.matrix_factorisation import FactorisationConfig, MatrixFactorisation, fit_matrix_factorisation
+from agents.offline.retriever import FactorisationConfig, MatrixFactorisation, fit_matrix_factorisation
 from recsim_env.types import NO_ITEM
 from tests.helpers.planted_ratings import GROUPS, planted_ratings
 

@@ -6,29 +6,31 @@ import pytest
 import torch
 
 from agents.baselines import RandomSlate
+from agents.list_policy import ListPolicy
 from agents.networks import RequestShape
 from agents.offline.controls import with_shuffled_labels
-from agents.offline.data import ProtocolConfig, RerankData, build_rerank_data
-from agents.offline.matrix_factorisation import FactorisationConfig, fit_matrix_factorisation
-from agents.offline.scorers import (
-    NETWORKS,
-    RerankScorer,
-    ScorerConfig,
-    fit_scorer,
-    listwise_softmax_loss,
-    shape_of,
-)
-from agents.offline.training import TrainingConfig, list_quality
+from agents.offline.data import RerankData
+from agents.offline.protocol import ProtocolConfig, build_rerank_data
+from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
+from agents.offline.scorers import fit_scorer
+from agents.offline.training import OfflineTrainingConfig, list_quality
+from agents.rerankers.scorers import SCORERS, Scorer, ScorerConfig, candidate_scores, listwise_softmax_loss
 from recsim_env.types import Request
 from reward_models.metrics import grouped_auc
 from tests.helpers.list_game import C, K, N, make_request
 from tests.helpers.planted_ratings import planted_ratings
 
-FIT = TrainingConfig(max_epochs=6, learning_rate=5e-3, batch_size=64)
+FIT = OfflineTrainingConfig(max_epochs=6, learning_rate=5e-3, batch_size=64)
 
 
 def small(network: str = "prm", seed: int = 0) -> ScorerConfig:
     return ScorerConfig(network=network, width=16, heads=2, item_embedding=4, seed=seed)
+
+
+def new_scorer(network: str, request: Request) -> ListPolicy:
+    scorer = Scorer(small(network)).network(RequestShape.of(request, N, K))
+    scorer.greedy = True
+    return scorer
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +46,18 @@ def chance(data: RerankData) -> float:
     return sum(list_quality(RandomSlate(6), data.test, seed=seed)["NDCG"] for seed in range(20)) / 20
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", SCORERS)
 def test_scorers_find_planted_tastes(network: str, data: RerankData) -> None:
     scorer = fit_scorer(data, small(network), FIT)
     assert list_quality(scorer, data.test)["NDCG"] > chance(data) + 0.15
 
 
-def mean_auc(scorer: RerankScorer, data: RerankData) -> float:
+def mean_auc(scorer: ListPolicy, data: RerankData) -> float:
     """AUC within requests: unlike NDCG's, its chance value is the same for every fixed order, on average."""
     request, label_BC, _ = data.test.all()
     group_BC = torch.arange(len(label_BC)).unsqueeze(1).expand_as(label_BC)
     with torch.no_grad():
-        return grouped_auc(scorer.score(request).flatten(), label_BC.flatten(), group_BC.flatten())
+        return grouped_auc(candidate_scores(scorer, request).flatten(), label_BC.flatten(), group_BC.flatten())
 
 
 def test_shuffled_labels_teach_nothing(data: RerankData) -> None:
@@ -65,11 +67,11 @@ def test_shuffled_labels_teach_nothing(data: RerankData) -> None:
     assert mean_auc(fit_scorer(data, small(), FIT), data) > 0.65
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", SCORERS)
 def test_lists_follow_the_candidates_when_these_change_places(network: str) -> None:
     generator = torch.Generator().manual_seed(0)
     request = make_request(16, generator)
-    scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
+    scorer = new_scorer(network, request)
     order = torch.randperm(C, generator=generator)
     moved = {
         name: getattr(request, name)[:, order]
@@ -83,10 +85,12 @@ def test_lists_follow_the_candidates_when_these_change_places(network: str) -> N
 def one_score_change(network: str) -> torch.Tensor:
     """How much each candidate's score moves when the first one's features change."""
     request: Request = make_request(1, torch.Generator().manual_seed(0))
-    scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
+    scorer = new_scorer(network, request)
     features = request.candidate_features_BCD.clone()
     features[0, 0] += 1.0
-    return (scorer.score(request._replace(candidate_features_BCD=features)) - scorer.score(request)).abs()[0]
+    return (
+        candidate_scores(scorer, request._replace(candidate_features_BCD=features)) - candidate_scores(scorer, request)
+    ).abs()[0]
 
 
 def test_only_the_pointwise_network_scores_candidates_alone() -> None:
@@ -103,8 +107,8 @@ def test_prm_sees_the_retrievers_order_and_setrank_does_not_need_it() -> None:
     one, two = (request._replace(retriever_score_BC=s) for s in (score, score[:, [1, 0, *range(2, C)]]))
     moved = {}
     for network in ("prm", "setrank"):
-        scorer = RerankScorer(small(network), RequestShape.of(request, N, K))
-        moved[network] = float((scorer.score(one) - scorer.score(two)).abs().max().detach())
+        scorer = new_scorer(network, request)
+        moved[network] = float((candidate_scores(scorer, one) - candidate_scores(scorer, two)).abs().max().detach())
     assert moved["prm"] > 1e-2
     assert moved["setrank"] < 1e-4
 
@@ -118,19 +122,21 @@ def test_the_listwise_loss_by_hand() -> None:
 
 
 def test_same_seed_same_weights(data: RerankData) -> None:
-    fit = TrainingConfig(max_epochs=1, seed=3)
+    fit = OfflineTrainingConfig(max_epochs=1, seed=3)
     one, two = (fit_scorer(data, small(), fit).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     other = fit_scorer(data, small(seed=1), fit).state_dict()
-    assert not torch.equal(one["head.score.0.weight"], other["head.score.0.weight"])
+    assert not torch.equal(one["decoder.score.0.weight"], other["decoder.score.0.weight"])
 
 
 def test_bad_settings_are_named(data: RerankData) -> None:
     with pytest.raises(ValueError, match="network must be one of"):
         ScorerConfig(network="transformer")
     with pytest.raises(ValueError, match="heads must divide width"):
-        RerankScorer(ScorerConfig(width=10, heads=4), shape_of(data))
+        ScorerConfig(width=10, heads=4)
+    with pytest.raises(ValueError, match="loss must be one of"):
+        fit_scorer(data, small(), FIT, "hinge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        TrainingConfig(batch_size=0)
+        OfflineTrainingConfig(batch_size=0)
     with pytest.raises(ValueError, match="learning_rate"):
-        TrainingConfig(learning_rate=0.0)
+        OfflineTrainingConfig(learning_rate=0.0)

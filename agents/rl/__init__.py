@@ -1,0 +1,1 @@
+"""Reinforcement learning for rankers, one file for each method; every one keeps the method contract."""

@@ -1,0 +1,109 @@
+"""A ring of transitions as tensors: what methods with ``data = "replay"`` learn from.
+
+Columns are kept as they come, less what can be looked up again: user and candidate features are rows of the world's
+tables, so their codes are kept and the rows gathered when a batch is drawn. With 50 candidates, 100 past videos and 8
+signals a transition takes about 16 kB.
+
+Shape legend: M rows added, S rows kept, B rows drawn.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.method import NEXT, Columns
+
+_GATHERED = {"user_features_BD": "user_B", "candidate_features_BCD": "candidates_BC"}
+"""Columns that are rows of a table, and the codes that name the rows."""
+
+
+class Replay:
+    """Keeps the newest ``size`` transitions.
+
+    Args:
+        size: S.
+        tables: features by the name of their column, ``user_features_BD`` (U, D) and ``candidate_features_BCD`` (N, D);
+            a column whose rows turn out to be others is kept whole.
+        device: where the ring lives and batches are made.
+    """
+
+    def __init__(
+        self, size: int, tables: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.size, self.device = size, torch.device(device)
+        self._tables = {name: table.to(self.device) for name, table in (tables or {}).items()}
+        self._looked_up: tuple[str, ...] | None = None
+        self._ring: Columns = {}
+        self._written = 0
+
+    def __len__(self) -> int:
+        """Rows that can be drawn."""
+        return min(self._written, self.size)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Memory of one transition."""
+        return sum(t[0].numel() * t.element_size() for t in self._ring.values())
+
+    def add(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+        """Adds M rows, in the order of time; the oldest make room."""
+        rows = {name: torch.as_tensor(column).to(self.device) for name, column in columns.items()}
+        if self._looked_up is None:
+            self._looked_up = tuple(name for name in rows if self._is_lookup(name, rows))
+        rows = {name: column[-self.size :] for name, column in rows.items() if name not in self._looked_up}
+        num_rows = len(next(iter(rows.values())))
+        if not self._ring:
+            self._ring = {name: column.new_empty((self.size, *column.shape[1:])) for name, column in rows.items()}
+        slot_M = (self._written + torch.arange(num_rows, device=self.device)) % self.size
+        for name, column in rows.items():
+            self._ring[name][slot_M] = column
+        self._written += num_rows
+
+    def draw(self, num_rows: int, generator: torch.Generator) -> Columns:
+        """B rows drawn evenly, with features gathered again.
+
+        Raises:
+            ValueError: nothing has been added yet.
+        """
+        if not len(self):
+            raise ValueError("the replay is empty; add transitions before drawing from it")
+        row_B = torch.randint(len(self), (num_rows,), generator=generator).to(self.device)
+        batch = {name: kept[row_B] for name, kept in self._ring.items()}
+        for name in self._looked_up or ():
+            batch[name] = self._look_up(name, batch)
+        return batch
+
+    def state(self) -> Columns:
+        """Everything as tensors, to be kept in a checkpoint."""
+        kept = {name: column[: len(self)].cpu() for name, column in self._ring.items()}
+        return {**kept, "_written": torch.tensor(self._written)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what ``state`` gave."""
+        rows = {name: column for name, column in state.items() if name != "_written"}
+        self._ring, self._written, self._looked_up = {}, 0, None
+        if not rows:
+            return
+        self._looked_up = tuple(
+            prefix + name for prefix in ("", NEXT) for name in _GATHERED if self._misses(prefix, name, rows)
+        )
+        self._ring = {n: c.new_empty((self.size, *c.shape[1:])).to(self.device) for n, c in rows.items()}
+        for name, column in rows.items():
+            self._ring[name][: len(column)] = column.to(self.device)
+        self._written = int(state["_written"])
+
+    def _misses(self, prefix: str, name: str, rows: Mapping[str, Tensor]) -> bool:
+        return prefix + name not in rows and prefix + _GATHERED[name] in rows
+
+    def _is_lookup(self, name: str, rows: Columns) -> bool:
+        plain = name.removeprefix(NEXT)
+        if plain not in _GATHERED or plain not in self._tables:
+            return False
+        return torch.equal(rows[name], self._look_up(name, rows))
+
+    def _look_up(self, name: str, rows: Columns) -> Tensor:
+        plain = name.removeprefix(NEXT)
+        prefix = NEXT if name != plain else ""
+        return self._tables[plain][rows[prefix + _GATHERED[plain]]]

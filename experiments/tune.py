@@ -1,0 +1,114 @@
+"""Sweeps settings of a recipe with Ray Tune, over seeds, judged by session watch time on paired sessions.
+
+    python -m experiments.tune goalrank --world runs/worlds/A --grid lr=1e-3,2e-3 group_size=8,16 --seeds 3
+
+Every combination is trained in the recipe's world and evaluated there on sessions that no training has seen
+(``algo.evaluate()``). ``--out`` receives Tune's own folder (TensorBoard events, one folder for each trial) and
+``trials.csv``. A sweep that was killed goes on when the same command is given again. Judge worlds are for judging:
+tune in the world of training only.
+"""
+
+import ast
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+
+from experiments.command import run_command
+from experiments.recipes import recipe
+from recsim_env.files import claim, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is swept."""
+
+    recipe: tyro.conf.Positional[str]
+    """A recipe's name, or the class path of a method, "module:Class"."""
+    grid: tuple[str, ...]
+    """Settings of the method with their values: ``lr=1e-3,2e-3``; all combinations are run."""
+    seeds: int = 1
+    """Training seeds of each combination."""
+    world: str = "runs/worlds/A"
+    """World folder, or the name of a known world."""
+    iterations: int = 40
+    """Rounds of sampling and updating of each trial."""
+    num_sessions: int = 400
+    """Sessions that each trained policy is evaluated on."""
+    jobs: int = 2
+    """Trials side by side; each takes one CPU."""
+    gpus_per_trial: float = 0
+    """GPUs of each trial's learner."""
+    address: str | None = None
+    """A running Ray cluster to join: its address, or "auto"."""
+    out: Path = Path("runs/tune")
+    """Where the sweep goes."""
+
+
+def values_of(grid: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Values by setting.
+
+    Raises:
+        ValueError: not of the form ``name=value,value``.
+
+    Example:
+        >>> values_of(("lr=1e-3,2e-3", "decoder=one_softmax"))
+        {'lr': [0.001, 0.002], 'decoder': ['one_softmax']}
+    """
+    found = {}
+    for given in grid:
+        name, separator, values = given.partition("=")
+        if not (separator and name and values):
+            raise ValueError(f"a grid is given as name=value,value, got {given!r}")
+        found[name] = [_value(text) for text in values.split(",")]
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a word, such as a decoder's name
+
+
+def run(sweep: Sweep) -> pd.DataFrame:
+    """Runs what is missing and returns one row for each trial."""
+    from agents.rllib.sweep import combinations, sweep_method  # imports ray
+
+    base, grid = recipe(sweep.recipe), values_of(sweep.grid)
+    combinations(base.method, base.config, grid)  # refuses what cannot work, before anything is written
+    same = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "jobs", "address")}
+    claim(sweep.out, same, name="sweep.json")
+    return sweep_method(
+        base.method,
+        base.config,
+        grid,
+        seeds=sweep.seeds,
+        env=base.env,
+        world=sweep.world,
+        iterations=sweep.iterations,
+        num_envs=base.num_envs,
+        steps_per_iteration=base.steps_per_iteration,
+        num_sessions=sweep.num_sessions,
+        jobs=sweep.jobs,
+        gpus_per_trial=sweep.gpus_per_trial,
+        address=sweep.address,
+        folder=sweep.out,
+    )
+
+
+def main(sweep: Sweep) -> None:
+    """Sweeps, prints the means and keeps every trial's row."""
+    trials = run(sweep)
+    grouped = trials.groupby(list(values_of(sweep.grid)), dropna=False)[["session_watch_time", "minus_pointwise"]]
+    means = grouped.agg(["mean", "std", "count"]).sort_values(("session_watch_time", "mean"), ascending=False)
+    write_text(sweep.out / "trials.csv", trials.to_csv(index=False))
+    print(means.round(1).to_string())
+    print(f"trials: {sweep.out / 'trials.csv'}\ncurves: tensorboard --logdir {sweep.out / 'trials'}")
+
+
+if __name__ == "__main__":
+    run_command(main, lambda: tyro.cli(Sweep, description=__doc__))

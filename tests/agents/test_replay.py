@@ -1,0 +1,76 @@
+"""The replay ring: newest rows kept, features gathered again, a checkpoint that gives them back."""
+
+import pytest
+import torch
+
+from agents.method import NEXT
+from agents.rllib.replay import Replay
+
+ITEMS = torch.arange(20.0).view(10, 2)
+USERS = torch.arange(6.0).view(3, 2)
+
+
+def rows(first: int, number: int) -> dict[str, torch.Tensor]:
+    code = torch.arange(first, first + number)
+    user, items = code % 3, torch.stack([code % 10, (code + 4) % 10], dim=1)
+    columns = {"code": code}
+    for prefix in ("", NEXT):
+        columns |= {
+            f"{prefix}user_B": user,
+            f"{prefix}user_features_BD": USERS[user],
+            f"{prefix}candidates_BC": items,
+            f"{prefix}candidate_features_BCD": ITEMS[items],
+        }
+    return columns
+
+
+def full(tables: bool = True) -> Replay:
+    found = {"user_features_BD": USERS, "candidate_features_BCD": ITEMS} if tables else None
+    replay = Replay(10, found)
+    for first in range(0, 21, 3):
+        replay.add(rows(first, 3))
+    return replay
+
+
+def test_the_newest_rows_are_kept_and_drawn_evenly() -> None:
+    replay = full()
+    assert len(replay) == 10
+    drawn = replay.draw(20_000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn["code"])
+    assert counts[:11].sum() == 0
+    assert (counts[11:] / 20_000).tolist() == pytest.approx([0.1] * 10, abs=0.01)
+
+
+def test_features_are_gathered_again_and_cost_no_memory() -> None:
+    drawn, plain = full().draw(50, torch.Generator()), full(tables=False).draw(50, torch.Generator())
+    assert drawn.keys() == plain.keys()
+    assert all(torch.equal(drawn[name], plain[name]) for name in plain)
+    features = 2 * (2 + 4) * 4  # now and next: two floats of the user, two candidates of two
+    assert full(tables=False).bytes_per_row - full().bytes_per_row == features
+
+
+def test_features_that_are_no_rows_of_the_table_are_kept() -> None:
+    replay = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS})
+    columns = rows(0, 3)
+    columns["user_features_BD"] = columns["user_features_BD"] + 1
+    replay.add(columns)
+    drawn = replay.draw(5, torch.Generator())
+    assert torch.equal(drawn["user_features_BD"], USERS[drawn["user_B"]] + 1)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_checkpoint_gives_everything_back(tables: bool) -> None:
+    replay = full(tables)
+    other = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS} if tables else None)
+    other.restore(replay.state())
+    a, b = (r.draw(30, torch.Generator().manual_seed(1)) for r in (replay, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    replay.add(rows(40, 3))
+    other.add(rows(40, 3))
+    a, b = (r.draw(30, torch.Generator().manual_seed(2)) for r in (replay, other))
+    assert torch.equal(a["code"], b["code"])
+
+
+def test_an_empty_replay_says_so() -> None:
+    with pytest.raises(ValueError, match="the replay is empty"):
+        Replay(3).draw(1, torch.Generator())

@@ -1,0 +1,257 @@
+"""RLlib's own promises: settings take effect or are refused, evaluation, callbacks, modules, learners, checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
+
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.rl.td3 import TD3
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.env_runner import MethodEnvRunner, Session
+from agents.rllib.export import learned_network
+from agents.rllib.learner import MethodLearner
+from agents.rllib.module import MethodModule
+from agents.rllib.train import running_ray
+from tests.helpers.list_game import ENV
+from tests.helpers.planted import planted_world
+
+SMALL = {"width": 8, "heads": 2, "item_embedding": 0, "group_size": 4}
+
+
+def game(**settings: Any) -> MethodAlgorithmConfig:
+    return (
+        MethodAlgorithmConfig(GoalRank)
+        .environment(ENV)
+        .env_runners(num_envs_per_env_runner=8, rollout_fragment_length=4)
+        .training(**{**SMALL, "minibatch_size": 16, **settings})
+    )
+
+
+def session_game() -> MethodAlgorithmConfig:
+    """GoalRank in a session environment that an evaluation can play."""
+    world = planted_world(num_items=20)
+    return game().environment("recsim_env/Session-v0", env_config={"world": world, "slate_size": 3, "max_requests": 5})
+
+
+def used(config: MethodAlgorithmConfig) -> tuple[float, float, int]:
+    """Learning rate of the optimiser, and what the exported config says of rate and seed."""
+    algorithm = config.build_algo()
+    try:
+        (optimiser,) = algorithm.learner_group._learner._named_optimizers.values()
+        exported = learned_network(algorithm).config
+        return optimiser.param_groups[0]["lr"], exported.lr, exported.seed
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_learning_rate_and_seed_take_effect_in_any_order(order: str) -> None:
+    config = MethodAlgorithmConfig().environment(ENV).env_runners(num_envs_per_env_runner=8)
+    if order == "first":
+        config = config.training(lr=1e-5).debugging(seed=7).training(method=GoalRank, method_config=SMALL)
+    else:
+        config = config.training(method=GoalRank, method_config=GoalRankConfig(**SMALL)).debugging(seed=7)
+        config = config.training(lr=1e-5)
+    assert used(config) == (pytest.approx(1e-5), 1e-5, 7)
+
+
+def test_defaults_are_the_methods_own() -> None:
+    rate, exported, seed = used(game())
+    assert (rate, exported, seed) == (pytest.approx(GoalRankConfig().lr), GoalRankConfig().lr, 0)
+    config = game()
+    config.validate()
+    assert (config.lr, config.grad_clip, config.num_epochs, config.minibatch_size) == (2e-3, 5.0, 2, 16)
+
+
+def test_contradictions_and_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lr was given twice: 0.1 in the method's config, 1e-05 to RLlib; give one"):
+        game(method_config=GoalRankConfig(lr=0.1), lr=1e-5).build_algo()
+    with pytest.raises(ValueError, match=r"unexpected keyword argument 'group_sise'; settings of the method"):
+        game(group_sise=3)
+    with pytest.raises(ValueError, match="a group needs at least 2 lists"):
+        game(group_size=1).build_algo()
+    with pytest.raises(ValueError, match=r"train_batch_size_per_learner=999 contradicts what a round samples: 32 rows"):
+        game(train_batch_size_per_learner=999).build_algo()
+    game(train_batch_size_per_learner=32).validate()
+    with pytest.raises(ValueError, match="no method to train"):
+        MethodAlgorithmConfig().environment(ENV).build_algo()
+    with pytest.raises(ValueError, match="learns from a log: give"):
+        MethodAlgorithmConfig("agents.rl.behaviour_cloning:BehaviourCloning").environment(ENV).build_algo()
+
+
+def test_a_schedule_of_the_learning_rate_is_followed() -> None:
+    algorithm = game(lr=[[0, 1e-3], [64, 1e-4]]).build_algo()
+    rates = []
+    for _ in range(4):
+        algorithm.train()
+        (optimiser,) = algorithm.learner_group._learner._named_optimizers.values()
+        rates.append(optimiser.param_groups[0]["lr"])
+    algorithm.stop()
+    assert rates[0] > rates[1] > 1e-4 - 1e-9
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_connectors_are_refused_aloud() -> None:
+    for connector in ({"env_to_module_connector": lambda *_: None}, {"module_to_env_connector": lambda *_: None}):
+        with pytest.raises(ValueError, match="connector has no place in the batched path"):
+            game().env_runners(**connector).build_algo()
+
+
+class Counting(RLlibCallback):
+    """Counts what fires."""
+
+    calls: dict[str, list[Any]] = {}  # noqa: RUF012 - shared on purpose
+
+    def on_episode_end(self, *, episode: Session, metrics_logger: Any, **_: Any) -> None:
+        assert len(episode) >= 1
+        assert episode.is_terminated != episode.is_truncated
+        self.calls.setdefault("episode", []).append(episode.get_return())
+        metrics_logger.log_value("my_return", episode.get_return(), window=1)
+
+    def on_sample_end(self, *, samples: Any, **_: Any) -> None:
+        self.calls.setdefault("sample", []).append(len(samples["user_B"]))
+
+    def on_train_result(self, *, algorithm: Algorithm, result: dict[str, Any], **_: Any) -> None:
+        self.calls.setdefault("train", []).append(result["training_iteration"])
+
+
+class Stepping(RLlibCallback):
+    """Wants to see every step."""
+
+    def on_episode_step(self, **_: Any) -> None:
+        raise AssertionError("never called")
+
+
+def test_callbacks_fire_or_are_refused() -> None:
+    Counting.calls = {}
+    functions: list[float] = []
+    config = game().callbacks(Counting, on_episode_end=lambda episode, **_: functions.append(episode.get_return()))
+    algorithm = config.build_algo()
+    results = [algorithm.train() for _ in range(3)]
+    algorithm.stop()
+    assert Counting.calls["train"] == [1, 2, 3]
+    assert len(Counting.calls["sample"]) == 3
+    ended = sum(result["env_runners"]["num_episodes"] for result in results)
+    assert len(Counting.calls["episode"]) == len(functions) == ended > 5
+    assert results[-1]["env_runners"]["my_return"] == pytest.approx(Counting.calls["episode"][-1])
+    with pytest.raises(ValueError, match="on_episode_step would never be called"):
+        game().callbacks(Stepping).build_algo()
+
+
+class CountingLearner(MethodLearner):
+    """A learner of the user's own: twice the loss."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> torch.Tensor:
+        return 2 * super().compute_loss_for_module(**kwargs)
+
+
+class ShiftedModule(MethodModule):
+    """A module of the user's own: starts from other weights."""
+
+    def setup(self) -> None:
+        super().setup()
+        with torch.no_grad():
+            next(self.network.parameters()).fill_(0.25)
+
+
+class Bare(TorchRLModule):
+    """Holds nothing."""
+
+
+def test_modules_and_learners_of_the_users_own() -> None:
+    config = game(learner_class=CountingLearner)
+    spec = config.get_default_rl_module_spec()
+    spec.module_class = ShiftedModule
+    algorithm = config.rl_module(rl_module_spec=spec).build_algo()
+    assert isinstance(algorithm.learner_group._learner, CountingLearner)
+    assert bool((next(algorithm.env_runner.module.network.parameters()) == 0.25).all())
+    assert bool((next(learned_network(algorithm).parameters()) == 0.25).all())
+    algorithm.train()
+    algorithm.stop()
+    with pytest.raises(ValueError, match="Bare has no network"):
+        MethodEnvRunner(config=game().rl_module(rl_module_spec=RLModuleSpec(module_class=Bare)), worker_index=0)
+
+
+def test_evaluation_is_paired_and_plays_whole_sessions() -> None:
+    algorithm = session_game().evaluation(evaluation_duration=40).build_algo()
+    found = algorithm.evaluate()["env_runners"]
+    again = algorithm.evaluate()["env_runners"]
+    algorithm.stop()
+    assert found == again  # the same policy, the same sessions
+    assert found["num_sessions"] == 40
+    low, high = found["watch_time_minus_pointwise_low"], found["watch_time_minus_pointwise_high"]
+    assert low < found["watch_time_minus_pointwise"] < high < 0  # untrained, it cannot beat the sort by the truth
+    assert found["session_watch_time"] == pytest.approx(found["episode_return_mean"])
+    with pytest.raises(ValueError, match="give evaluation_duration= a number of at least 2"):
+        session_game().evaluation(evaluation_duration=1).build_algo().evaluate()
+
+
+def test_stock_evaluation_counts_the_sessions_asked_for() -> None:
+    config = session_game().evaluation(evaluation_duration=7)
+    config.custom_evaluation_function = None
+    algorithm = config.build_algo()
+    found = algorithm.evaluate()["env_runners"]
+    algorithm.stop()
+    assert found["num_episodes"] >= 7
+    assert found["episode_return_mean"] > 0
+
+
+def test_a_replays_checkpoint_holds_replay_and_targets(tmp_path: Path) -> None:
+    settings = {"width": 8, "heads": 2, "item_embedding": 0, "replay_warmup": 0, "updates_per_round": 2}
+    config = MethodAlgorithmConfig(TD3).environment(ENV).env_runners(num_envs_per_env_runner=32)
+    algorithm = config.training(**settings).build_algo()
+    for _ in range(3):
+        algorithm.train()
+    kept, rows = learned_network(algorithm).state_dict(), len(algorithm._replay)
+    algorithm.save_to_path(tmp_path / "checkpoint")
+    algorithm.stop()
+    again = Algorithm.from_checkpoint(tmp_path / "checkpoint")
+    assert again.iteration == 3
+    assert len(again._replay) == rows > 0
+    restored = learned_network(again).state_dict()
+    assert all(torch.equal(value, restored[name]) for name, value in kept.items())
+    assert not all(torch.equal(kept[n], kept[n.removeprefix("target_")]) for n in kept if n.startswith("target_"))
+    again.train()
+    again.stop()
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with running_ray(4):
+        yield
+
+
+@pytest.mark.slow
+def test_evaluation_with_remote_runners_plays_the_same_sessions(local_ray: None) -> None:
+    local = session_game().evaluation(evaluation_duration=30).build_algo()
+    expected = local.evaluate()["env_runners"]
+    local.stop()
+    remote = session_game().evaluation(evaluation_duration=30, evaluation_num_env_runners=2).build_algo()
+    found = remote.evaluate()["env_runners"]
+    remote.stop()
+    assert found["num_sessions"] == 30
+    assert found["session_watch_time"] == pytest.approx(expected["session_watch_time"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_tune_grids_reach_any_setting_of_the_method(local_ray: None, tmp_path: Path) -> None:
+    config = game(lr=tune.grid_search([1e-4, 1e-3]), group_size=tune.grid_search([3, 5]))
+    tuner = tune.Tuner(
+        config.algo_class,
+        param_space=config,
+        run_config=tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), name="grid"),
+    )
+    results = tuner.fit()
+    told = {(r.config["lr"], r.config["method_config"]["group_size"]) for r in results}
+    assert told == {(1e-4, 3), (1e-4, 5), (1e-3, 3), (1e-3, 5)}
+    assert not results.errors
+    entropies = {r.metrics["learners"]["default_policy"]["group_spread"] for r in results}
+    assert len(entropies) >= 2  # groups of other sizes are other groups
