@@ -71,7 +71,7 @@ def test_only_evaluation_and_oracles_ask_for_the_truth() -> None:
     allowed = {"recsim_env/evaluation.py", "recsim_env/simulator.py", "recsim_env/checkers.py"}
     allowed |= {
         "recsim_env/known_worlds/logs.py",
-        "experiments/tables/response_bars.py",
+        "experiments/tables/response_measures.py",
     }  # draws the log; measures a fit
     for layer in LAYERS:
         for path in sources(layer):

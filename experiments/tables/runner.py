@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.cluster import running_ray
 from experiments.report.frames import check_frame, markdown, pivot, rows_of
 from experiments.tables.runs import (
     Measured,
@@ -206,10 +205,12 @@ def _as_tasks(table: Table, missing: Sequence[Run], options: RunOptions, jobs: i
     """Ray tasks, a few more than there are cores at a time; what is shared is prepared once, before its runs."""
     import ray
 
-    with running_ray(options.address, jobs):
+    from agents.rllib.train import running_ray
+
+    with running_ray(jobs, options.address):
         prepare = ray.remote(num_cpus=1)(lambda run: table.prepare(run))
         measure = ray.remote(num_cpus=1)(lambda run, _: table.measure(run))
-        at_once = 2 * int(ray.cluster_resources().get("CPU", jobs))
+        at_once = options.jobs or 2 * int(ray.cluster_resources().get("CPU", jobs))
         prepared: dict[tuple[str, str, int], Any] = {}
         running: dict[Any, Run] = {}
         waiting = list(missing)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.offline.methods import METHODS, SORTS, Budget
 from agents.offline.training import request_quality
 from experiments.tables import offline
-from experiments.tables.offline import METHODS, SORTS, OfflineTable
+from experiments.tables.offline import OfflineTable
 from experiments.tables.runner import RunOptions, complete
 from tests.helpers.planted_ratings import planted_ratings
 
@@ -54,14 +55,14 @@ def test_what_is_finished_is_read_back(table: OfflineTable, monkeypatch: pytest.
 
 def test_a_ranker_is_scored_request_by_request(table: OfflineTable) -> None:
     data = offline.rerank_data(table.data, "honest", 0.0)
-    cell = offline.scored_on(SORTS["retriever order"](table, data, 0), data, 0)
-    quality = request_quality(SORTS["retriever order"](table, data, 0).policy, data.test, 0)
+    cell = offline.scored_on(SORTS["retriever order"](Budget(), data, 0), data, 0)
+    quality = request_quality(SORTS["retriever order"](Budget(), data, 0).policy, data.test, 0)
     assert cell.num_sessions == len(data.test)
     assert {name: cell.value(name)[0] for name in cell.ratios} == pytest.approx(
         {name: float(value_L.double().mean()) for name, value_L in quality.items()}
     )
     assert 0.5 < cell.value("AUC")[0] < 1, "the retriever knows something of planted tastes"
-    assert "AUC" not in offline.scored_on(SORTS["random"](table, data, 0), data, 0).totals
+    assert "AUC" not in offline.scored_on(SORTS["random"](Budget(), data, 0), data, 0).totals
 
 
 def test_bad_settings_are_named() -> None:

@@ -14,7 +14,7 @@ from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
 from experiments.report.frames import rows_of
 from experiments.report.reranker_curves import curves
-from experiments.tables import list_bench, reranker_training, rerankers, settings
+from experiments.tables import list_bench, reranker_methods, reranker_training, rerankers, settings
 from experiments.tables.runner import judged
 from experiments.tables.runs import BLOCKS, _plain_cell
 from experiments.tables.settings import LogSource, Setting
@@ -79,10 +79,10 @@ def cells(bench: list_bench.Bench, pool: GeneratorPool) -> dict[str, Cell]:
     found = {**list_bench.reference_cells(bench), **list_bench.generator_cells(bench, pool, 5)}
     found |= list_bench.pressure_cells(bench, reranker_training.share_name(0.02), Mistaken())
     noisy, small = bench.show([RandomSlate(6), PointwiseGreedy(6)]), bench.show([RandomSlate(6)])
-    found |= rerankers.consumed({"GoalRank, noise 0.2": noisy, "GoalRank, 10k": small}, 512)
+    found |= reranker_methods.consumed({"GoalRank, noise 0.2": noisy, "GoalRank, 10k": small}, 512)
     for name in reranker_training.SEARCHES:
         searches = [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2
-        found |= rerankers.consumed(list_bench.search_cells(bench, f"CLIG, {name}", searches), 512)
+        found |= reranker_methods.consumed(list_bench.search_cells(bench, f"CLIG, {name}", searches), 512)
     return found
 
 
@@ -199,7 +199,9 @@ def test_one_training_run_carries_no_claim_and_a_real_log_none_at_all(cells: dic
 def test_seconds_of_sessions_stand_beside_those_of_requests(cells: dict[str, Cell]) -> None:
     seconds = np.arange(250.0)[None]
     played = Cell(ratios={"session_watch_time": (seconds, np.ones_like(seconds))}, totals={}).merged(BLOCKS)
-    found = rerankers.with_sessions({"best of 100": cells["best of 100"]}, {"best of 100": played})["best of 100"]
+    found = reranker_methods.with_sessions({"best of 100": cells["best of 100"]}, {"best of 100": played})[
+        "best of 100"
+    ]
     assert found.value("session_watch_time") == pytest.approx([124.5])
     assert found.value("true_list_value") == pytest.approx(cells["best of 100"].value("true_list_value"))
 
