@@ -12,6 +12,7 @@ and world in ``results``, and ``report.json`` with ``rows`` (see ``experiments.e
 import shutil
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from experiments.tables.runs import check_publishable, publish_json, published_s
 from experiments.tables.settings import LogSource, log_of, train_policy, worlds_of
 from recsim_env.files import read_json, whole_folder
 from reward_models.build import SHORT_FIT, BuildConfig
+
+_say = partial(print, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +122,13 @@ def run(config: DemoConfig) -> dict[str, Any]:
     return report
 
 
-def keep(report: dict[str, Any], folder: Path, path: Path) -> None:
-    """Writes the report's main metrics to ``path`` and the plot of watch times beside it."""
-    rows = [row for row in report["rows"] if row["metric"] in MAIN_METRICS]
-    publish_json(path, {key: value for key, value in report.items() if key != "worlds"} | {"rows": rows})
-    shutil.copyfile(folder / "plots" / "session_watch_time.png", path.with_suffix(".png"))
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 def main(config: DemoConfig) -> None:
     """Runs the demo."""
     report = run(config)
     if config.json:
-        keep(report, config.folder, config.json)
+        rows = [row for row in report["rows"] if row["metric"] in MAIN_METRICS]
+        publish_json(config.json, {key: value for key, value in report.items() if key != "worlds"} | {"rows": rows})
+        shutil.copyfile(config.folder / "plots" / "session_watch_time.png", config.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ are always there. Writes ``report.json`` (keys ``rows``: policy, world, metric, 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,11 @@ from typing import Any
 import tyro
 
 from experiments.command import run_command
-from experiments.policies import BASELINES, named_policy, references
+from experiments.policies import BASELINES, named_policies, worlds_in
 from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
 from experiments.report.html import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.files import claim, read_json, write_json
-from recsim_env.known_worlds import KNOWN_WORLDS
-from recsim_env.known_worlds.names import resolve_world
-from recsim_env.plugins import nearest
 from recsim_env.results import EvaluationResult, to_plain
 from recsim_env.world import World
 
@@ -45,64 +43,45 @@ class Arguments:
     """Where the report goes; a folder that holds another evaluation is refused."""
     json: Path | None = None
     """Also write the JSON report here."""
+    address: str | None = None
+    """Address of a running Ray cluster to join ("auto" finds it); worlds are then played side by side."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationSettings] = field(default_factory=EvaluationSettings)
     """How sessions are played and counted."""
 
 
-def worlds_in(folder: Path) -> dict[str, World]:
-    """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
+def played(arguments: Arguments, contenders: Mapping[str, Any], worlds: Mapping[str, World]) -> list[EvaluationResult]:
+    """Everyone in every world, one world after the other, or side by side on a cluster."""
 
-    Raises:
-        ValueError: there is none.
-    """
-    if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
-        world = resolve_world(str(folder))
-        return {world.name: world}
-    found = sorted(path.parent for path in folder.glob("*/world.json"))
-    if not found:
-        hint = nearest(str(folder), KNOWN_WORLDS) if not folder.exists() else ""
-        raise ValueError(
-            f"{folder} holds no world{hint}: build some with python -m experiments.build_world, or give the name of a "
-            f"known one, {sorted(KNOWN_WORLDS)}"
-        )
-    return {path.name: World.load(path) for path in found}
+    def play(name: str) -> EvaluationResult:
+        settings, sessions = arguments.settings, arguments.num_sessions
+        return evaluate(contenders, {name: worlds[name]}, num_sessions=sessions, seed=arguments.seed, settings=settings)
 
+    if arguments.address:
+        import ray
 
-def players(arguments: Arguments, world: World) -> dict[str, Any]:
-    """The references and the policies that were given.
+        from agents.rllib.train import running_ray
 
-    Raises:
-        ValueError: a policy is not given as name=what, or its name is taken.
-    """
-    slate_size = arguments.settings.slate_size or world.defaults.get("slate_size", 6)
-    found: dict[str, Any] = dict(references(world, slate_size))
-    for given in arguments.policies:
-        name, separator, what = given.partition("=")
-        if not separator:
-            raise ValueError(f"policies are given as name=what, got {given!r}")
-        if name in found:
-            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(found)}")
-        found[name] = named_policy(what, world, slate_size)
-    return found
+        with running_ray(1, arguments.address):
+            return list(ray.get([ray.remote(play).remote(name) for name in worlds]))
+    results = []
+    for name in worlds:
+        print(f"{len(contenders)} policies play {name}, world {len(results) + 1} of {len(worlds)}", flush=True)
+        results.append(play(name))
+    return results
 
 
 def run(arguments: Arguments) -> EvaluationResult:
     """Evaluates and writes the report; the folder is claimed before anything is played."""
     worlds = worlds_in(arguments.worlds)
-    contenders = players(arguments, next(iter(worlds.values())))
-    asked = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json")}
+    first = next(iter(worlds.values()))
+    slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
+    contenders = named_policies(arguments.policies, first, slate_size)
+    asked = {
+        name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json", "address")
+    }
     card = {**to_plain(asked), "worlds": {name: world.digest for name, world in worlds.items()}}
     claim(arguments.out, card, name="evaluation.json")
-    results = {}
-    for number, (name, world) in enumerate(worlds.items(), start=1):
-        print(f"{len(contenders)} policies play {name}, world {number} of {len(worlds)}", flush=True)
-        results[name] = evaluate(
-            contenders,
-            {name: world},
-            num_sessions=arguments.num_sessions,
-            seed=arguments.seed,
-            settings=arguments.settings,
-        )
+    results = dict(zip(worlds, played(arguments, contenders, worlds), strict=True))
     cells = {(policy, world): results[world].cells[policy, world] for policy in contenders for world in worlds}
     cards = {world: card for result in results.values() for world, card in result.worlds.items()}
     result = EvaluationResult(cells=cells, worlds=cards, settings=next(iter(results.values())).settings)

@@ -1,6 +1,7 @@
-"""The policies that every table compares, and how a policy is named on a command line."""
+"""The policies that every table compares, and how policies and worlds are named on a command line."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
+from recsim_env.known_worlds import KNOWN_WORLDS
+from recsim_env.known_worlds.names import resolve_world
 from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
 from recsim_env.world import World
@@ -117,3 +120,39 @@ def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender
     raise ValueError(
         f"no policy {name!r}{nearest(name, names)}: give one of {names}, a folder with a policy.json, or module:object"
     )
+
+
+def named_policies(given: Sequence[str], world: World, slate_size: int) -> dict[str, Policy | Contender]:
+    """The references, and the policies that a user gave as ``name=what``.
+
+    Raises:
+        ValueError: a policy is not given so, or its name is taken.
+    """
+    found: dict[str, Policy | Contender] = dict(references(world, slate_size))
+    for one in given:
+        name, separator, what = one.partition("=")
+        if not separator:
+            raise ValueError(f"policies are given as name=what, got {one!r}")
+        if name in found:
+            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(found)}")
+        found[name] = named_policy(what, world, slate_size)
+    return found
+
+
+def worlds_in(folder: Path) -> dict[str, World]:
+    """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
+        world = resolve_world(str(folder))
+        return {world.name: world}
+    found = sorted(path.parent for path in folder.glob("*/world.json"))
+    if not found:
+        hint = nearest(str(folder), KNOWN_WORLDS) if not folder.exists() else ""
+        raise ValueError(
+            f"{folder} holds no world{hint}: build some with python -m experiments.build_world, or give the name of a "
+            f"known one, {sorted(KNOWN_WORLDS)}"
+        )
+    return {path.name: World.load(path) for path in found}

@@ -163,7 +163,10 @@ def _figures(
             f"Coverage, concentration, diversity and cold videos; world {world}.",
             plots.what_was_shown(result, world),
         ),
-        "training_curves": ("Training curves.", plots.training_curves(curves)),
+        "training_curves": (
+            "Training curves; in the first rounds only short sessions end, so their means rise by themselves.",
+            plots.training_curves(curves),
+        ),
     }
     return {name: (caption, _png(image)) for name, (caption, image) in drawn.items() if image is not None}
 

@@ -159,8 +159,8 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]
 
 def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """Panels side by side, at most four in a row, with the policies down the left edge."""
-    columns = min(4, len(titles))
-    rows = math.ceil(len(titles) / columns)
+    rows = math.ceil(len(titles) / 4)
+    columns = math.ceil(len(titles) / rows)
     size = (1.8 + 2.6 * columns, rows * (1.1 + 0.3 * len(policies)))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()

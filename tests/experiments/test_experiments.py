@@ -10,9 +10,9 @@ import torch
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.networks import RequestShape
 from agents.policies import save_policy
-from experiments.evaluate import Arguments, run, worlds_in
+from experiments.evaluate import Arguments, run
 from experiments.evaluate import main as print_evaluation
-from experiments.policies import contender, named_policy, references
+from experiments.policies import contender, named_policy, references, worlds_in
 from experiments.report import page as results_page
 from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.runner import RunOptions, complete
