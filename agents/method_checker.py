@@ -182,7 +182,7 @@ def _check_learning(report: Report, method: Method, network: Any, batch: Columns
         report.add(True, "loss must answer a scalar tensor and a mapping of scalars to log")
         return
     loss, logged = told
-    report.add(not bool(loss.isfinite()), f"the first loss is {float(loss)}")
+    report.add(not bool(loss.isfinite()), f"the first loss is {float(loss.detach())}")
     large = [name for name, value in logged.items() if getattr(value, "numel", lambda: 1)() != 1]
     report.add(large, f"{large} to be logged are not scalars")
     if not report.add(loss.grad_fn is None, "the loss carries no gradient; compute outputs outside no_grad"):

@@ -18,12 +18,10 @@ from torch import nn
 from agents.method import Method, make_method, method_path
 from agents.networks import RequestShape
 from recsim_env.files import read_json, whole_folder, write_json
+from recsim_env.plugins import OWN_PACKAGES, check_allowed
 
 FORMAT = 2
 """Version of the folder; raised when an older reader would misread it. 1 knew GoalRank only."""
-
-OWN_MODULES = ("agents",)
-"""Modules whose methods a folder may name without the caller's word."""
 
 
 def save_policy(
@@ -85,12 +83,14 @@ def load_policy(
     """
     folder = Path(folder)
     card = policy_card(folder)
-    module = str(card["method"]).partition(":")[0]
-    if not any(module == own or module.startswith(f"{own}.") for own in (*OWN_MODULES, *trusted)):
+    try:
+        check_allowed(card["method"], (*OWN_PACKAGES, *trusted))
+    except ValueError as error:
+        module = str(card["method"]).partition(":")[0].partition(".")[0]
         raise ValueError(
-            f"{folder} names the method {card['method']!r} of another project, whose code would run; if you trust it, "
-            f"give trusted=({module.partition('.')[0]!r},)"
-        )
+            f"{folder} names a method of another project, whose code would run ({error}); if you trust it, give "
+            f"trusted=({module!r},)"
+        ) from error
     try:
         network: Any = make_method(card["method"], card["config"]).network(RequestShape(**card["shape"]))
         network.load_state_dict(load_file(folder / "policy.safetensors"))

@@ -1,5 +1,9 @@
 """The batched environment as a Stable-Baselines3 VecEnv.
 
+Stable-Baselines3's own ``make_vec_env("recsim_env/Session-v0", n_envs=4)`` works too, after ``import recsim_env``, or
+as ``make_vec_env("recsim_env:recsim_env/Session-v0")`` without; it steps its environments one by one, and is slower by
+as much as they are many.
+
 Example:
     Observations come in their own units, so let Stable-Baselines3 scale them::
 

@@ -3,6 +3,7 @@
     python -m experiments.benchmark env   [--world FOLDER] [--json PATH] [--peers]
     python -m experiments.benchmark rllib [--world FOLDER] [--json PATH]
     python -m experiments.benchmark rerankers --world FOLDER [--json PATH]
+    python -m experiments.benchmark gpu [--world FOLDER] [--json PATH]
 
 What is measured, and the keys of the JSON, stand in ``experiments.benchmarks``, one file for each subject.
 """
@@ -77,7 +78,27 @@ class Rerankers:
         return measure_rerankers(resolve_world(self.world), self.seconds)
 
 
-def main(command: Env | Rllib | Rerankers) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """CPU against GPU: whether they agree, and how fast each is."""
+
+    world: Path | None = None
+    """A world folder; a small world is fitted by default."""
+    json: Path | None = None
+    """Also write the figures here."""
+    device: str = "cuda"
+    """What is compared with the CPU."""
+    quick: bool = False
+    """Small batches and short windows, to try it."""
+
+    def run(self) -> dict[str, Any]:
+        """Measures and returns every figure."""
+        from experiments.benchmarks.gpu import measure
+
+        return measure(self.world, self.device, self.quick)
+
+
+def main(command: Env | Rllib | Rerankers | Gpu) -> None:
     """Runs one benchmark and prints it."""
     if command.json:
         check_publishable(command.json)
@@ -95,4 +116,4 @@ def main(command: Env | Rllib | Rerankers) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, lambda: tyro.cli(Env | Rllib | Rerankers, description=__doc__))
+    run_command(main, lambda: tyro.cli(Env | Rllib | Rerankers | Gpu, description=__doc__))

@@ -63,7 +63,7 @@ def played(arguments: Arguments, contenders: Mapping[str, Any], worlds: Mapping[
 
         with running_ray(1, arguments.address):
             return list(ray.get([ray.remote(play).remote(name) for name in worlds]))
-    results = []
+    results: list[EvaluationResult] = []
     for name in worlds:
         print(f"{len(contenders)} policies play {name}, world {len(results) + 1} of {len(worlds)}", flush=True)
         results.append(play(name))

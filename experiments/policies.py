@@ -10,7 +10,6 @@ import torch
 from agents.baselines import (
     BestOfLists,
     EvaluatorSearch,
-    LoggingClone,
     PointwiseGreedy,
     Popularity,
     RandomSlate,
@@ -58,7 +57,7 @@ def references(world: World, slate_size: int) -> dict[str, Policy]:
     return policies
 
 
-def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> LoggingClone:
+def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> Policy:
     """The log's own ranker, imitated by world A's recommender on up to ``CLONE_REQUESTS`` of its requests."""
     requests = logged_requests(
         log,

@@ -3,9 +3,10 @@
 import gymnasium as gym
 
 from recsim_env.envs import EnvConfig, RecEnv, RecVectorEnv, Transition
+from recsim_env.recommender import Recommender
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Decision, Expected, Feedback, ListValue, Outcomes, Request
-from recsim_env.world import Catalogue, Users, World
+from recsim_env.world import Catalogue, Users, World, load_worlds
 
 __all__ = [
     "Catalogue",
@@ -17,12 +18,14 @@ __all__ = [
     "Outcomes",
     "RecEnv",
     "RecVectorEnv",
+    "Recommender",
     "Request",
     "SessionState",
     "Simulator",
     "Transition",
     "Users",
     "World",
+    "load_worlds",
 ]
 
 for _name, _task in (("Session", "session"), ("Request", "request")):

@@ -10,94 +10,25 @@ O outcomes, X context, R reward components, L draws for each place, T = B * L.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recsim_env.envs import RecVectorEnv
 from recsim_env.findings import Report, ShownBatch, check_observe, check_rows, check_state, same
+from recsim_env.policy_checkers import check_policy as check_policy  # all checkers are found here
+from recsim_env.policy_checkers import try_policy as try_policy
 from recsim_env.rewards import Reward
-from recsim_env.simulator import Simulator
-from recsim_env.slates import are_candidates
 from recsim_env.types import (
     NO_ITEM,
     WATCH_TIME,
     CandidateSource,
-    Decision,
     Feedback,
     LeaveModel,
-    Policy,
     Request,
     ResponseModel,
 )
 from recsim_env.world import World
-
-
-def check_policy(policy: Policy, world: World | str | None = None, *, outside: bool = False) -> None:
-    """Checks a policy on the first two requests of a few sessions.
-
-    Args:
-        policy: any callable ``(request, generator) -> Decision``.
-        world: the world it was built for; the default short-video world if ``None``. Slate and candidate
-            sizes are the world's own.
-        outside: allows items from outside the candidates, as generators over the catalogue answer.
-
-    Raises:
-        ValueError: a list of everything found.
-    """
-    report = Report("policy", policy)
-    simulator = RecVectorEnv(1, world or "short_video").simulator
-    for num_sessions in (5, 1):
-        state = simulator.start(num_sessions, seed=0)
-        for _ in range(2):
-            _check_decision(report, policy, state.request, simulator, outside)
-            state, _ = simulator.step(state, state.request.candidates_BC[:, : simulator.slate_size])
-    report.close()
-
-
-def _check_decision(report: Report, policy: Policy, request: Request, simulator: Simulator, outside: bool) -> None:
-    before = [tensor.clone() for tensor in request]
-
-    def answer_twice() -> list[Any]:
-        draws = [torch.Generator(simulator.device).manual_seed(7) for _ in range(2)]
-        return [policy(request, generator) for generator in draws]
-
-    answers = report.attempt("the call", answer_twice)
-    if answers is None:
-        return
-    if not isinstance(answers[0], Decision):
-        report.add(True, f"the answer must be a Decision, got {type(answers[0]).__name__}")
-        return
-    changed = any(not same(a, b) for a, b in zip(before, request, strict=True))
-    report.add(changed, "the call changes the request it was given; clone before writing")
-    first, second = answers
-    shape = (len(request.user_B), simulator.slate_size)
-    if not report.tensor("items_BK", first.items_BK, shape, torch.int64):
-        return
-    _check_items(report, first.items_BK, request, len(simulator.world.catalogue), outside)
-    report.add(
-        not same(first.items_BK, second.items_BK),
-        "the same request and generator state gave two different slates; draw from the generator only",
-    )
-    if first.log_prob_BK is not None and report.tensor("log_prob_BK", first.log_prob_BK, shape, torch.float32):
-        report.add((first.log_prob_BK > 1e-5).any(), "log_prob_BK is positive somewhere; it must be at most 0")
-
-
-def _check_items(report: Report, items_BK: Tensor, request: Request, num_items: int, outside: bool) -> None:
-    low, high = int(items_BK.min()), int(items_BK.max())
-    report.add(
-        low < 0 or high >= num_items,
-        f"slates hold item codes {low}..{high}, the catalogue has 0..{num_items - 1}",
-    )
-    sorted_BK = items_BK.sort(dim=1).values
-    report.add((sorted_BK[:, 1:] == sorted_BK[:, :-1]).any(), "a slate shows the same video twice")
-    inside_BK = are_candidates(items_BK, request.candidates_BC)
-    report.add(
-        not outside and not bool(inside_BK.all()),
-        "a slate holds items that are not among its request's candidates (are these positions instead of "
-        "item codes? gather them from request.candidates_BC)",
-    )
 
 
 def check_response_model(
@@ -275,7 +206,7 @@ def check_expected(world: World, *, num_sessions: int = 6, num_samples: int = 40
         ("places that are reached", expected.reached_BGK.sum(dim=2), feedback.seen_BK.sum(dim=1)),
         ("seconds watched", expected.watch_time_BG, feedback.signals_BKF[..., 0].sum(dim=1)),
     ):
-        draws_BL, said_B = drawn.double().unflatten(0, (num_sessions, num_samples)), said[:, 0].double()
+        draws_BL, said_B = drawn.double().view(num_sessions, num_samples), said[:, 0].double()
         mean_B = draws_BL.mean(dim=1)
         allowed_B = 5 * draws_BL.std(dim=1) / num_samples**0.5 + 0.01 * said_B
         worst = int(((mean_B - said_B).abs() - allowed_B).argmax())

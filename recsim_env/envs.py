@@ -7,7 +7,7 @@ is the B = 1 slice of it: there is one simulator and no second copy of the dynam
 Observation  see ``observations.py`` (``features``, ``ids``, ``both``)
 Action       see ``actions.py`` (``slate``, ``items``, ``scores``, ``weights``, ``hyper``)
 Reward       weighted sum of the reward's components, by default seconds watched; ``info`` carries the vector
-Terminated   the user left (``Request-v0``: the slate was answered)
+Terminated   the task is over, see ``tasks.py``: the user left (``Request-v0``: the slate was answered)
 Truncated    ``max_requests`` were answered and the user is still there
 
 Shape legend: B environments, K places, F signals, R reward components.
@@ -18,7 +18,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
@@ -33,22 +33,24 @@ from recsim_env.known_worlds.names import resolve_world
 from recsim_env.numerics import one_thread
 from recsim_env.observations import Observation, observation_form
 from recsim_env.plugins import nearest
-from recsim_env.rendering import describe
+from recsim_env.rendering import describe, picture
 from recsim_env.rewards import Reward, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.slates import first_showing
+from recsim_env.tasks import Task, resolve_task
 from recsim_env.types import Feedback, Request
 from recsim_env.world import World
 
 Array = np.ndarray
+RENDER_MODES = ("ansi", "rgb_array")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
     """Settings of an environment; each can be overridden by name in ``gym.make``."""
 
-    task: Literal["session", "request"] = "session"
-    """``session`` runs until the user leaves; ``request`` ends after one slate."""
+    task: str | Task = "session"
+    """``session`` runs until the user leaves, ``request`` ends after one slate; or any ``tasks.Task``."""
     action: str = "slate"
     """Action form, see ``actions.py``."""
     observation: str = "features"
@@ -65,8 +67,7 @@ class EnvConfig:
     """Where the simulator lives; numpy faces copy to the CPU."""
 
     def __post_init__(self) -> None:
-        if self.task not in ("session", "request"):
-            raise ValueError(f"task must be 'session' or 'request', got {self.task!r}")
+        resolve_task(self.task)
 
     @classmethod
     def of(cls, world: World, overrides: dict[str, Any]) -> "EnvConfig":
@@ -109,7 +110,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
         reward: a ``rewards.Reward``; by default seconds watched.
         autoreset_mode: NEXT_STEP (default; the call after an end only resets, its action is ignored),
             SAME_STEP (``final_obs`` in infos) or DISABLED (reset ended rows by ``options={"reset_mask": ...}``).
-        render_mode: "ansi" or None.
+        render_mode: "ansi" (text), "rgb_array" (a picture of the last slate) or None.
         overrides: any field of ``EnvConfig``.
 
     Raises:
@@ -145,12 +146,13 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             max_requests=self.config.max_requests,
             device=self.config.device,
         )
+        self._task = resolve_task(self.config.task)
         self.reward = reward or watch_time_reward(found.signals)
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": ["ansi"], "render_fps": 1}
-        if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_modes": [*RENDER_MODES], "render_fps": 1}
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}")
         self.render_mode = render_mode
         self._action = action_form(self.config.action, self.simulator)
         self._observation = observation_form(self.config.observation, self.simulator)
@@ -213,8 +215,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
                 feedback.left_B & ~ended_B,
             )
         rewards_BR = self.reward(state.request, items_BK, feedback) * (~ended_B).unsqueeze(1)
-        over_B = feedback.left_B if self.config.task == "session" else torch.ones_like(ended_B)
-        terminated_B = over_B & ~ended_B
+        terminated_B = self._task.is_over(feedback) & ~ended_B
         truncated_B = (played.request_index_B >= self.config.max_requests) & ~terminated_B & ~ended_B
         final_request = None
 
@@ -323,10 +324,13 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             self._infos(transition, observation),
         )
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        """One readable text per environment, in the mode "ansi"."""
+    def render(self) -> tuple[Any, ...] | None:
+        """One readable text per environment in the mode "ansi", one picture in the mode "rgb_array"."""
         if self.render_mode is None:
             return None
+        if self.render_mode == "rgb_array":
+            size = self.config.slate_size
+            return tuple(picture(self.world, self._last, row, size) for row in range(self.num_envs))
         return tuple(describe(self.world, self.request, self._last, row) for row in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -364,7 +368,7 @@ class RecEnv(gym.Env[Any, Any]):
         ['left', 'repeats', 'rewards', 'seen', 'signals']
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
+    metadata = {"render_modes": [*RENDER_MODES], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -410,10 +414,10 @@ class RecEnv(gym.Env[Any, Any]):
         info["rewards"] = dict(zip(self._vector.reward.names, info["rewards"].tolist(), strict=True))
         return _row(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
-    def render(self) -> str | None:  # type: ignore[override]
-        """Readable text of the last slate and the current request, in the mode "ansi"."""
-        texts = self._vector.render()
-        return texts[0] if texts else None
+    def render(self) -> Any:
+        """The last slate and the current request as text in the mode "ansi", as a picture in "rgb_array"."""
+        rendered = self._vector.render()
+        return rendered[0] if rendered else None
 
 
 def _array(tensor: Tensor) -> Array:

@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recsim_env.envs import RecVectorEnv
+from recsim_env.policy_checkers import try_policy
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
 from recsim_env.rewards import Reward, scalar, watch_time_reward
 from recsim_env.simulator import SessionState, Simulator
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 Oracle = Callable[[Simulator, SessionState], Tensor]
-"""Chooses slates (B, K) with the truth at hand; a reference, never a contender in earnest."""
+"""Chooses slates (B, K) with the truth at hand: a reference that no policy has to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ class Contender:
     """What training saw: "logged" data only, "one slate" for each user state, or "branched" states."""
     world_requests: int = 0
     """Requests that training asked of a world."""
+    outside: bool = False
+    """The policy chooses from the whole catalogue: item codes below C are no sign of positions."""
 
     def __post_init__(self) -> None:
         if bool(self.policies) == (self.oracle is not None):
@@ -116,7 +119,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Plays every policy in every world on the sessions ``seed .. seed + num_sessions - 1``.
 
-    The same arguments give the same bytes on a CPU.
+    The same arguments give the same bytes on a CPU. Every policy is tried on a few requests before anything is played
+    (``policy_checkers.try_policy``): repeats within a slate are warned of, and counted in ``repeat_share``; positions
+    in the place of item codes are refused.
 
     Args:
         policies: name to a policy, to one policy for each training seed, or to a ``Contender``.
@@ -130,7 +135,7 @@ def evaluate(
         progress: shows a progress bar on a terminal.
 
     Raises:
-        ValueError: nothing to evaluate, too few sessions, or a policy that answers another shape.
+        ValueError: nothing to evaluate, too few sessions, or a policy that ``try_policy`` refuses.
     """
     settings = settings or EvaluationSettings()
     if not policies or not worlds:
@@ -138,11 +143,15 @@ def evaluate(
     if num_sessions < 2 or seed < 0:
         raise ValueError(f"need num_sessions >= 2 and seed >= 0, got {num_sessions} and {seed}")
     contenders = {name: _contender(policy) for name, policy in policies.items()}
+    simulators = {name: _simulator(world, settings) for name, world in worlds.items()}
+    for simulator in simulators.values():
+        for name, contender in contenders.items():
+            for policy in contender.policies:
+                try_policy(policy, simulator, name=name, seed=seed, outside=contender.outside)
     runs = sum(max(len(c.policies), 1) for c in contenders.values()) * len(worlds)
     cells: dict[tuple[str, str], Cell] = {}
     with tqdm(total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True) as bar:
-        for world_name, world in worlds.items():
-            simulator = _simulator(world, settings)
+        for world_name, simulator in simulators.items():
             counter = _Counter(simulator, settings, reward, logged_impressions_N)
             for name, contender in contenders.items():
                 bar.set_postfix_str(f"{name} in {world_name}")

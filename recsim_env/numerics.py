@@ -46,7 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` for x (..., in) and weight (out, in), the same bytes for a row in any batch."""
     if x.device.type != "cpu" or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
         return torch.nn.functional.linear(x, weight, bias)
-    rows, terms = x.numel() // x.shape[-1], x.shape[-1]
+    rows, terms = x.shape[:-1].numel(), x.shape[-1]  # terms may be 0: a log that tells nothing of its users
     if len(weight) == 1:  # a single output takes the matrix-vector kernel at every batch size
         total = (x * weight[0]).sum(-1, keepdim=True)
         return total if bias is None else total + bias

@@ -65,6 +65,25 @@ def watch_time_reward(signals: Sequence[str]) -> SignalReward:
     return SignalReward({WATCH_TIME: 1.0}, signals)
 
 
+def aspect_rewards(signals: Sequence[str], weights: Mapping[str, float] | None = None) -> SignalReward:
+    """A reward with one component for each signal, in the world's order, for learners that look after one each.
+
+    Args:
+        signals: the world's signals.
+        weights: of the scalar that is paid beside the components; watch time alone by default.
+
+    Raises:
+        ValueError: a weight for a signal that the world does not have.
+
+    Example:
+        >>> reward = aspect_rewards(("watch_time", "click", "like"))
+        >>> reward.names, reward.weights
+        (('watch_time', 'click', 'like'), (1.0, 0.0, 0.0))
+    """
+    paid = {WATCH_TIME: 1.0} if weights is None else weights
+    return SignalReward(dict.fromkeys(signals, 0.0) | dict(paid), signals)
+
+
 def scalar(reward: Reward, rewards_BR: Tensor) -> Tensor:
     """The weighted sum (B,) that learners see."""
     weights_R = torch.tensor(reward.weights, dtype=rewards_BR.dtype, device=rewards_BR.device)

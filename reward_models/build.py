@@ -16,8 +16,6 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.splits import split_by_user
 from recsim_env.files import check_replaceable, claim
+from recsim_env.numerics import one_thread
 from recsim_env.provenance import COMMIT, machine
 from recsim_env.recommender import FILES as RECOMMENDER_FILES
 from recsim_env.recommender import Recommender
@@ -231,7 +230,7 @@ def build_worlds(dataset: LoggedDataset, out: str | Path, config: BuildConfig | 
     if missing:
         builder = _Builder(dataset, out, config)
         if not (out / "recommender" / "recommender.json").exists():
-            with _one_thread():
+            with one_thread():  # sums are cut up by thread: bytes would depend on their number
                 builder.recommender().save(out / "recommender")
         workers = joblib.Parallel(n_jobs=min(config.jobs, len(missing)), return_as="generator_unordered")
         tasks = (joblib.delayed(_build_one)(builder, plan) for plan in missing)
@@ -258,19 +257,8 @@ def _build_one(builder: "_Builder", plan: _Plan) -> None:
     if os.getpid() != builder.process:
         end_with_parent()
     shared = builder.out / "recommender"
-    with _one_thread():
+    with one_thread():
         builder.world(plan, Recommender.load(shared)).save(builder.out / plan.name, recommender=shared)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums are cut up by thread, so bytes would depend on their number; and threads of several processes collide."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def end_with_parent() -> None:

@@ -1,6 +1,7 @@
 """Makes predicted probabilities mean what they say, and measures whether they do.
 
-Calibrators are fitted on predictions for users that the model was not fitted on.
+Scales are fitted on predictions for users that the model was not fitted on: on its own rows it looks surer than it is.
+Offsets may be fitted on its own rows, see ``reward_models.users.fit``.
 Legend: P rows, M watch-time cells, C knots of duration.
 """
 
@@ -61,6 +62,8 @@ def fit_platt(
         gradient = np.array([(error * x).sum() - scale_prior * (slope - 1.0), error.sum()])
         cross = (weight * x).sum()
         hessian = np.array([[(weight * x * x).sum() + scale_prior, cross], [cross, weight.sum()]])
+        # Where the scale is fixed, its row and column are left out: the solution of the whole system with one step set
+        # to 0 afterwards would be another offset.
         step = np.zeros(2)
         step[free] = np.linalg.solve(hessian[free][:, free], gradient[free])
         slope, offset = slope + float(step[0]), offset + float(step[1])
@@ -89,6 +92,8 @@ def fit_group_offsets(
         probability = expit(x + offsets[index])
         error = np.bincount(index, weights=y - probability, minlength=num_groups) - prior * offsets
         slope = np.bincount(index, weights=probability * (1.0 - probability), minlength=num_groups) + prior
+        # Groups share nothing, so the Hessian is diagonal and every group takes its own Newton step; an early one may
+        # overshoot where nearly all labels are equal.
         step = np.clip(error / slope, -2.0, 2.0)
         offsets += step
         if np.abs(step).max() < 1e-9:
@@ -138,6 +143,7 @@ def fit_cells(
     Returns:
         The scale and float32 offsets (C, M).
     """
+    # L-BFGS, because C x M offsets are too many for Newton's matrix; float64, because float32 stalls too early.
     slope = torch.tensor(1.0 if scale is None else scale, dtype=torch.float64, requires_grad=scale is None)
     offset_CM = torch.zeros(hat_PC.shape[1], logits_PM.shape[1], dtype=torch.float64, requires_grad=True)
     logits_PM, log_prior_PM, hat_PC = logits_PM.double(), log_prior_PM.double(), hat_PC.double()

@@ -1,13 +1,15 @@
 """What the earlier places of a list change at a later one: an effect for each ordered pair of kinds.
 
-A kind is a yes/no feature of a video, as its tags are. How much more or less a place is wanted for what came before
-is the sum of the effects of all earlier kinds on its own, fading with each place between:
+A kind is a yes/no feature of a video, as its tags are. What earlier videos of a list make of a later one is the sum of
+the effects of all earlier kinds on its own, and fades with each place between:
 
     strength_k = sum over j < k of memory ** (k - j - 1) * kinds_j @ pair @ kinds_k
 
-Fatigue stands on the diagonal of ``pair``, what leads well (or badly) to what beside it. It is one number a place;
-what each signal makes of it is for the model to say. The level is a convention, for a log cannot tell it from what
-the ranker puts first: two videos taken as they are shown usually have no effect on each other (``settle``).
+The diagonal of ``pair`` is fatigue (negative) or appetite for more of the same; entry (a, b) beside it says how well a
+video of kind b follows one of kind a. The strength is one number a place; how much each signal changes with it is up to
+the model. The level of ``pair`` cannot be learned: a constant added to all effects looks the same in a log as a ranker
+that puts its best videos first. So it is set by convention: two videos drawn as often as they are shown have, at the
+median, no effect on each other (``settle``).
 
 Chosen by the log likelihood of held-out slates, uniform and ranked, of users that taught nothing: repetition feature
 by feature gained half as much, a matrix over all features, numbers among them, up to three quarters.
@@ -47,6 +49,7 @@ class PairEffects(nn.Module):
         """Moves the effects so that their median is 0, over pairs of kinds drawn by how often they are shown."""
         if not len(share_Z):
             return
+        # A weighted median by sorting: the first effect at which half the weight has been passed.
         effect, order = self.pair.flatten(-2).sort(dim=-1)
         passed = torch.outer(share_Z, share_Z).flatten()[order].cumsum(dim=-1)
         middle = (passed < 0.5 * passed[..., -1:]).sum(dim=-1, keepdim=True)

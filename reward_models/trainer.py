@@ -1,8 +1,8 @@
 """The trainer of models that take minutes to hours: early stopping, progress, checkpoints that a killed run resumes.
 
-Learned users, rerankers of logged slates and the offline protocol go through it. The recommender's own ensembles stop
-member by member on bootstrapped users and have their own loop (``reward_models.recommender.ensemble``), as has the
-logging clone, whose fits take seconds.
+Learned users, the logging clone, rerankers of logged slates and the offline protocol go through it. The recommender's
+own ensembles stop member by member on bootstrapped users and have a loop of their own
+(``reward_models.recommender.ensemble``).
 
 After each epoch the model, the best model so far and the optimiser are written as one safetensors file,
 then a JSON file that names it replaces the previous one in a single step. A run that is killed goes on
@@ -180,7 +180,8 @@ def _epoch(
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step()
-        # Young averages forget faster, or they would keep the initial weights.
+        # The average over steps is what is kept and validated: it has less of the last batches' noise. Young averages
+        # forget faster, or they would keep the initial weights.
         keep = min(config.averaging, (1 + done) / (10 + done))
         _move_towards(average, model.state_dict(), 1.0 - keep)
         done += 1

@@ -2,7 +2,7 @@
 
 from agents.baselines.best_of_lists import BestOfLists
 from agents.baselines.evaluator_search import EvaluatorSearch
-from agents.baselines.logging_clone import LoggingClone, LoggingCloneConfig, fit_logging_clone
+from agents.baselines.logging_clone import fit_logging_clone
 from agents.baselines.pointwise_greedy import PointwiseGreedy
 from agents.baselines.popularity import Popularity
 from agents.baselines.random_slate import RandomSlate
@@ -11,8 +11,6 @@ from agents.baselines.retriever_order import RetrieverOrder
 __all__ = [
     "BestOfLists",
     "EvaluatorSearch",
-    "LoggingClone",
-    "LoggingCloneConfig",
     "PointwiseGreedy",
     "Popularity",
     "RandomSlate",

@@ -3,7 +3,7 @@
 Searching hard on a learned evaluator finds its mistakes: the lists look better to it than they are. The
 method stands here to show that gap beside rankers that search less.
 
-Shape legend: B requests, C candidates, K places.
+Shape legend: B requests, C candidates, G lists, K places.
 """
 
 import torch

@@ -49,5 +49,5 @@ class PointwiseGreedy:
 
     def score(self, request: Request) -> Tensor:
         """Weighted predictions (B, C)."""
-        predicted_BCR = request.predicted_BCF[..., self._indices]
-        return (predicted_BCR * predicted_BCR.new_tensor(self._weights)).sum(dim=-1)
+        weighed_BCF = request.predicted_BCF[..., self._indices]
+        return (weighed_BCF * weighed_BCF.new_tensor(self._weights)).sum(dim=-1)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.list_policy import ListPolicy
+from agents.method import require_at_least, require_one_of, require_positive
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.scorers import new_scorer
 from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
@@ -61,23 +62,18 @@ class DnrConfig:
     """Adam's step size for that network."""
 
     def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise ValueError(f"noise must be one of {NOISES}, got {self.noise!r}")
+        require_one_of(self, "noise", NOISES)
+        require_at_least(self, 0, "weight")
+        require_at_least(self, 1, "generator_width")
+        require_positive(self, "generator_learning_rate")
         if not 0 <= self.noise_share <= 1:
             raise ValueError(f"noise_share is a share from 0 to 1, got {self.noise_share}")
-        if not self.weight >= 0:
-            raise ValueError(f"weight must not be negative, got {self.weight}")
         if not 0 <= self.heuristic_share < 1:
             raise ValueError(f"heuristic_share is a share from 0 to below 1, got {self.heuristic_share}")
-        if self.generator_width < 1 or not self.generator_learning_rate > 0:
-            raise ValueError(
-                "generator_width must be at least 1 and generator_learning_rate positive, got "
-                f"{self.generator_width} and {self.generator_learning_rate}"
-            )
 
     def heuristic_epochs(self, max_epochs: int) -> int:
         """Epochs with drawn noise, of ``max_epochs`` in all: at least one is left for the network."""
-        return min(int(self.heuristic_share * max_epochs + 1e-9), max_epochs - 1)
+        return int(self.heuristic_share * max_epochs)
 
 
 def heuristic_scores(label_BC: Tensor, config: DnrConfig, generator: torch.Generator) -> Tensor:
@@ -176,7 +172,7 @@ def fit_dnr(data: RerankData, scorer: ScorerConfig, config: DnrConfig, fit: Offl
     steps_per_epoch = -(-len(data.train) // fit.batch_size)
     loss = DenoisingLoss(model, config, heuristic_epochs * steps_per_epoch, scorer.seed)
     validate = _after(heuristic_epochs, validation_loss(model, data, fit.seed))
-    fit_reranker(model, loss, validate, data, fit, label=f"DNR {scorer.network}")
+    fit_reranker(model, loss, data, fit, validate=validate, label="DNR")
     return model
 
 

@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
+from agents.method import require_at_least, require_positive
 from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
 
 
 @dataclass(frozen=True, kw_only=True)
-class EgRerankConfig:
-    """The generator's training; the evaluator has settings of its own."""
+class EgRerankConfig(ListPolicyConfig):
+    """The generator and its lists. What concerns steps and learning rates is ``OfflineTrainingConfig``'s."""
 
     num_lists: int = 16
     """G: lists drawn for each request."""
@@ -39,27 +40,11 @@ class EgRerankConfig:
     """Probability ratio beyond which a place is pushed no further."""
     renew_every: int = 4
     """Steps after which the copy that draws lists is renewed."""
-    width: int = 128
-    """Width of the generator."""
-    heads: int = 4
-    """Attention heads; must divide the width."""
-    item_embedding: int = 16
-    """Width of the item-id embedding; 0 for none."""
-    seed: int = 0
-    """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        if min(self.num_lists, self.renew_every) < 1:
-            raise ValueError(
-                f"num_lists and renew_every must be at least 1, got {self.num_lists} and {self.renew_every}"
-            )
-        if not self.clip > 0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
-        self.generator()  # refuses what the generator would refuse
-
-    def generator(self) -> ListPolicyConfig:
-        """Settings of the pointer network."""
-        return ListPolicyConfig(width=self.width, heads=self.heads, item_embedding=self.item_embedding, seed=self.seed)
+        super().__post_init__()
+        require_at_least(self, 1, "num_lists", "renew_every")
+        require_positive(self, "clip")
 
 
 def clipped_loss(log_prob_BGK: Tensor, old_log_prob_BGK: Tensor, value_BG: Tensor, clip: float) -> Tensor:
@@ -112,7 +97,6 @@ def fit_egrerank(
     """Fits the evaluator, then the generator; returns the generator, greedy."""
     shape = shape_of(data)
     judge = fit_label_evaluator(data, evaluator, fit, shape)
-    generator = ListPolicy(config.generator(), shape, greedy=True)
-    validate = validation_loss(generator, data, fit.seed)
-    fit_reranker(generator, PolicyLoss(generator, judge, config), validate, data, fit, label="EG-Rerank")
+    generator = ListPolicy(config, shape, greedy=True)
+    fit_reranker(generator, PolicyLoss(generator, judge, config), data, fit, label="EG-Rerank")
     return generator

@@ -17,7 +17,7 @@ from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRa
 from agents.list_policy import ListPolicy
 from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
 
 
 def group_loss(
@@ -66,5 +66,5 @@ def fit_goalrank(
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         return group_loss(method, policy, judge, batch, generator)
 
-    fit_reranker(policy, loss, validation_loss(policy, data, fit.seed), data, fit, label="GoalRank")
+    fit_reranker(policy, loss, data, fit, label="GoalRank")
     return policy

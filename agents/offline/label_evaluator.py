@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.method import require_at_least, require_one_of
 from agents.networks import CandidateEncoder, Encoding, RequestShape, rows_at
 from agents.offline.data import LabelledRequests, RerankData
 from agents.offline.metrics import discounts
@@ -42,15 +43,11 @@ class LabelEvaluatorConfig:
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        if self.mixing not in MIXINGS:
-            raise ValueError(f"mixing must be one of {MIXINGS}, got {self.mixing!r}")
+        require_one_of(self, "mixing", MIXINGS)
+        require_at_least(self, 1, "num_lists")
+        require_at_least(self, 0, "item_embedding")
         if self.width < _HEADS or self.width % _HEADS:
             raise ValueError(f"width must be a multiple of {_HEADS}, got {self.width}")
-        if self.num_lists < 1 or self.item_embedding < 0:
-            raise ValueError(
-                "num_lists must be at least 1 and item_embedding at least 0, got "
-                f"{self.num_lists} and {self.item_embedding}"
-            )
 
 
 class LabelEvaluator(nn.Module):
@@ -130,5 +127,5 @@ def fit_label_evaluator(
     def validate() -> float:
         return float(label_loss(evaluator, judged, fixed_BGK))
 
-    fit_reranker(evaluator, loss, validate, data, fit, label="evaluator")
+    fit_reranker(evaluator, loss, data, fit, validate=validate, label="evaluator")
     return evaluator.requires_grad_(False)

@@ -21,7 +21,7 @@ from agents.offline.nlgr import NlgrConfig, fit_nlgr
 from agents.offline.pier import PierConfig, fit_pier
 from agents.offline.scorers import ScorerLoss, fit_scorer
 from agents.offline.training import OfflineTrainingConfig
-from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores
+from agents.rerankers.scorers import ScorerConfig, ScorerName, candidate_scores, scorer_config
 from recsim_env.slates import best_first
 from recsim_env.types import Decision, Policy, Request
 
@@ -40,7 +40,7 @@ class Budget:
 
     def scorer(self, network: ScorerName, seed: int) -> ScorerConfig:
         """A network of this size."""
-        return ScorerConfig(network=network, width=self.width, seed=seed)
+        return scorer_config(network, width=self.width, seed=seed)
 
     def evaluator(self, mixing: Literal["lstm", "attention"], seed: int) -> LabelEvaluatorConfig:
         """A list evaluator of this size."""

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.method import require_at_least, require_positive
 from agents.networks import CandidateEncoder, Encoding, RequestShape, initial_order
 from agents.offline.data import LabelledRequests, RerankData, shape_of
 from agents.offline.label_evaluator import LabelEvaluator, LabelEvaluatorConfig, fit_label_evaluator
-from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
 from recsim_env.slates import items_at, list_at
 from recsim_env.types import Decision, Request
 
@@ -51,13 +52,9 @@ class NlgrConfig:
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        if min(self.num_exchanges, self.width, self.heads) < 1 or self.item_embedding < 0:
-            raise ValueError(
-                "num_exchanges, width and heads must be at least 1 and item_embedding at least 0, got "
-                f"{self.num_exchanges}, {self.width}, {self.heads} and {self.item_embedding}"
-            )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        require_at_least(self, 1, "num_exchanges", "width", "heads")
+        require_at_least(self, 0, "item_embedding")
+        require_positive(self, "temperature")
 
 
 class ExchangeGenerator(nn.Module):
@@ -157,5 +154,5 @@ def fit_nlgr(
     def loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         return exchange_loss(model, batch.request, generator)
 
-    fit_reranker(model, loss, validation_loss(model, data, fit.seed), data, fit, label="NLGR")
+    fit_reranker(model, loss, data, fit, label="NLGR")
     return model

@@ -4,7 +4,7 @@ Each user's interactions are cut, from the last one backwards, into lists of six
 the user did before it is the history, and the ranker has to find the list's positives among 50 candidates of a
 retriever. Lists stand on the common clock in the order of their first interaction. The first interactions
 (``background``) only feed histories and the retriever. The rest is cut into ten stages of as many lists; at the
-begin of each stage the retriever is fitted anew and the item features counted anew, on what came before it, so
+start of each stage the retriever is fitted anew and the item features counted anew, on what came before it, so
 neither ever sees a label of a list it serves. Lists that reach over the end of their part (training, say) are left
 out, as are those without a positive, or without a positive in the history to retrieve by.
 
@@ -22,8 +22,8 @@ every choice, and the last two test. The core filter is refused, for it counts i
 Rows of the very second in which a list begins are neither its history nor, beyond its six, its positives: such a video
 may be offered as a negative. On MovieLens' small set 0.8 % of the lists have a positive among them.
 
-Shape legend: R rows of the log, L requests, B requests of a batch, C candidates, K places, H history, N items, F
-signals, D features, X context, S stages.
+Shape legend: R rows of the log, P positive rows, L requests, B requests of a batch, C candidates, K places, H history,
+N items, U users, F signals, D features, V rows of histories, X context, S stages.
 """
 
 from collections.abc import Callable
@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.method import require_at_least, require_one_of
 from agents.offline.data import LogTables, RequestPart, RerankData, unit_scaled, window
 from recsim_env.data.features import item_features, local_hour, user_features
 from recsim_env.data.schema import LoggedDataset
@@ -90,13 +91,9 @@ class ProtocolConfig:
     """Seed of the candidates' order and of the users kept apart."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {PROTOCOLS}, got {self.protocol!r}")
-        if min(self.list_size, self.history_length) < 1 or self.core < 0:
-            raise ValueError(
-                "list_size and history_length must be at least 1 and core at least 0, got "
-                f"{self.list_size}, {self.history_length} and {self.core}"
-            )
+        require_one_of(self, "protocol", PROTOCOLS)
+        require_at_least(self, 1, "list_size", "history_length")
+        require_at_least(self, 0, "core")
         if self.num_candidates < self.list_size:
             raise ValueError(f"need num_candidates >= list_size, got {self.num_candidates} and {self.list_size}")
         if not (0 < self.background < 1 and 0 < self.validation_users < 1):
@@ -330,11 +327,12 @@ def _shuffled(found: _Candidates, generator: torch.Generator) -> _Candidates:
 
 def _seen(item_R: Tensor, begin_B: Tensor, end_B: Tensor, num_items: int) -> Tensor:
     """Which items (B, N) stand in rows ``begin .. end - 1``."""
+    # Histories differ in length: their rows are laid end to end, each row with the number of its list.
     length_B = end_B - begin_B
-    list_P = torch.arange(len(begin_B)).repeat_interleave(length_B)
-    row_P = torch.arange(int(length_B.sum())) + (begin_B - length_B.cumsum(0) + length_B)[list_P]
+    list_V = torch.arange(len(begin_B)).repeat_interleave(length_B)
+    row_V = torch.arange(int(length_B.sum())) + (begin_B - length_B.cumsum(0) + length_B)[list_V]
     seen_BN = torch.zeros((len(begin_B), num_items), dtype=torch.bool)
-    seen_BN[list_P, item_R[row_P]] = True
+    seen_BN[list_V, item_R[row_V]] = True
     return seen_BN
 
 

@@ -4,8 +4,8 @@ A user's vector is solved from the user's history when it is asked for (fold-in)
 never met are served like all others, and a score depends on nothing but the fitted items and the history given.
 Every item is fitted towards 1 for the users who liked it and, with a small weight, towards 0 for the rest.
 
-Shape legend: B requests, H history, N items, M items of the fit, U users, R rows, d vector
-width, e its square, A and B the rows and columns of a table of likes.
+Shape legend: B requests, H history, N items, M items of the fit, U users, R rows, d vector width, e its square, X and Y
+the rows and columns of a table of likes.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from agents.method import require_at_least, require_positive
 from recsim_env.types import NO_ITEM
 
 
@@ -34,13 +35,8 @@ class FactorisationConfig:
     """Seed of the initial item vectors."""
 
     def __post_init__(self) -> None:
-        if min(self.vector_width, self.sweeps) < 1:
-            raise ValueError(f"vector_width and sweeps must be at least 1, got {self.vector_width} and {self.sweeps}")
-        if min(self.unobserved_weight, self.regularisation) <= 0:
-            raise ValueError(
-                "unobserved_weight and regularisation must be positive, got "
-                f"{self.unobserved_weight} and {self.regularisation}"
-            )
+        require_at_least(self, 1, "vector_width", "sweeps")
+        require_positive(self, "unobserved_weight", "regularisation")
 
 
 class MatrixFactorisation:
@@ -107,11 +103,13 @@ def _liked(row_R: Tensor, column_R: Tensor, num_rows: int, num_columns: int) -> 
     return liked
 
 
-def _solve(liked: csr_array, others_Bd: Tensor, config: FactorisationConfig) -> Tensor:
-    """Vectors (A, d) of the rows of ``liked`` given those of its columns: ridge regressions, all at once."""
-    d = others_Bd.shape[1]
-    everyone_dd = config.unobserved_weight * others_Bd.T @ others_Bd + config.regularisation * torch.eye(d)
-    outer_Be = (others_Bd.unsqueeze(2) * others_Bd.unsqueeze(1)).flatten(1)
-    liked_Add = torch.from_numpy(liked @ outer_Be.numpy()).view(-1, d, d)
-    factor_Add = torch.linalg.cholesky(everyone_dd + (1 - config.unobserved_weight) * liked_Add)
-    return torch.cholesky_solve(torch.from_numpy(liked @ others_Bd.numpy()).unsqueeze(2), factor_Add).squeeze(2)
+def _solve(liked: csr_array, others_Yd: Tensor, config: FactorisationConfig) -> Tensor:
+    """Vectors (X, d) of the rows of ``liked`` given those of its columns: ridge regressions, all at once."""
+    # Hu, Koren and Volinsky's trick: the sum over all pairs is one (d, d) matrix, and only liked pairs, which are few,
+    # add their difference in weight. A sparse product with the columns' outer products adds these up for every row.
+    d = others_Yd.shape[1]
+    everyone_dd = config.unobserved_weight * others_Yd.T @ others_Yd + config.regularisation * torch.eye(d)
+    outer_Ye = (others_Yd.unsqueeze(2) * others_Yd.unsqueeze(1)).flatten(1)
+    liked_Xdd = torch.from_numpy(liked @ outer_Ye.numpy()).view(-1, d, d)
+    factor_Xdd = torch.linalg.cholesky(everyone_dd + (1 - config.unobserved_weight) * liked_Xdd)
+    return torch.cholesky_solve(torch.from_numpy(liked @ others_Yd.numpy()).unsqueeze(2), factor_Xdd).squeeze(2)

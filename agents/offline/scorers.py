@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from agents.list_policy import ListPolicy
 from agents.offline.data import LabelledRequests, RerankData, shape_of
-from agents.offline.training import OfflineTrainingConfig, fit_reranker, validation_loss
+from agents.offline.training import OfflineTrainingConfig, fit_reranker
 from agents.rerankers.scorers import Scorer, ScorerConfig, candidate_scores, listwise_softmax_loss
 
 ScorerLoss = Literal["softmax", "bce"]
@@ -46,7 +46,7 @@ def fit_scorer(
     def batch_loss(batch: LabelledRequests, generator: torch.Generator) -> Tensor:
         return LOSSES[loss](candidate_scores(scorer, batch.request), batch.label_BC)
 
-    fit_reranker(scorer, batch_loss, validation_loss(scorer, data, fit.seed), data, fit, label=config.network)
+    fit_reranker(scorer, batch_loss, data, fit, label="scorer")
     return scorer
 
 

@@ -21,49 +21,35 @@ _REQUESTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineTrainingConfig:
-    """How long and how fast a reranker is fitted."""
+class OfflineTrainingConfig(TrainConfig):
+    """How long and how fast a reranker is fitted: the trainer's settings with defaults of their own, and two more."""
 
     max_epochs: int = 20
-    """Passes over the training requests, at most."""
     patience: int = 3
-    """Epochs without a better validation NDCG before training stops."""
+    learning_rate: float = 1e-3
+    learning_rate_decay: float = 0.9
+    weight_decay: float = 1e-3
+    averaging: float = 0.99
     batch_size: int = 128
     """Requests of one gradient step."""
-    learning_rate: float = 1e-3
-    """Adam's step size in the first epoch."""
-    learning_rate_decay: float = 0.9
-    """Factor on the step size from one epoch to the next."""
-    weight_decay: float = 1e-3
-    """Pull of weights towards zero."""
     seed: int = 0
     """Seed of the batches' order and of whatever the loss draws."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size < 1 or self.weight_decay < 0:
             raise ValueError(
                 f"batch_size must be at least 1 and weight_decay at least 0, got {self.batch_size}, {self.weight_decay}"
             )
-        self.trainer()  # refuses what the trainer would refuse
-
-    def trainer(self) -> TrainConfig:
-        """The settings in the trainer's own words."""
-        return TrainConfig(
-            max_epochs=self.max_epochs,
-            patience=self.patience,
-            learning_rate=self.learning_rate,
-            learning_rate_decay=self.learning_rate_decay,
-            weight_decay=self.weight_decay,
-            averaging=0.99,
-        )
 
 
 def fit_reranker(
     model: nn.Module,
     loss: Callable[[LabelledRequests, torch.Generator], Tensor],
-    validate: Callable[[], float],
     data: RerankData,
     config: OfflineTrainingConfig,
+    *,
+    validate: Callable[[], float] | None = None,
     label: str = "reranker",
 ) -> TrainResult:
     """Fits ``model`` in place; it ends with the weights of the epoch that was best on the validation part.
@@ -71,9 +57,10 @@ def fit_reranker(
     Args:
         model: what is trained.
         loss: a scalar to be minimised on a batch; draws come from the generator.
-        validate: a loss on the validation part after each epoch, lower is better; see ``validation_loss``.
         data: the protocol's parts; the test part is not looked at.
         config: settings.
+        validate: a loss on the validation part after each epoch, lower is better; by default ``validation_loss`` of the
+            model as a policy.
         label: shown beside the progress bar.
     """
 
@@ -81,9 +68,8 @@ def fit_reranker(
         for index_B in torch.split(torch.randperm(len(data.train), generator=generator), config.batch_size):
             yield data.train.batch(index_B)
 
-    return train(
-        model, batches=batches, loss=loss, validate=validate, config=config.trainer(), seed=config.seed, label=label
-    )
+    validate = validate or validation_loss(model, data, config.seed)
+    return train(model, batches=batches, loss=loss, validate=validate, config=config, seed=config.seed, label=label)
 
 
 def validation_loss(policy: Policy, data: RerankData, seed: int) -> Callable[[], float]:

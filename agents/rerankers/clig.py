@@ -16,7 +16,7 @@ The text that was found stops before the paper's loss. Here:
 
 Left out: the paper's automatic choice of how many generators to add, since its rule is not known.
 
-Shape legend: B requests, G lists in a group, L lists of the generators before, K places.
+Shape legend: B requests, C candidates, G lists in a group, L lists of the generators before, K places.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.goalrank import GoalRank, GoalRankConfig
-from agents.method import Method, make_method, method_path
+from agents.method import Method, make_method, method_path, require_one_of
 from agents.objectives import group_z_score
 from agents.policies import load_policy
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
@@ -52,8 +52,7 @@ class CligConfig:
     """What GC sums up: "embedding" or "pair_order"."""
 
     def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {DISTANCES}, got {self.distance!r}")
+        require_one_of(self, "distance", DISTANCES)
         if not (min(self.reward_weight, self.gain_weight) >= 0 and self.reward_weight + self.gain_weight > 0):
             raise ValueError(
                 f"weights must not be negative, nor both zero, got reward_weight={self.reward_weight} and "

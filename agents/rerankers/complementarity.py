@@ -10,7 +10,7 @@ Two distances: of list embeddings (EBD), one minus the cosine of the lists' mean
 the share of pairs that the two lists put in opposite order among all pairs of the items that stand in either list,
 items outside a list counting as after all of it: 0 for equal lists, 1 for one list and its reverse.
 
-Shape legend: B requests, C candidates, G lists, L other lists, K places, D item features.
+Shape legend: B requests, C candidates, G lists, L other lists, K places, D item features, X = C * C pairs.
 """
 
 from typing import Literal
@@ -58,10 +58,12 @@ def _pair_order(a_BGK: Tensor, b_BLK: Tensor, num_candidates: int) -> Tensor:
     """Pairs in opposite order over all pairs of items of either list, by matrix products.
 
     ``before[i, j]`` is 1 where a list puts i before j. Two lists disagree on {i, j} where one says i before j and
-    the other j before i.
+    the other j before i. Counting by a product of (G, C * C) and (C * C, L) spares the table of all list pairs and
+    item pairs, which for 100 generators would hold 25 million numbers a request.
     """
     a_BGX, b_BLX = (_before(lists, num_candidates) for lists in (a_BGK, b_BLK))
     after_BLX = b_BLX.view(*b_BLX.shape[:2], num_candidates, -1).transpose(2, 3).flatten(2)
+    # Each disagreement on {i, j} is met once: as (i, j) if the first list puts i first, else as (j, i).
     opposite_BGL: Tensor = a_BGX @ after_BLX.transpose(1, 2)
     common_BGL = (a_BGK[:, :, None, :, None] == b_BLK[:, None, :, None, :]).sum(dim=(3, 4))
     either_BGL = a_BGK.shape[2] + b_BLK.shape[2] - common_BGL
@@ -69,7 +71,8 @@ def _pair_order(a_BGK: Tensor, b_BLK: Tensor, num_candidates: int) -> Tensor:
 
 
 def _before(lists_BGK: Tensor, num_candidates: int) -> Tensor:
-    """Float 0/1 (B, G, C * C)."""
+    """Float 0/1 (B, G, C * C): entry i * C + j is 1 where the list puts candidate i before candidate j."""
+    # Candidates outside the list share the place after its end, so that none of them is before another.
     places = lists_BGK.shape[2]
     place_BGC = torch.full((*lists_BGK.shape[:2], num_candidates), places, device=lists_BGK.device)
     order_BGK = torch.arange(places, device=lists_BGK.device).expand_as(lists_BGK)

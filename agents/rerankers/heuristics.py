@@ -13,7 +13,7 @@ that adds to a DPP's determinant (every tag is shown already), the most relevant
 
 Left out: the stopping rule of the DPP (a slate always has K places); windows, as slates are short.
 
-Shape legend: B requests, C candidates, G generators, K places, R relevance inputs, D item features.
+Shape legend: B requests, C candidates, G generators, K places, F signals, R relevance inputs, D item features, N items.
 """
 
 import math
@@ -167,6 +167,7 @@ def mmr(relevance_BGC: Tensor, similarity_BCC: Tensor, penalty_G: Tensor, slate_
         chosen_BG = (left_BGC - penalty_G.unsqueeze(1) * nearest_BGC).argmax(dim=2)
         places.append(chosen_BG)
         left_BGC = left_BGC.scatter(2, chosen_BG.unsqueeze(2), -torch.inf)
+        # Only the nearest chosen one counts, so a running maximum replaces the loop over those chosen before.
         row_BGC = rows_at(similarity_BCC, chosen_BG)
         nearest_BGC = row_BGC if place == 0 else nearest_BGC.maximum(row_BGC)
     return torch.stack(places, dim=2)
@@ -175,7 +176,9 @@ def mmr(relevance_BGC: Tensor, similarity_BCC: Tensor, penalty_G: Tensor, slate_
 def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tensor, slate_size: int) -> Tensor:
     """Positions (B, G, K) that greedily maximise the determinant of the chosen rows of the kernel.
 
-    Where no candidate is left that adds to it, the best quality follows.
+    Where no candidate is left that adds to it, the best quality follows. The determinant of chosen rows is the product
+    of their gains, the squared diagonal of a Cholesky factor; keeping the factor's rows for all candidates makes each
+    place cost as much as the places before it times C, instead of a determinant for each candidate (Chen et al.).
 
     Args:
         relevance_BGC: float32.
@@ -183,6 +186,7 @@ def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tenso
         sharpness_G: float32, weight of relevance beside diversity.
         slate_size: K.
     """
+    # Clamped: beyond exp(20) squares overflow float32 once they are multiplied, and no choice depends on it.
     quality_BGC = (relevance_BGC * sharpness_G.unsqueeze(1)).clamp(-20.0, 20.0).exp()
     own_BGC = quality_BGC.square()
     gain_BGC = own_BGC  # what a candidate would multiply the determinant by
@@ -195,9 +199,11 @@ def greedy_dpp(relevance_BGC: Tensor, similarity_BCC: Tensor, sharpness_G: Tenso
         chosen_BG = worth_BGC.masked_fill(taken_BGC, -torch.inf).argmax(dim=2)
         places.append(chosen_BG)
         index_BG1 = chosen_BG.unsqueeze(2)
+        # One row of the Cholesky factor: the kernel's row less what earlier rows explain, over the chosen one's root.
         kernel_BGC = quality_BGC.gather(2, index_BG1) * rows_at(similarity_BCC, chosen_BG) * quality_BGC
         for factor_BGC in factors:
             kernel_BGC = kernel_BGC - factor_BGC.gather(2, index_BG1) * factor_BGC
+        # A spent candidate would be divided by rounding; its row is 0, for it explains nothing new.
         adds_BG1 = ~spent_BGC.gather(2, index_BG1)
         root_BG1 = torch.where(adds_BG1, gain_BGC.gather(2, index_BG1), 1.0).sqrt()
         factor_BGC = torch.where(adds_BG1, kernel_BGC / root_BG1, 0.0)

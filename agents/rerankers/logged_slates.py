@@ -4,7 +4,8 @@ A log of slates says what was shown together and how long each video was watched
 the methods that learn from that; each follows ``agents.method`` with ``data = "log"``. As everywhere, seconds watched
 stand in for clicks.
 
-Shape legend: B requests, K places of a logged slate.
+Shape legend: L requests of the log, B requests of a batch, C candidates, K places of a logged slate, F signals,
+N items, D features; Q and P as in ``recsim_env.data.requests``.
 """
 
 import dataclasses
@@ -15,29 +16,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.method import Columns, Method, log_columns, method_path
+from agents.list_policy import ListPolicy, ListPolicyConfig
+from agents.method import Columns, log_columns, method_path
 from agents.networks import RequestShape
+from agents.rl.behaviour_cloning import WEIGHT
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.slates import are_candidates, first_showing, items_at, positions_of
 from reward_models.trainer import TrainConfig, train
 
 POSITIONS, SECONDS, EXPECTED = "slate_positions_BK", "seconds_BK", "expected_seconds_BK"
 """Columns of logged slates: int64 positions in the candidate list, seconds watched, and what the predictor expected."""
-WEIGHT = "weight_B"
-"""Column: 1 for slates that teach, 0 for the others, whose positions mean nothing."""
 
 
-def slate_columns(batch: LoggedBatch) -> Columns:
-    """The logged slates as positions, with the seconds watched and expected, and which of them teach."""
-    candidates_BC, teaches_B = batch.request.candidates_BC, _teaches(batch)
-    anything_BK = candidates_BC[:, : batch.items_BK.shape[1]]
-    positions_BK = positions_of(torch.where(teaches_B.unsqueeze(1), batch.items_BK, anything_BK), candidates_BC)
-    return {
-        POSITIONS: positions_BK,
-        SECONDS: batch.feedback.signals_BKF[..., 0],
-        EXPECTED: items_at(batch.request.predicted_BCF[..., 0], positions_BK),
-        WEIGHT: teaches_B.to(torch.float32),
-    }
+class SlateMethod:
+    """What the methods of logged slates share: a list policy as the network, and what a slate's columns are."""
+
+    Config = ListPolicyConfig
+    data = "log"
+
+    def __init__(self, config: ListPolicyConfig) -> None:
+        self.config = config
+
+    def network(self, shape: RequestShape) -> ListPolicy:
+        """The paper's network."""
+        return ListPolicy(self.config, shape)
+
+    def from_log(self, batch: LoggedBatch) -> Columns:
+        """Slates as positions, the seconds watched and expected, and which slates teach.
+
+        Those do that were chosen from their candidates, unlike uniform exposure, and watched for a recorded time.
+        """
+        candidates_BC, items_BK = batch.request.candidates_BC, batch.items_BK
+        own_BK = are_candidates(items_BK, candidates_BC) & first_showing(items_BK)
+        teaches_B = (own_BK & batch.known_BKF[..., 0]).all(dim=1)
+        anything_BK = candidates_BC[:, : items_BK.shape[1]]
+        positions_BK = positions_of(torch.where(teaches_B.unsqueeze(1), items_BK, anything_BK), candidates_BC)
+        return {
+            POSITIONS: positions_BK,
+            SECONDS: batch.feedback.signals_BKF[..., 0],
+            EXPECTED: items_at(batch.request.predicted_BCF[..., 0], positions_BK),
+            WEIGHT: teaches_B.to(torch.float32),
+        }
 
 
 def weighted_mean(loss_B: Tensor, batch: Columns) -> Tensor:
@@ -45,30 +64,24 @@ def weighted_mean(loss_B: Tensor, batch: Columns) -> Tensor:
     return (loss_B * batch[WEIGHT]).sum() / batch[WEIGHT].sum().clamp(min=1)
 
 
-def _teaches(batch: LoggedBatch) -> Tensor:
-    """Slates (B,) that were chosen from their candidates, unlike uniform exposure, and watched for a recorded time."""
-    own_BK = are_candidates(batch.items_BK, batch.request.candidates_BC)
-    return (own_BK & batch.known_BKF[..., 0]).all(dim=1) & first_showing(batch.items_BK).all(dim=1)
-
-
-def usable_slates(requests: LoggedRequests, among: Tensor | None = None) -> Tensor:
-    """The requests, int64, whose slate was chosen from their candidates and watched for a recorded time.
+def teaching_slates(requests: LoggedRequests, method: Any, among: Tensor | None = None) -> Tensor:
+    """The requests, int64, whose slates teach the method something.
 
     Args:
         requests: logged requests.
+        method: one that learns from a log and says by the column "weight_B" which slates teach.
         among: the requests to look at; by default all but those of uniform exposure.
     """
     among = (~requests.uniform_L).nonzero().squeeze(1) if among is None else among
-    bare = requests.annotated(None)
-    found = [among[:0]]
+    bare, found = requests.annotated(None), [among[:0]]
     for index_B in bare.batch_indices(1024, None, among):
-        found.append(index_B[_teaches(bare.batch(index_B))])
+        found.append(index_B[method.from_log(bare.batch(index_B))[WEIGHT] > 0])
     return torch.cat(found).sort().values
 
 
 def fit_to_slates(
     requests: LoggedRequests,
-    method: Method,
+    method: Any,
     slate_size: int,
     *,
     among: Tensor | None = None,
@@ -76,17 +89,18 @@ def fit_to_slates(
     patience: int = 1,
     run_dir: Path | None = None,
 ) -> Any:
-    """Fits a method that learns from a log and returns its network, ready to rank.
+    """Fits a method that learns from logged slates, and returns its network, ready to rank.
 
     Every tenth user is held out to stop early. The method's config says step size and minibatch.
 
     Args:
         requests: logged requests with candidate lists, annotated with the predictor and retriever that the policy will
             meet.
-        method: one with ``data = "log"``, such as ``agents.rerankers.log_methods.log_method("prm")``.
+        method: one that learns from a log and says by the column "weight_B" which slates teach, such as
+            ``agents.rerankers.log_methods.log_method("prm")``.
         slate_size: K of the lists it will write, at least 2 and no less than the log's.
         among: int64 indices of the requests to use; by default all but those of uniform exposure. Of these only the
-            ``usable_slates`` count.
+            ``teaching_slates`` count.
         max_epochs: passes over the slates, at most.
         patience: epochs without a better loss on the users held out before the fit stops.
         run_dir: checkpoints and TensorBoard events; a fit that was stopped goes on from there.
@@ -95,6 +109,8 @@ def fit_to_slates(
         ValueError: a method that learns from something else, a log without candidate lists or predictor, slates longer
             than ``slate_size``, or no slate to fit to.
     """
+    if hasattr(method, "prepare_log"):
+        requests = method.prepare_log(requests)
     fitted, validation = _split(requests, method, slate_size, among)
     shape = RequestShape.of(requests.batch(fitted[:1]).request, len(requests.item_features_ND), slate_size)
     network: Any = method.network(shape)
@@ -105,7 +121,8 @@ def fit_to_slates(
 
     def loss(batch: LoggedBatch, generator: torch.Generator) -> Tensor:
         columns = log_columns(method, batch)
-        return method.loss(method.outputs(network, columns), columns)[0]
+        value: Tensor = method.loss(method.outputs(network, columns), columns)[0]
+        return value
 
     def validate() -> float:
         unused = torch.Generator()
@@ -133,7 +150,8 @@ def fit_to_slates(
             "method": method_path(method),
             "config": dataclasses.asdict(config),
             "shape": dataclasses.asdict(shape),
-            "slates": [len(fitted), len(validation), int(requests.slate_event_P.sum())],
+            "log": requests.digest,
+            "slates": [len(fitted), len(validation)],
         },
     )
     if hasattr(network, "greedy"):
@@ -141,7 +159,7 @@ def fit_to_slates(
     return network.eval()
 
 
-def _split(requests: LoggedRequests, method: Method, slate_size: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
+def _split(requests: LoggedRequests, method: Any, slate_size: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
     """The slates to fit to and those to stop on; refuses what cannot be fitted."""
     if method.data != "log":
         raise ValueError(
@@ -154,7 +172,7 @@ def _split(requests: LoggedRequests, method: Method, slate_size: int, among: Ten
             f"{'no' if requests.candidate_item_Q is None else 'its'} candidate lists and the requests have "
             f"{'no' if requests.predictor is None else 'a'} predictor"
         )
-    usable = usable_slates(requests, among)
+    usable = teaching_slates(requests, method, among)
     held_out = requests.user_L[usable] % 10 == 0
     fitted, validation = usable[~held_out], usable[held_out]
     if not len(fitted) or not len(validation):

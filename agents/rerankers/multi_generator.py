@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from recsim_env.slates import items_at, list_at, positions_of
+from recsim_env.slates import first_showing, items_at, list_at, positions_of
 from recsim_env.types import Decision, ListEvaluator, Policy, Request
 
 
@@ -190,8 +190,7 @@ def check_generators(generators: Generators, request: Request, slate_size: int) 
         ValueError: no generators, the candidates of a request repeat, or a proposal has the wrong shape or type,
             positions outside the candidate set, or a candidate twice.
     """
-    sorted_BC = request.candidates_BC.sort(dim=1).values
-    repeated_B = (sorted_BC[:, 1:] == sorted_BC[:, :-1]).any(dim=1)
+    repeated_B = ~first_showing(request.candidates_BC).all(dim=1)
     if bool(repeated_B.any()):
         raise ValueError(
             f"request {int(repeated_B.nonzero()[0])} offers a candidate twice; candidate sets hold different items"
@@ -211,13 +210,8 @@ def check_generators(generators: Generators, request: Request, slate_size: int) 
         )
     for wrong, what in (
         ((lists_BGK < 0) | (lists_BGK >= candidates), f"positions outside 0..{candidates - 1}"),
-        (_repeats(lists_BGK), "a candidate twice in one list"),
+        (~first_showing(lists_BGK.flatten(0, 1)).view(wanted), "a candidate twice in one list"),
     ):
         if bool(wrong.any()):
             row, column = wrong.flatten(2).any(dim=2).nonzero()[0].tolist()
             raise ValueError(f"generator {generators.names[column]!r} proposed {what} for request {row}")
-
-
-def _repeats(lists_BGK: Tensor) -> Tensor:
-    sorted_BGK = lists_BGK.sort(dim=2).values
-    return sorted_BGK[..., 1:] == sorted_BGK[..., :-1]

@@ -4,7 +4,8 @@ A good slate is made likelier, a bad one less likely (unlikelihood, ``- log(1 - 
 the predictor had expected: a threshold on the seconds themselves would tell patient users from others. In use the
 network writes its list greedily, or by the paper's ``ContrastiveDecoding``.
 
-Shape legend: B requests, C candidates, K places, A candidates that a place chooses from.
+Shape legend: B requests, C candidates, K places, W width, A candidates that a place chooses
+from.
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,10 @@ from torch import Tensor
 
 from agents.decoders import DecoderName, MatchingDecoder
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, request_of
+from agents.method import Columns, request_of, require_one_of
 from agents.networks import RequestShape, rows_at
 from agents.rerankers.heuristics import cosine
-from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, slate_columns, weighted_mean
-from recsim_env.data.requests import LoggedBatch
+from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, SlateMethod, weighted_mean
 from recsim_env.slates import items_at
 from recsim_env.types import Decision, Request
 
@@ -34,18 +34,13 @@ class Nar4RecConfig(ListPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder != "matching":
-            raise ValueError(f"NAR4Rec matches places: decoder must be 'matching', got {self.decoder!r}")
+        require_one_of(self, "decoder", ("matching",))
 
 
-class Nar4Rec:
+class Nar4Rec(SlateMethod):
     """The method."""
 
     Config = Nar4RecConfig
-    data = "log"
-
-    def __init__(self, config: Nar4RecConfig) -> None:
-        self.config = config
 
     def network(self, shape: RequestShape) -> ListPolicy:
         """The matching network.
@@ -55,11 +50,7 @@ class Nar4Rec:
         """
         if shape.slate_size < 2:
             raise ValueError(f"NAR4Rec matches candidates with places: slate_size must be at least 2, got {shape}")
-        return ListPolicy(self.config, shape)
-
-    def from_log(self, batch: LoggedBatch) -> Columns:
-        """Slates, seconds and what was expected of them."""
-        return slate_columns(batch)
+        return super().network(shape)
 
     def outputs(self, network: ListPolicy, batch: Columns) -> Columns:
         """Log-probability (B, K) of each video at its place, all candidates competing for every place."""

@@ -23,11 +23,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from agents.decoders import DecoderName
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, MethodConfig, request_of, require_at_least, require_one_of
-from agents.networks import RequestShape
-from agents.rerankers.logged_slates import POSITIONS, SECONDS, WEIGHT, slate_columns
-from recsim_env.data.requests import LoggedBatch
+from agents.method import Columns, request_of, require_one_of
+from agents.rerankers.logged_slates import POSITIONS, SECONDS, SlateMethod
+from agents.rl.behaviour_cloning import WEIGHT
 from recsim_env.slates import items_at
 from recsim_env.types import Request
 
@@ -70,48 +70,35 @@ def candidate_scores(policy: ListPolicy, request: Request) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerConfig(MethodConfig):
-    """Which network, and how large."""
+class ScorerConfig(ListPolicyConfig):
+    """Settings of a network with one softmax; ``scorer_config`` makes those of a paper."""
 
-    network: ScorerName = "prm"
-    """How candidates see each other; see the module."""
-    width: int = 64
-    """Width of the network."""
-    layers: int = 1
-    """Layers over the candidates; ``dnn`` has none."""
-    heads: int = 4
-    """Attention heads; must divide the width."""
-    item_embedding: int = 16
-    """Width of the item-id embedding; 0 for none."""
+    decoder: DecoderName = "one_softmax"
+    """Always "one_softmax"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of(self, "network", SCORERS)
-        require_at_least(self, 1, "layers")
-        self.list_policy()  # refuses what the network would refuse
-
-    def list_policy(self) -> ListPolicyConfig:
-        """The settings of the network as a list policy."""
-        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "item_embedding": self.item_embedding}
-        return ListPolicyConfig(seed=self.seed, decoder="one_softmax", **{**sizes, **_NETWORKS[self.network]})
+        require_one_of(self, "decoder", ("one_softmax",))
 
 
-class Scorer:
+def scorer_config(name: ScorerName, **settings: Any) -> ScorerConfig:
+    """Settings of a paper's network; ``layers`` and other sizes can be chosen.
+
+    Raises:
+        ValueError: an unknown name, or a setting that makes it another network.
+    """
+    if name not in SCORERS:
+        raise ValueError(f"scorer must be one of {SCORERS}, got {name!r}")
+    fixed = sorted(set(settings) & {"mixing", "initial_ranks", *_NETWORKS[name]})
+    if fixed:
+        raise ValueError(f"{name} is defined by its {fixed}; choose another scorer instead")
+    return ScorerConfig(**_NETWORKS[name], **settings)
+
+
+class Scorer(SlateMethod):
     """The method on logged slates. The softmax runs over the slate only, for what was not shown has no label."""
 
     Config = ScorerConfig
-    data = "log"
-
-    def __init__(self, config: ScorerConfig) -> None:
-        self.config = config
-
-    def network(self, shape: RequestShape) -> ListPolicy:
-        """The paper's network."""
-        return ListPolicy(self.config.list_policy(), shape)
-
-    def from_log(self, batch: LoggedBatch) -> Columns:
-        """Slates and seconds."""
-        return slate_columns(batch)
 
     def outputs(self, network: ListPolicy, batch: Columns) -> Columns:
         """Scores (B, K) of the videos that were shown."""

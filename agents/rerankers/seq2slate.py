@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, request_of
-from agents.networks import RequestShape
-from agents.rerankers.logged_slates import POSITIONS, SECONDS, slate_columns, weighted_mean
+from agents.method import Columns, request_of, require_one_of
+from agents.rerankers.logged_slates import POSITIONS, SECONDS, SlateMethod, weighted_mean
 from recsim_env.data.requests import LoggedBatch
 from recsim_env.randomness import address, uniform
 from recsim_env.slates import items_at
@@ -30,32 +29,23 @@ class Seq2SlateConfig(ListPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder != "autoregressive":
-            raise ValueError(f"Seq2Slate is a pointer network: decoder must be 'autoregressive', got {self.decoder!r}")
+        require_one_of(self, "decoder", ("autoregressive",))
 
 
-class Seq2Slate:
+class Seq2Slate(SlateMethod):
     """The method."""
 
     Config = Seq2SlateConfig
-    data = "log"
-
-    def __init__(self, config: Seq2SlateConfig) -> None:
-        self.config = config
-
-    def network(self, shape: RequestShape) -> ListPolicy:
-        """The pointer network."""
-        return ListPolicy(self.config, shape)
 
     def from_log(self, batch: LoggedBatch) -> Columns:
-        """Slates, seconds, and the noise by which the network will draw its own order.
+        """Slates, and the noise by which the network will draw its own order.
 
         The noise of a slate is a function of the seed, the user and the slate, so that a fit can be stopped and go on.
         """
         places = batch.items_BK.shape[1]
         key_B = address(batch.request.user_B, *batch.items_BK.unbind(dim=1), self.config.seed)
         gumbel_BKK = -torch.log(-torch.log(uniform(key_B, places, places)))
-        return {**slate_columns(batch), _NOISE: gumbel_BKK}
+        return {**super().from_log(batch), _NOISE: gumbel_BKK}
 
     def outputs(self, network: ListPolicy, batch: Columns) -> Columns:
         """Log-probabilities of what is left of the slate at each place, 0 for the rest; and what is left, 0 or 1.

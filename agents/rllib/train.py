@@ -29,6 +29,7 @@ from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus
 from agents.rllib.export import learned_network
 from recsim_env.data.requests import LoggedRequests
 from recsim_env.files import claim, whole_folder
+from recsim_env.known_worlds.names import resolve_world
 from recsim_env.types import ListEvaluator
 from recsim_env.world import World
 
@@ -194,7 +195,8 @@ def _card(
     """What makes a run the run it is, the content of its world included."""
     world = env_config.get("world")
     named = {"world": f"object: {world.name}"} if isinstance(world, World) else {}
-    return {
+    content = {} if world is None else {"world_digest": resolve_world(world).digest}
+    return content | {
         "method": method_path(method),
         "config": dataclasses.asdict(method.config),
         "env": env,

@@ -56,9 +56,9 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
         report["k_lists_over_k"][name] = {k: round(drawn[k] / (k * drawn[1]), 3) for k in NUM_LISTS[1:]}
     networks = {name: log_method(name).network(shape) for name in LOG_METHODS}
     for network in networks.values():
-        network.greedy = True  # type: ignore[assignment]
+        network.greedy = True
     from_slates: dict[str, Policy] = {FROM_SLATES[name]: network for name, network in networks.items()}
-    matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)  # type: ignore[arg-type]
+    matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)
     from_slates["NAR4Rec, logged slates, contrastive"] = matching
     pool = generator_pool(world, from_slates)
     order = generator_orders(len(pool.names), 1)[0]

@@ -13,7 +13,6 @@ from typing import Any
 
 import tyro
 
-from agents.baselines import LoggingClone
 from agents.goalrank import GoalRankConfig
 from experiments.policies import logging_clone
 from experiments.recipes import TrainRun
@@ -23,6 +22,7 @@ from recsim_env.data import LoggedDataset, load_kuairand
 from recsim_env.files import claim
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import LoggingPolicy, synthetic_log
+from recsim_env.types import Policy
 from recsim_env.world import World
 from reward_models.build import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 
@@ -168,7 +168,7 @@ def digests(setting: Setting, world: str) -> Mapping[str, str]:
 
 
 @cache
-def clone_of(setting: Setting) -> LoggingClone:
+def clone_of(setting: Setting) -> Policy:
     """An imitation of the log's own ranker."""
     return logging_clone(log_of(setting), worlds_of(setting)[TRAINING_WORLD], slate_size=SLATE)
 

@@ -90,6 +90,7 @@ def _read(folder: Path, stem: str, columns: list[str]) -> pd.DataFrame:
 
 
 def _log(ratings: pd.DataFrame, name: str, items: pd.DataFrame | None) -> LoggedDataset:
+    # The table reader works through files of any size, batch by batch, so the ratings become one that it can read.
     with tempfile.TemporaryDirectory() as folder:
         ratings.to_parquet(Path(folder) / "ratings.parquet")
         return load_table(Path(folder) / "ratings.parquet", RATINGS, name=name, items=items)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from recsim_env.data.features import utc_offset_hours
 from recsim_env.data.schema import LoggedDataset
+from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.types import NO_ITEM, Feedback, Request
 
 Array = npt.NDArray[Any]
@@ -96,6 +97,12 @@ class LoggedRequests:
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.user_L)
+
+    @property
+    def digest(self) -> str:
+        """Digest of every request, slate, label and feature; the models that annotate batches do not count."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return digest_json([list(self.signals), self.history_length, digest_tensors(tensors)])
 
     @property
     def slate_size_L(self) -> Tensor:
@@ -214,27 +221,24 @@ class LoggedRequests:
             if self.candidate_item_Q is None
             else self.candidate_item_Q[_ranges(self.candidate_start_L1, index_B)]
         )
-        unfilled = (torch.empty(0),) * 4  # what depends on the candidates
-        request = Request(
-            user_B, self.user_features_UD[user_B], self.context_LX[index_B], *history, candidates_BC, *unfilled
-        )
-        return self.offering(request, candidates_BC)
-
-    def offering(self, request: Request, candidates_BC: Tensor) -> Request:
-        """The request with these candidates, their features and what the models say of them."""
         nothing_BCF = torch.zeros(*candidates_BC.shape, len(self.signals))
-        request = request._replace(
-            candidates_BC=candidates_BC,
-            candidate_features_BCD=self.item_features_ND[candidates_BC],
-            retriever_score_BC=nothing_BCF[..., 0],
-            predicted_BCF=nothing_BCF,
-            predicted_std_BCF=nothing_BCF,
+        request = Request(
+            user_B,
+            self.user_features_UD[user_B],
+            self.context_LX[index_B],
+            *history,
+            candidates_BC,
+            self.item_features_ND[candidates_BC],
+            nothing_BCF[..., 0],
+            nothing_BCF,
+            nothing_BCF,
         )
         if self.predictor is not None:
             predicted_BCF, std_BCF = self.predictor.predict_request(request, candidates_BC)
             request = request._replace(predicted_BCF=predicted_BCF, predicted_std_BCF=std_BCF)
         if self.retriever is not None:
-            request = request._replace(retriever_score_BC=self.retriever.score_request(request, candidates_BC))
+            score_BC = self.retriever.score_request(request, candidates_BC)
+            request = request._replace(retriever_score_BC=score_BC)
         return request
 
     def _history(self, index_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

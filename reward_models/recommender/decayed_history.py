@@ -52,6 +52,7 @@ class DecayedHistory:
 
     def encode(self, history_BH: Tensor, feedback_BHF: Tensor, known_BHF: Tensor) -> Tensor:
         """Sums (B, S) over a history window, oldest first, ``NO_ITEM`` where empty."""
+        # The whole window by one product with fixed weights, which is what ``observe`` comes to slate by slate.
         present_BH = history_BH != NO_ITEM
         summands_BHR = self._summands(history_BH.clamp(min=0), feedback_BHF, known_BHF)
         length = history_BH.shape[1]
@@ -66,6 +67,7 @@ class DecayedHistory:
         summands_BKR = self._summands(items_BK, signals_BKF, known_BKF)
         places = items_BK.shape[1]
         num_seen_B = seen_BK.sum(dim=1)
+        # Ages count from the last place that was seen; places after it have negative ones, and weight 0.
         age_BK = num_seen_B.unsqueeze(1) - 1 - torch.arange(places, device=items_BK.device)
         device = str(items_BK.device)
         weight_BKG = _powers(self.decays, True, places, device)[age_BK.clamp(min=0)] * seen_BK.unsqueeze(-1)
@@ -111,6 +113,7 @@ def principal_components(features_ND: Tensor, width: int) -> Tensor:
 
     E is ``width``, or less where the features have less to say; 0 where all items look alike.
     """
+    # An eigenvector's sign is arbitrary and may change with the library: its largest entry is made positive.
     centred_ND = (features_ND - features_ND.mean(dim=0)).to(torch.float64)
     values_D, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / max(len(features_ND), 1))
     width = min(width, int((values_D > 1e-6).sum()))

@@ -1,22 +1,23 @@
 """A list evaluator: what a whole slate is worth, learned from the operator's own log.
 
-Every candidate is judged alone first: heads correct the predictor's own opinion of each signal, log seconds for
-watch time and log-odds for the rest, by what is known of the candidate and of the request. Then comes the company:
-what the earlier places of the list change, again in log seconds and log-odds, kind by kind: fatigue from what is
-alike, and what leads well to what (``reward_models.list_effects``), believed no further than the log's own slates went.
-Users play a slate in order, so later places change nothing, and lists cut short by a leaving user need no special care.
-The value of a list is the sum of its places' expected seconds, given that they are reached. ``listwise=False`` drops
-the company: the value is then a sum over items whatever their order, the control that shows what lists add.
+A model has two parts. The first judges every candidate alone: heads correct the predictor's own opinion of each signal,
+log seconds for watch time and log-odds for the rest, by what is known of the candidate and of the request. The second
+adds what the earlier places of the list change, again in log seconds and log-odds, for each pair of kinds of videos
+(``reward_models.list_effects``). These changes are cut at the size that the log's own slates showed, because rankers
+find lists for which an uncut sum of effects promises far too much. Users play a slate in order, so later places change
+nothing, and slates cut short by a leaving user are used as they are. The value of a list is the sum of its places'
+expected seconds, given that they are reached. ``listwise=False`` drops the second part: a list is then worth the sum of
+its items in any order, the control that shows what lists add.
 
-The two parts are fitted one after the other, the second beside controls for what the log's ranker knew (see
-``reward_models.ranker_controls``).
+The parts are fitted one after the other. The second is fitted beside controls for what the log's ranker knew (see
+``reward_models.ranker_controls``); fitted alone it would take the ranker's order for an effect of the list.
 
 Watch time is fitted by the Poisson quasi-likelihood of ``reward_models.recommender.predictor``, so it is unbiased in
 the mean; the other signals are auxiliary tasks. Members differ by bootstrap of users and initial weights.
 
 Chosen by the log likelihood of held-out slates of uniform exposure: attention over the earlier places added nothing
-there and was exploited by rankers, controls fitted together with the videos did harm, and fitting the company on
-uniform slates alone left it too few.
+there and was exploited by rankers, controls fitted together with the first part did harm, and uniform slates alone were
+too few to fit the second part on.
 
 Shape legend: B requests, C candidates, G lists, K places, F signals, M members, I inputs of a candidate,
 J inputs of a request, Z kinds, W width, X controls or pairs, Y = B * C candidates, L = B * G lists, P = L * K places.
@@ -124,7 +125,7 @@ class SlateEvaluator:
         return SlateEvaluator(self._model, list_effect)
 
     def additive(self) -> "SlateEvaluator":
-        """The same evaluator without company: the control with which every list method ties a sort."""
+        """The same evaluator without effects of the list: the control with which every list method ties a sort."""
         config = dataclasses.replace(self._model.config, listwise=False)
         model = ListModel(config, self._model.sizes, seed=0)
         model.alone.load_state_dict(self._model.alone.state_dict())
@@ -256,6 +257,7 @@ def _standardise(model: ListModel, examples: list[_Example]) -> None:
     ):
         mean.copy_(rows.mean(dim=0))
         deviation = (rows - mean).square().mean(dim=0).sqrt()
+        # An input that never varied in the log says nothing, and must not begin to in another world.
         scale.copy_(torch.where(deviation > 1e-4, 1.0 / deviation.clamp(min=1e-4), 0.0))
     base_PF = torch.cat([example.inputs.base_BCF.flatten(0, 1) for example in examples])
     target_PF = torch.cat([example.target_PF for example in examples])
@@ -271,7 +273,7 @@ def _train(
     generator: torch.Generator,
     run_dir: str | Path | None,
 ) -> None:
-    """First the candidates alone; then, with these held fixed, their company beside the controls."""
+    """First the candidates alone; then, with these held fixed, the effects of the list beside the controls."""
     config, num_signals = model.config, model.sizes.signals
     weight_UM = bootstrap_weights(num_users, user_L, config.num_members, generator)
     watched = torch.cat([example.target_PF[:, 0][example.known_PF[:, 0] > 0] for example in examples])
@@ -294,7 +296,7 @@ def _train(
         logit_MPF: Tensor = model.alone(examples[number].inputs, num_signals)
         return logit_MPF
 
-    def company(number: int) -> Tensor:
+    def list_effects(number: int) -> Tensor:
         assert model.effects is not None
         candidate_BKI = examples[number].inputs.candidate_BCI
         in_order_B1K = torch.arange(candidate_BKI.shape[1]).expand(len(candidate_BKI), 1, -1)
@@ -308,14 +310,17 @@ def _train(
             all_PX = torch.cat([example.control_PX for example in examples])
             controls = RankerControls(all_PX, (config.num_members, num_signals))
             parts = torch.nn.ModuleList([model.effects, controls])
+            # The controls go first, so that the effects begin with what these leave unexplained; then both together,
+            # and the controls are thrown away: a ranker of ours is not the log's.
             with torch.enable_grad():
                 fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
-                fit(parts, lambda n: final[n] + company(n) + controls(examples[n].control_PX), "evaluator_company")
-            model.effects.company.settle(model.alone.mean_I[model.effects.kind_Z])
-            model.effects.bound(torch.cat([company(number) for number in range(len(examples))], dim=1))
-            final = [logit_MPF + company(number) for number, logit_MPF in enumerate(final)]
+                fit(parts, lambda n: final[n] + list_effects(n) + controls(examples[n].control_PX), "evaluator_lists")
+            model.effects.pair_effects.settle(model.alone.mean_I[model.effects.kind_Z])
+            model.effects.bound(torch.cat([list_effects(number) for number in range(len(examples))], dim=1))
+            final = [logit_MPF + list_effects(number) for number, logit_MPF in enumerate(final)]
         target_PF = torch.cat([example.target_PF for example in examples])
         known_PF = torch.cat([example.known_PF for example in examples])
         user_P = torch.cat([example.user_P for example in examples])
+        # Levels last, by out-of-bag rows, since dropping the controls has moved them.
         out_MP1 = (weight_UM[user_P].T == 0).unsqueeze(-1)
         model.alone.head_bias.add_(level_shifts(torch.cat(final, dim=1), target_PF, known_PF * out_MP1))

@@ -1,4 +1,4 @@
-"""The networks of the list evaluator: what candidates are worth alone, and what company changes.
+"""The networks of the list evaluator: what candidates are worth alone, and what earlier places of a list change.
 
 Shape legend: B requests, C candidates, G lists, K places, F signals, M members, I inputs of a candidate,
 J inputs of a request, Z kinds, W width, Y = B * C candidates, P = B * G * K places.
@@ -18,7 +18,7 @@ from reward_models.recommender.encoding import NUM_TABS
 from reward_models.recommender.ensemble import FitSettings, at_least_one
 
 _TAIL = 0.001
-"""Share of the log's slates, at either end, whose effects are not believed to be larger than the others'."""
+"""Share of the log's places, at either end, whose effects are cut to the size of the others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ class Inputs(NamedTuple):
         """The inputs of B * G requests whose candidates are one list each, from those of all lists side by side."""
         lists = self.candidate_BCI.shape[1] // places
         return Inputs(
-            self.candidate_BCI.unflatten(1, (lists, places)).flatten(0, 1),
+            self.candidate_BCI.reshape(-1, places, self.candidate_BCI.shape[2]),
             self.request_BJ.repeat_interleave(lists, dim=0),
-            self.base_BCF.unflatten(1, (lists, places)).flatten(0, 1),
+            self.base_BCF.reshape(-1, places, self.base_BCF.shape[2]),
         )
 
 
@@ -111,7 +111,7 @@ class Sizes(NamedTuple):
 
 
 class ListModel(torch.nn.Module):
-    """M list models side by side: what candidates are alone, and what company changes."""
+    """M list models side by side: candidates alone, and the effects of earlier places."""
 
     def __init__(self, config: ListEvaluatorConfig, sizes: Sizes, seed: int):
         super().__init__()
@@ -175,14 +175,14 @@ class _ListEffects(torch.nn.Module):
     kind_Z: Tensor
     """int64 columns of the item features that are kinds."""
     low_M1F: Tensor
-    """The least change that is believed; see ``bound``."""
+    """Changes are cut here from below; see ``bound``."""
     high_M1F: Tensor
-    """The largest one."""
+    """And here from above."""
 
     def __init__(self, config: ListEvaluatorConfig, sizes: Sizes):
         super().__init__()
-        self.company = PairEffects(sizes.kinds, (config.num_members,))
-        self.company.pair.weight_decay = config.pair_decay  # type: ignore[attr-defined]
+        self.pair_effects = PairEffects(sizes.kinds, (config.num_members,))
+        self.pair_effects.pair.weight_decay = config.pair_decay  # type: ignore[attr-defined]
         self.slope = torch.nn.Parameter(torch.ones(config.num_members, 1, sizes.signals))
         self.register_buffer("kind_Z", torch.zeros(sizes.kinds, dtype=torch.int64))
         for name, limit in (("low_M1F", -torch.inf), ("high_M1F", torch.inf)):
@@ -193,20 +193,20 @@ class _ListEffects(torch.nn.Module):
         batch, lists, places = position_BGK.shape
         candidates = candidate_BCI.shape[1]
         kind_BCZ = candidate_BCI[..., self.kind_Z]
-        effect_MBCZ = torch.matmul(kind_BCZ, self.company.pair.unsqueeze(1))
+        effect_MBCZ = torch.matmul(kind_BCZ, self.pair_effects.pair.unsqueeze(1))
         effect_MBX = torch.matmul(effect_MBCZ, kind_BCZ.transpose(1, 2)).flatten(2)
         both_BGKK = position_BGK.unsqueeze(3) * candidates + position_BGK.unsqueeze(2)
         index_MBY = both_BGKK.view(1, batch, -1).expand(len(effect_MBX), -1, -1)
         effect_MBGKK = effect_MBX.gather(2, index_MBY).view(-1, batch, lists, places, places)
-        strength_MP1 = self.company.strength(effect_MBGKK).view(-1, batch * lists * places, 1)
+        strength_MP1 = self.pair_effects.strength(effect_MBGKK).view(-1, batch * lists * places, 1)
         change_MPF = strength_MP1 * self.slope[..., :num_signals]
         return change_MPF.clamp(self.low_M1F[..., :num_signals], self.high_M1F[..., :num_signals])
 
     def bound(self, change_MPF: Tensor) -> None:
-        """Believes no larger change, either way, than all but a thousandth of these, which the log's slates showed.
+        """Cuts changes, either way, at the size that all but a thousandth of the given ones have.
 
         Effects of five earlier places add up, so lists can be made that promise several times what any slate of the
-        log did; rankers find them.
+        log did, and rankers find them. Give the changes of the log's own slates.
         """
         limits = np.quantile(change_MPF.numpy(), (_TAIL, 1 - _TAIL), axis=1, keepdims=True)
         for bound_M1F, limit in zip((self.low_M1F, self.high_M1F), limits, strict=True):

@@ -31,6 +31,7 @@ from reward_models.recommender.ensemble import FitSettings, at_least_one, fit_me
 _BLOCK = 8  # columns of a block, see ``_top``
 _LEFT_OUT = -1e30
 _ROWS_AT_ONCE = BLOCK_ROWS  # so many rows of scores stay in the processor's cache
+_ROWS_AT_ONCE_ON_GPU = 8192  # a GPU wants long steps; this many rows of scores are some hundred megabytes
 LOWEST_SCORE = -50.0
 """Returned scores are cut here; only items that had to be left out reach it."""
 
@@ -118,9 +119,10 @@ class TwoTowerCandidates:
         if not 0 < num_candidates <= self._num_items:
             raise ValueError(f"num_candidates must lie in 1..{self._num_items} (the catalogue), got {num_candidates}")
         vector_Bd = self._user_vectors(state_BS)
+        at_once = _ROWS_AT_ONCE if vector_Bd.device.type == "cpu" else _ROWS_AT_ONCE_ON_GPU
         parts = [
             self._best(vector_Bd[rows], shown_BM[rows], uniform_B[rows], num_candidates)
-            for rows in (slice(i, i + _ROWS_AT_ONCE) for i in range(0, max(len(vector_Bd), 1), _ROWS_AT_ONCE))
+            for rows in (slice(i, i + at_once) for i in range(0, max(len(vector_Bd), 1), at_once))
         ]
         items, scores = zip(*parts, strict=True)
         return (items[0], scores[0]) if len(parts) == 1 else (torch.cat(items), torch.cat(scores))
@@ -130,7 +132,10 @@ class TwoTowerCandidates:
     ) -> tuple[Tensor, Tensor]:
         score_BZ = linear(vector_Bd, self._padded_Zd)
         if self._settings["exploration"] > 0:
+            # ``unfold`` made every stretch of the noise table a row of a view: a request's noise is one lookup.
             score_BZ = score_BZ.add_(self._noise_NZ.index_select(0, self._offset(uniform_B)))
+        # Items to leave out fall far below all others but stay above the padding, so that they come back, rather than
+        # nothing, once everything has been shown.
         column_BM = shown_BM.masked_fill(shown_BM == NO_ITEM, self._num_items)
         score_BZ = score_BZ.scatter_(1, column_BM, _LEFT_OUT)
         score_BZ[:, self._num_items :] = -torch.inf

@@ -130,6 +130,7 @@ class _Fitting:
 
     def loss(self, network: ResponseNetwork, row_R: Tensor, answer: Answer) -> Tensor:
         """Mean over rows of minus the log-likelihood of everything recorded."""
+        # Three parts, as the users are drawn: the cell of the watch time; signals read off the cell; signals given it.
         sequences, core = self.sequences, network.core
         cell_R, signals_RF = self.cell_P[row_R], sequences.signals_PF[row_R]
         log_prior_NM = core.log_prior(network.duration_N)
@@ -138,12 +139,15 @@ class _Fitting:
         total_R = -log_cell_RM.gather(1, cell_R.unsqueeze(1)).squeeze(1) * known_R
         if core.read_off and self.config.read_off_weight > 0:
             table_RMD = core.read_off_TGMD[sequences.tab_P[row_R], self.group_P[row_R]]
+            # The table is counted and fixed, so this term trains the cells: they must add up to the right rate of
+            # clicks, which their own loss pins down only loosely.
             chance_RD = (log_cell_RM.exp().unsqueeze(-1) * table_RMD).sum(1).clamp(1e-6, 1.0 - 1e-6)
             label_RD = signals_RF[:, [core.signals.index(name) for name in core.read_off]]
             losses_RD = nn.functional.binary_cross_entropy(chance_RD, label_RD, reduction="none")
             total_R = total_R + self.config.read_off_weight * losses_RD.sum(1)
         if core.given:
             label_RA = signals_RF[:, [core.signals.index(name) for name in core.given]]
+            # The recorded cell and first signal are given, not drawn: each factor of the joint likelihood by itself.
             logit_RA = answer.given + core.effects(cell_R, label_RA[:, 0])
             losses_RA = nn.functional.binary_cross_entropy_with_logits(logit_RA, label_RA, reduction="none")
             total_R = total_R + losses_RA.sum(1)
@@ -154,6 +158,7 @@ class _Fitting:
     ) -> tuple[ResponseNetwork, int]:
         """Trains one network; returns it with the epoch that was kept."""
         network, num_users = self.network(label_P), len(torch.unique(self.sequences.user_P[label_P]))
+        # A user's rows stay together, since each row's state comes from the rows before it.
         size = min(self.config.batch_users, max(1, num_users // self.config.min_batches))
 
         def batches(generator: torch.Generator) -> Iterator[SequenceBatch]:
@@ -201,6 +206,7 @@ class _Fitting:
         """
         if not network.core.num_kinds:
             return 0
+        # What videos are worth alone is finished and its first layer computed once; only effects and controls move.
         core, num_cells = network.core, network.core.cells.num_cells
         shown, held_out = (
             None if chosen_P is None else self.first_layer(network, chosen_P) for chosen_P in (label_P, validation_P)
@@ -208,12 +214,12 @@ class _Fitting:
         assert shown is not None
         control_RX = self.controls(network, shown)
         controls = RankerControls(control_RX, (num_cells + len(core.given),))
-        slope = nn.ParameterList([core.company_slope_V])
-        parts = nn.ModuleDict({"company": core.company, "slope": slope, "controls": controls})
+        slope = nn.ParameterList([core.pair_slope_V])
+        parts = nn.ModuleDict({"pairs": core.pair_effects, "slope": slope, "controls": controls})
         size = min(_LIST_ROWS, max(1, len(shown.row_R) // self.config.min_batches))
 
         def loss(first: FirstLayer, control_RX: Tensor, in_list: bool) -> Tensor:
-            answer = first.answer(core, network.company(self.sequences, first.row_R) if in_list else None)
+            answer = first.answer(core, network.earlier_strength(self.sequences, first.row_R) if in_list else None)
             cells_RM, given_RA = torch.split(controls(control_RX), [num_cells, len(core.given)], 1)
             return self.loss(network, first.row_R, Answer(answer.cells + cells_RM, answer.given + given_RA))
 
@@ -237,9 +243,11 @@ class _Fitting:
                 identity=self.identity(label_P, validation_P),
             ).best_epoch
 
+        # The controls alone, then effects beside controls: what the ranker knew is never taken for an effect of the
+        # list. The controls are not kept, for in the simulation another ranker fills the places.
         fit(controls, False, f"{label}-controls")
         epoch = fit(parts, True, label)
-        core.company.settle(network.kind_NY[self.sequences.item_P[shown.row_R]].mean(dim=0))
+        core.pair_effects.settle(network.kind_NY[self.sequences.item_P[shown.row_R]].mean(dim=0))
         return epoch
 
     @torch.no_grad()
@@ -270,8 +278,8 @@ class _Fitting:
     def answers(self, network: ResponseNetwork, label_P: Tensor) -> tuple[Tensor, Answer]:
         """Rows and logits of all labelled rows in their lists, without dropout."""
         first = self.first_layer(network, label_P)
-        company_R = network.company(self.sequences, first.row_R) if network.core.num_kinds else None
-        return first.row_R, first.answer(network.core, company_R)
+        strength_R = network.earlier_strength(self.sequences, first.row_R) if network.core.num_kinds else None
+        return first.row_R, first.answer(network.core, strength_R)
 
     @torch.no_grad()
     def effects(self, core: ResponseCore, row_R: Tensor) -> Tensor:
@@ -358,6 +366,7 @@ def fit_sequences(
     """
     config, run_dir = config or ResponseFitConfig(), None if run_dir is None else Path(run_dir)
     fitting = _Fitting(sequences, item_features_ND, user_features_UD, config, seed)
+    # The search stops by rows of later days, as the model will be used, and of users who taught it nothing.
     is_own_P = _rows_of(users, sequences)
     is_choosing_P = is_own_P if choosing_users is None else _rows_of(choosing_users, sequences)
     is_held_out_P = torch.isin(sequences.date_P, torch.tensor(sorted(validation_dates)).long())
@@ -397,6 +406,7 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
     that of the final network itself on all its rows: a few offsets do not overfit, and the levels of
     networks that differ in nothing but the rows seen scatter by a few percent.
     """
+    # Folds are of users, not of rows: a user's other rows would give the answer away.
     sequences, num_folds, core = fitting.sequences, fitting.config.calibration_folds, network.core
     generator = torch.Generator().manual_seed(fitting.seed)
     fold_P = (torch.randperm(len(sequences.start_U1) - 1, generator=generator) % num_folds)[sequences.user_P]

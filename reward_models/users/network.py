@@ -33,9 +33,9 @@ class FirstLayer(NamedTuple):
         """Some of the rows."""
         return FirstLayer(*(column[index_X] for column in self))
 
-    def answer(self, core: ResponseCore, company_R: Tensor | None = None) -> Answer:
+    def answer(self, core: ResponseCore, strength_R: Tensor | None = None) -> Answer:
         """Logits of the rows, shown alone or after what came before them."""
-        return core.answer(self.hidden_RH, self.user_RV, self.tab_R, company_R)
+        return core.answer(self.hidden_RH, self.user_RV, self.tab_R, strength_R)
 
 
 class ResponseNetwork(nn.Module):
@@ -152,14 +152,14 @@ class ResponseNetwork(nn.Module):
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
         return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
 
-    def company(self, sequences: Sequences, row_R: Tensor) -> Tensor:
+    def earlier_strength(self, sequences: Sequences, row_R: Tensor) -> Tensor:
         """Strengths (R,) of what the earlier places of their requests do to rows."""
         assert sequences.earlier_PQ is not None
         earlier_RQ = sequences.earlier_PQ[row_R]  # the nearest one first
-        fading_Q = self.core.company.fading(torch.arange(earlier_RQ.shape[1]))
+        fading_Q = self.core.pair_effects.fading(torch.arange(earlier_RQ.shape[1]))
         fading_RQ1 = (fading_Q * (earlier_RQ != NO_ITEM)).unsqueeze(-1)
         earlier_RY = (self.kind_NY[earlier_RQ.clamp(min=0)] * fading_RQ1).sum(1)
-        return (earlier_RY @ self.core.company.pair * self.kind_NY[sequences.item_P[row_R]]).sum(-1)
+        return (earlier_RY @ self.core.pair_effects.pair * self.kind_NY[sequences.item_P[row_R]]).sum(-1)
 
     @torch.no_grad()
     def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:

@@ -112,10 +112,8 @@ class ResponseCore(nn.Module):
         self.parent_effect_A = nn.Parameter(torch.zeros(num_given))
         shape = (num_tabs, cells.num_groups, cells.num_cells, len(self.read_off))
         self.register_buffer("read_off_TGMD", torch.full(shape, 0.5))
-        self.company = PairEffects(num_kinds)
-        self.company_slope_V = nn.Parameter(
-            torch.cat([torch.linspace(-1.0, 1.0, cells.num_cells), torch.ones(num_given)])
-        )
+        self.pair_effects = PairEffects(num_kinds)
+        self.pair_slope_V = nn.Parameter(torch.cat([torch.linspace(-1.0, 1.0, cells.num_cells), torch.ones(num_given)]))
 
     def log_prior(self, duration_N: Tensor) -> Tensor:
         """What its duration alone makes of a video's cells, (N, M): the width it leaves, and a learned level."""
@@ -140,19 +138,19 @@ class ResponseCore(nn.Module):
         """
         return user[..., : self.config.width] + context + item + linear(taste * event, self.taste_layer.weight)
 
-    def answer(self, hidden: Tensor, user: Tensor, tab: Tensor, company: Tensor | None = None) -> Answer:
+    def answer(self, hidden: Tensor, user: Tensor, tab: Tensor, strength: Tensor | None = None) -> Answer:
         """Logits of a place.
 
         Args:
             hidden: (..., H), its first layer, before the nonlinearity.
             user: (..., H + A), see ``user``.
             tab: int64 (...).
-            company: (...) strength of what came before in the slate, see ``PairEffects``; ``None`` for nothing.
+            strength: (...) of the effects of earlier places of the slate, see ``PairEffects``; ``None`` for none.
         """
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias) + self.tab_logit_TV[tab]
-        if company is not None:
-            logits = logits + company.unsqueeze(-1) * self.company_slope_V
+        if strength is not None:
+            logits = logits + strength.unsqueeze(-1) * self.pair_slope_V
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
         return Answer(cells, given + user[..., self.config.width :])
 
@@ -165,7 +163,7 @@ class ResponseCore(nn.Module):
         self.head.weight[:num_cells] *= scale
         self.head.bias[:num_cells] *= scale
         self.tab_logit_TV[:, :num_cells] *= scale
-        self.company_slope_V[:num_cells] *= scale
+        self.pair_slope_V[:num_cells] *= scale
         self.duration_logit_CM.add_(offset_CM)
 
     def rescale_given(self, index: int, scale: float, offset: float) -> None:
@@ -182,7 +180,7 @@ class ResponseCore(nn.Module):
             bias[row] *= scale
         self.head.bias[self.cells.num_cells + index] += offset
         self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
-        self.company_slope_V[self.cells.num_cells + index] *= scale
+        self.pair_slope_V[self.cells.num_cells + index] *= scale
 
     def effects(self, cell: Tensor, parent: Tensor) -> Tensor:
         """What cell and first of the A signals (``parent``, 0/1), once known, add to logits (..., A)."""
@@ -237,7 +235,7 @@ class SequenceResponse(nn.Module):
         log_prior_NM = core.log_prior(duration_N).detach()
         rows = [self.item_NH, self.item_event_NE, log_prior_NM, cells.log_duration(duration_N).unsqueeze(1)]
         if core.num_kinds:
-            effect_NY = linear(self.item_kind_NY, core.company.pair.detach().T)
+            effect_NY = linear(self.item_kind_NY, core.pair_effects.pair.detach().T)
             rows += [self.item_kind_NY, effect_NY]
         self._row_widths = [row.shape[1] for row in rows]
         self.register_buffer("item_row_NR", torch.cat(rows, 1), persistent=False)
@@ -321,12 +319,12 @@ class SequenceResponse(nn.Module):
             embedding(items_BK, self.item_row_NR), self._row_widths, -1
         )
         hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
-        company_BK = None
+        strength_BK = None
         if core.num_kinds:
             kind_BKY, effect_BKY = kinds
             effect_BKK = (effect_BKY.unsqueeze(2) * kind_BKY.unsqueeze(1)).sum(-1)
-            company_BK = core.company.strength(effect_BKK)
-        answer = core.answer(hidden_BKH, user_B1V, tab_B1, company_BK)
+            strength_BK = core.pair_effects.strength(effect_BKK)
+        answer = core.answer(hidden_BKH, user_B1V, tab_B1, strength_BK)
         return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), tab_B1)
 
     def config(self) -> dict[str, Any]:

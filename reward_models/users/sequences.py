@@ -45,8 +45,8 @@ class Sequences:
     known_PF: Tensor
     """bool."""
     begin_P: Tensor
-    """int64: the row with which this row's request begins; the row itself in logs without requests.
-    A user's state is that of the request's beginning for all its places."""
+    """int64: the row with which this row's request begins; in logs without requests, the first row of the same user
+    and millisecond. A user's state is that of the request's beginning for all its places."""
     earlier_PQ: Tensor | None
     """int64 item codes at earlier places of the same request, ``NO_ITEM`` where there are fewer; ``None``
     for logs without a request key."""
@@ -121,12 +121,14 @@ def _requests(dataset: LoggedDataset) -> tuple[Tensor, Tensor | None]:
     """First row of each row's request, and the items at the places before it."""
     rows = dataset.rows
     row = np.arange(len(rows))
-    if "request" not in rows or "place" not in rows:
-        return torch.from_numpy(row), None
-    key, user = rows["request"].to_numpy(), rows["user"].to_numpy()
+    has_requests = "request" in rows and "place" in rows
+    # Without a request key, rows of one millisecond still came together: none is feedback on what another shows.
+    key, user = rows["request" if has_requests else "time_ms"].to_numpy(), rows["user"].to_numpy()
     is_first = np.ones(len(rows), bool)
     is_first[1:] = (key[1:] != key[:-1]) | (user[1:] != user[:-1])
     begin = np.maximum.accumulate(np.where(is_first, row, 0))
+    if not has_requests:
+        return torch.from_numpy(begin), None
     place = row - begin
     back = row[:, None] - np.arange(1, max(int(place.max()), 1) + 1)
     item = rows["item"].to_numpy(np.int64)

@@ -128,11 +128,13 @@ class UserState(nn.Module):
         gate = linear(scaled, self.gate.weight)
         vector, rate = item_event * gate[..., : self.width], self.rate_Z
         if self.gated:
-            rate = torch.log1p(torch.exp(gate[..., self.width :]))
+            rate = torch.log1p(torch.exp(gate[..., self.width :]))  # above 0: no event makes the past grow
         return torch.cat([vector, feedback], -1) * mask, -rate * mask
 
     def update(self, sums_BS: Tensor, events_BKE: Tensor, log_fade_BKZ: Tensor) -> Tensor:
         """Sums after K events in order."""
+        # Event j is faded by all events after it: the total fading less the fading up to j. In logarithms, where a long
+        # past is a large negative number; as a product it would underflow to 0 and a quotient of two such to NaN.
         fade_BKZ = log_fade_BKZ.cumsum(1)
         total_B1Z = fade_BKZ[:, -1:]
         weight_BKZ = torch.exp(total_B1Z - fade_BKZ)
@@ -146,6 +148,8 @@ class UserState(nn.Module):
         Row t comes with the sums after the events before number ``begin_BT[:, t]``: its own number, or that
         of the first event of its request.
         """
+        # The same as ``update`` for every row at once: weights of all pairs (row, event) instead of a loop over events,
+        # T x T numbers for each sum. Masked before the exponential, where later events would overflow.
         zero_B1Z = log_fade_BTZ.new_zeros(len(sums_BS), 1, self.num_sums)
         fade_BVZ = torch.cat([zero_B1Z, log_fade_BTZ.cumsum(1)], 1)
         faded_BTZ = fade_BVZ.gather(1, begin_BT.unsqueeze(-1).expand(-1, -1, self.num_sums))

@@ -15,10 +15,10 @@ from agents.method import Columns, log_columns, method_path
 from agents.method_checker import check_method
 from agents.networks import Encoding, RequestShape
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
-from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, WEIGHT, fit_to_slates, usable_slates
+from agents.rerankers.logged_slates import EXPECTED, POSITIONS, SECONDS, fit_to_slates, teaching_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
-from agents.rerankers.scorers import SCORERS
 from agents.rerankers.seq2slate import _NOISE
+from agents.rl.behaviour_cloning import WEIGHT
 from recsim_env.data.requests import LoggedBatch, LoggedRequests, logged_requests
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
@@ -160,6 +160,7 @@ class GameLog:
         self.slate_size_L = torch.full((num_requests,), K)
         self.slate_event_P = torch.arange(num_requests * K)
         self.candidate_item_Q = self.predictor = ()
+        self.digest = "the list game"
 
     def batch(self, index: Tensor) -> LoggedBatch:
         seconds, nothing = self.seconds[index], torch.zeros(len(index), dtype=torch.bool)
@@ -196,10 +197,8 @@ def test_every_method_finds_the_best_lists_of_a_log(name: LogMethodName, monkeyp
 
 @pytest.mark.parametrize("name", LOG_METHODS)
 def test_every_method_keeps_the_contract(name: LogMethodName) -> None:
-    method = log_method(name)
-    sizes = {"width": 8, "heads": 2, "item_embedding": 0}
-    network = {"network": method.config.network} if name in SCORERS else {}
-    check_method(method_path(method), **sizes, **network)
+    config = log_method(name, width=8, heads=2).config
+    check_method(method_path(log_method(name)), **dataclasses.asdict(config))
 
 
 def test_slates_from_outside_their_candidates_teach_nothing(small_log: LoggedRequests) -> None:
@@ -298,10 +297,10 @@ def test_what_cannot_be_fitted_is_refused_in_words(small_log: LoggedRequests) ->
         fit_to_slates(ready, prm, 3, among=torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match="hold the log's slates of 3, got 2"):
         fit_to_slates(ready, prm, 2)
-    with pytest.raises(ValueError, match="decoder must be 'matching', got 'autoregressive'"):
+    with pytest.raises(ValueError, match=r"decoder must be one of \('matching',\), got 'autoregressive'"):
         log_method("nar4rec", decoder="autoregressive")
-    with pytest.raises(ValueError, match="prm names its network"):
-        log_method("prm", network="dlcm")
+    with pytest.raises(ValueError, match=r"prm is defined by its \['mixing'\]"):
+        log_method("prm", mixing="recurrent")
     with pytest.raises(ValueError, match="learns from 'fresh', not from a log"):
         fit_to_slates(ready, cast(Any, SimpleNamespace(data="fresh")), 3)
     unknown = dataclasses.replace(ready, event_known_EF=torch.zeros_like(small_log.event_known_EF))
@@ -320,7 +319,7 @@ def test_slates_from_outside_their_candidates_are_left_out(small_log: LoggedRequ
         others = [item for item in range(100) if item not in shown]
         strange[start[request] : start[request + 1]] = torch.tensor(others)[: start[request + 1] - start[request]]
     changed = dataclasses.replace(small_log, candidate_item_Q=strange)
-    kept = usable_slates(changed, torch.arange(len(small_log)))
+    kept = teaching_slates(changed, log_method("prm"), torch.arange(len(small_log)))
     assert kept.tolist() == list(range(1, len(small_log), 2))
 
 
@@ -330,5 +329,5 @@ def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_
     again = fit_to_slates(ready, prm, 3, max_epochs=1, run_dir=tmp_path)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="holds other work"):
         fit_to_slates(ready, log_method("seq2slate", **SMALL), 3, max_epochs=1, run_dir=tmp_path)

@@ -75,7 +75,7 @@ def test_code_of_strangers_is_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
     monkeypatch.syspath_prepend(tmp_path)
     _rewrite(folder, method="evil:Method")
-    with pytest.raises(ValueError, match=r"of another project, whose code would run; .*trusted=\('evil',\)"):
+    with pytest.raises(ValueError, match=r"of another project, whose code would run .*trusted=\('evil',\)"):
         load_policy(folder)
     with pytest.raises(SystemExit, match="this ran"):
         load_policy(folder, trusted=("evil",))

@@ -11,29 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-ray = pytest.importorskip("ray")
-
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch  # noqa: E402
-
-from agents.baselines import PointwiseGreedy  # noqa: E402
-from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRank, GoalRankConfig  # noqa: E402
-from agents.list_policy import ListPolicy  # noqa: E402
-from agents.method import Method, request_of  # noqa: E402
-from agents.networks import RequestShape  # noqa: E402
-from agents.objectives import group_relative_cross_entropy  # noqa: E402
-from agents.policies import load_policy, save_policy  # noqa: E402
-from agents.rerankers.clig import CligConfig, search_generators  # noqa: E402
-from agents.rerankers.complementarity import list_distances  # noqa: E402
-from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics  # noqa: E402
-from agents.rerankers.multi_generator import PolicyLists  # noqa: E402
-from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus  # noqa: E402
-from agents.rllib.env_runner import MethodEnvRunner  # noqa: E402
-from agents.rllib.train import _card, latest_checkpoint, train_method  # noqa: E402
-from recsim_env.types import ListEvaluator, ListValue, Request  # noqa: E402
-from tests.helpers.list_game import ENV, TAG, K, N, TrueValue, make_request, share_of_optimum  # noqa: E402
-from tests.helpers.planted import planted_world  # noqa: E402
+from agents.baselines import PointwiseGreedy
+from agents.goalrank import GROUP_LOG_PROB, GROUP_POSITIONS, GROUP_VALUE, GoalRank, GoalRankConfig
+from agents.list_policy import ListPolicy
+from agents.method import Method, request_of
+from agents.networks import RequestShape
+from agents.objectives import group_relative_cross_entropy
+from agents.policies import load_policy, policy_card, save_policy
+from agents.rerankers.clig import CligConfig, search_generators
+from agents.rerankers.complementarity import list_distances
+from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
+from agents.rerankers.multi_generator import PolicyLists
+from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus
+from agents.rllib.env_runner import MethodEnvRunner
+from agents.rllib.train import _card, latest_checkpoint, train_method
+from recsim_env.known_worlds import short_video_world
+from recsim_env.types import ListEvaluator, ListValue, Request
+from recsim_env.world import World
+from tests.helpers.list_game import ENV, TAG, K, N, TrueValue, make_request, share_of_optimum
+from tests.helpers.planted import planted_world
 
 ROOT = Path(__file__).parents[2]
 SHAPE = RequestShape.of(make_request(1, torch.Generator()), N, K)
@@ -46,6 +46,14 @@ class Doubled:
     def score(self, request: Request, items_BGK: torch.Tensor) -> ListValue:
         value = TrueValue().score(request, items_BGK)
         return value._replace(value_BG=2 * value.value_BG)
+
+
+class FirstPlace:
+    """An evaluator with an opinion on the first place only."""
+
+    def score(self, request: Request, items_BGK: torch.Tensor) -> ListValue:
+        value = items_BGK[..., 0].float()
+        return ListValue(value, items_BGK.float(), torch.zeros_like(value))
 
 
 class Broken:
@@ -317,6 +325,28 @@ def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         train_method(GoalRank(SMALL), {}, iterations=0, run_dir=tmp_path, env=ENV)
     assert not ray.is_initialized()
+
+
+def test_a_changed_world_is_not_taken_for_the_one_trained_in(tmp_path: Path) -> None:
+    world, other = (short_video_world(num_users=30, num_items=60, seed=seed) for seed in (1, 2))
+    sizes = {"slate_size": 3, "num_candidates": 8, "max_requests": 4}
+
+    def train(world: World, iterations: int = 1, **how: int) -> Path:
+        world.save(tmp_path / "world")
+        env_config = {"world": str(tmp_path / "world"), **sizes}
+        return train_method(
+            GoalRank(SMALL), env_config, iterations=iterations, run_dir=tmp_path / "run", evaluator=FirstPlace(), **how
+        )
+
+    train(world, num_envs=4, steps_per_iteration=4)
+    with pytest.raises(ValueError, match=r"holds other work \(world_digest was"):
+        train(other, num_envs=4, steps_per_iteration=4)
+    with pytest.raises(ValueError, match=r"sampling.num_envs was 4, now 8"):
+        train(world, num_envs=8, steps_per_iteration=4)
+    train(world, iterations=2, num_envs=4, steps_per_iteration=4)
+    assert policy_card(tmp_path / "run" / "policy")["training"]["iterations"] == 2
+    with pytest.raises(ValueError, match="was trained for 2 iterations, 1 were asked for"):
+        train(world, num_envs=4, steps_per_iteration=4)
 
 
 PROGRAM = """

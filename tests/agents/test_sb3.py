@@ -7,6 +7,7 @@ import torch
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from agents.sb3 import RecVecEnv
@@ -114,3 +115,13 @@ def test_ppo_nearly_reaches_the_optimum_of_the_tiny_world() -> None:
         torch.set_num_threads(threads)
     assert over.all()
     assert total.mean() / tiny_optimum(world).session_watch_time > 0.95
+
+
+@pytest.mark.parametrize("env_id", ["recsim_env/Session-v0", "recsim_env:recsim_env/Session-v0"])
+def test_stable_baselines_makes_the_registered_environments_itself(env_id: str) -> None:
+    env = make_vec_env(env_id, n_envs=2, seed=5, env_kwargs={"world": planted_world(), **SIZES})
+    batched = RecVectorEnv(2, planted_world(), **SIZES)
+    assert np.array_equal(env.reset(), batched.reset(seed=[5, 6])[0])
+    image = env.env_method("render")[0]
+    assert image.dtype == np.uint8
+    PPO("MlpPolicy", env, n_steps=8, batch_size=8).learn(16)

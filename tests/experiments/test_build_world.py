@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from agents.goalrank import GoalRankConfig, GoalRankPolicy
+from agents.goalrank import GoalRank, GoalRankConfig
 from agents.networks import RequestShape
 from experiments import build_world
 from experiments.inspect import Inspect
@@ -17,11 +17,10 @@ from recsim_env import RecVectorEnv
 from recsim_env.world import World
 from reward_models.trainer import TrainConfig
 from reward_models.users.fit import ResponseFitConfig
-from tests.helpers.small_build import SMALL_BUILD
+from tests.helpers.learned import ONE_JUDGE
 
-BUILD = dataclasses.replace(SMALL_BUILD, judges=1, judge_dev=False)
 LONGER = dataclasses.replace(
-    BUILD,
+    ONE_JUDGE,
     fit=ResponseFitConfig(
         calibration_folds=0, train=TrainConfig(max_epochs=6, learning_rate=0.01, learning_rate_decay=0.8)
     ),
@@ -80,7 +79,7 @@ def test_a_table_of_four_columns_becomes_worlds(tmp_path: Path, signals: tuple[s
     assert RecVectorEnv(2, world).config.num_candidates == NUM_ITEMS, "a small catalogue is a small candidate set"
     request = RecVectorEnv(4, world).reset_tensors(seed=0)
     shape = RequestShape.of(request, NUM_ITEMS, 6)
-    policy = GoalRankPolicy(GoalRankConfig(width=16, heads=2, item_embedding=4), shape)
+    policy = GoalRank(GoalRankConfig(width=16, heads=2, item_embedding=4)).network(shape)
     assert policy(request, torch.Generator()).items_BK.shape == (4, 6)
     even, odd = watched(world)
     assert even > 1.5 * odd, "videos differ by their rows, where nothing else is known of them"
@@ -109,6 +108,6 @@ def test_a_table_without_watch_time_is_refused_by_both(tmp_path: Path) -> None:
     answer, reason = verdict(log, columns)
     assert answer == "no"
     with pytest.raises(ValueError, match="no row says how long a video was watched") as error:
-        build_world.main(build_world.Arguments(log=log, map=columns, out=tmp_path / "worlds", build=BUILD))
+        build_world.main(build_world.Arguments(log=log, map=columns, out=tmp_path / "worlds", build=ONE_JUDGE))
     assert reason in str(error.value)
     assert not (tmp_path / "worlds").exists()

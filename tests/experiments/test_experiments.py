@@ -23,7 +23,7 @@ from recsim_env.results import as_json
 from recsim_env.types import Decision, Request
 from recsim_env.world import World
 from reward_models.build import build_worlds
-from tests.helpers.small_build import SMALL_BUILD, small_log, small_truth
+from tests.helpers.learned import SMALL_BUILD, small_log, small_truth
 
 
 class WithoutSize:

@@ -356,5 +356,5 @@ class HastyLeave:
 def test_a_world_whose_expectations_cannot_be_exact_is_refused() -> None:
     world = short_video_world(num_users=60, num_items=120)
     check_expected(world)
-    with pytest.raises(ValueError, match="expected says .* places that are reached where 4000 draws average"):
+    with pytest.raises(ValueError, match=r"expected says .* places that are reached where 4000 draws average"):
         check_expected(world.replace(leave=HastyLeave()))

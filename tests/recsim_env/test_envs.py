@@ -1,5 +1,6 @@
 """The Gymnasium faces: the public contract, the action and observation forms, and ends of episodes."""
 
+import dataclasses
 import warnings
 
 import gymnasium as gym
@@ -14,9 +15,9 @@ from recsim_env import RecEnv, RecVectorEnv
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.known_worlds import short_video_world
 from recsim_env.observations import BOUND
-from recsim_env.rewards import SignalReward
+from recsim_env.rewards import SignalReward, aspect_rewards
 from recsim_env.slates import first_showing
-from recsim_env.types import CONTEXT
+from recsim_env.types import CONTEXT, Feedback
 from recsim_env.world import World
 
 ACTIONS = ["slate", "items", "scores", "weights", "hyper"]
@@ -36,7 +37,7 @@ def test_gymnasium_checker_is_silent(world: World, env_id: str, action: str, obs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gym.make(env_id, world=world, action=action, observation=observation, **SIZES)
-        check_env(env.unwrapped, skip_render_check=True)
+        check_env(env.unwrapped, skip_render_check=action != "slate")
 
 
 @pytest.mark.parametrize("action", ["slate", "scores"])
@@ -89,7 +90,7 @@ def test_hours_and_requests_are_told_apart_to_the_last(world: World) -> None:
     env = RecVectorEnv(3, world.replace(contexts=late, leave=patient), **{**SIZES, "max_requests": 40})
     observation, _ = env.reset(seed=0)
     assert (observation[:, CONTEXT.index("hour")] == 23).all()
-    for request_index in range(1, 31):
+    for _ in range(30):
         observation, *_ = env.step(np.tile(np.arange(4), (3, 1)))
         assert env.observation_space.contains(observation)
     assert (observation[:, CONTEXT.index("request_index")] == 30).all()
@@ -233,6 +234,25 @@ def test_a_repeated_video_earns_nothing_and_is_counted(world: World) -> None:
     assert first_showing(torch.tensor([[4, 4, 5, 4]])).tolist() == [[True, False, True, False]]
 
 
+def test_every_signal_is_a_reward_of_its_own_for_those_who_want_it(world: World) -> None:
+    reward = aspect_rewards(world.signals)
+    env = RecEnv(world, reward=reward, **SIZES)
+    env.reset(seed=2)
+    _, total, _, _, info = env.step(np.arange(4))
+    assert tuple(info["rewards"]) == world.signals
+    for index, name in enumerate(world.signals):
+        assert info["rewards"][name] == pytest.approx(float(info["signals"][:, index].sum()))
+    assert total == pytest.approx(info["rewards"]["watch_time"])
+    weighted = aspect_rewards(world.signals, {"like": 3.0})
+    vector = RecVectorEnv(5, world, reward=weighted, **SIZES)
+    vector.reset_tensors(0)
+    step = vector.step_tensors(vector.request.candidates_BC[:, :4])
+    assert step.rewards_BR.shape == (5, len(world.signals))
+    assert torch.equal(step.reward_B, 3.0 * step.rewards_BR[:, world.signals.index("like")])
+    with pytest.raises(ValueError, match="unknown signal 'likes'"):
+        aspect_rewards(world.signals, {"likes": 1.0})
+
+
 def test_reward_components_and_weights(world: World) -> None:
     reward = SignalReward({"watch_time": 1.0, "click": 10.0}, world.signals)
     env = RecEnv(world, reward=reward, **SIZES)
@@ -270,13 +290,44 @@ def test_rendering_reads_like_a_session(world: World) -> None:
     assert "watched" in text
 
 
+def test_a_picture_shows_the_last_slate(world: World) -> None:
+    env = gym.make("recsim_env/Session-v0", world=world, render_mode="rgb_array", **SIZES).unwrapped
+    env.reset(seed=0)
+    blank = env.render()
+    assert blank.dtype == np.uint8
+    assert (blank == 255).all()
+    *_, info = env.step(np.arange(4))
+    image = env.render()
+    assert image.shape == blank.shape
+    watched = (image == (40, 110, 190)).all(axis=2).sum(axis=0)[8:].reshape(4, 32)[:, 0] / 120 * 120.0
+    assert watched == pytest.approx(np.minimum(info["signals"][:, 0], 120.0), abs=0.51)
+
+
+@dataclasses.dataclass(frozen=True)
+class UntilLike:
+    """An episode ends with the first like."""
+
+    name: str = "until_like"
+
+    def is_over(self, feedback: Feedback) -> torch.Tensor:
+        return feedback.signals_BKF[..., 3].any(dim=1)
+
+
+def test_a_task_says_when_an_episode_is_over(world: World) -> None:
+    env = RecVectorEnv(40, world, task=UntilLike(), **SIZES)
+    env.reset_tensors(0)
+    step = env.step_tensors(env.request.candidates_BC[:, :4])
+    assert torch.equal(step.terminated_B, step.feedback.signals_BKF[..., 3].any(dim=1))
+    assert 0 < int(step.terminated_B.sum()) < 40
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"slate_sise": 3}, "unknown setting 'slate_sise'.*did you mean 'slate_size'"),
         ({"action": "slates"}, "unknown action form 'slates'.*did you mean 'slate'"),
         ({"observation": "feature"}, "unknown observation form 'feature'.*did you mean 'features'"),
-        ({"task": "day"}, "task must be 'session' or 'request', got 'day'"),
+        ({"task": "day"}, "unknown task 'day'; allowed: .'session', 'request'.*"),
     ],
 )
 def test_misspelt_settings(world: World, settings: dict[str, object], message: str) -> None:

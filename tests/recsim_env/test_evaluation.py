@@ -25,6 +25,7 @@ from recsim_env.rewards import SignalReward
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Decision, Policy, Request
 from recsim_env.world import World
+from tests.helpers.learned import shared_learned_worlds
 from tests.helpers.planted import SIGNALS, planted_world
 
 SMALL = EvaluationSettings(cold_start_below=6, duration_edges=(20.0, 40.0), max_requests=6)
@@ -379,7 +380,7 @@ def run(**changes: object) -> EvaluationResult:
         (lambda: run(num_sessions=1), "need num_sessions >= 2"),
         (
             lambda: run(policies={"p": RetrieverOrder(4)}),
-            r"'p' answered slates of shape \(4, 4\), need \(4, 3\)",
+            r"policy 'p' in world 'planted': .*\s*.*has shape \(8, 4\), need \(8, 3\)\s*2. build it for slates of 3",
         ),
         (lambda: run(logged_impressions_N=torch.ones(3)), "each of the 30 items, got shape \\(3,\\)"),
         (lambda: run(policies={"p": Contender()}), "or an oracle, not both"),
@@ -402,3 +403,66 @@ def test_only_the_same_sessions_are_paired() -> None:
     assert not both.paired("p", "q", "w")
     with pytest.raises(ValueError, match="'p' played 20 sessions in 'w' and 'q' 10: only the same"):
         both.difference("p", "q", "w")
+
+
+def answers(choose: Callable[[Request], Tensor]) -> Policy:
+    return lambda request, generator: Decision(choose(request))
+
+
+def positions(request: Request) -> Tensor:
+    return request.predicted_BCF[..., 0].topk(3, dim=1).indices
+
+
+def whole_catalogue(request: Request) -> Tensor:
+    return torch.arange(3).repeat(len(request.user_B), 1) * 14 + 1
+
+
+def written_into(request: Request) -> Tensor:
+    request.history_BH[:, 0] = 2
+    return request.candidates_BC[:, :3]
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (positions, "below 10, the number of candidates, .* these look like positions"),
+        (
+            lambda request: request.candidates_BC[:, :3] + 25,
+            r"slates hold item codes \d+..\d+, the catalogue has 0..29",
+        ),
+        (lambda request: request.candidates_BC[:, :3].float(), "items_BK is torch.float32, need torch.int64"),
+        (written_into, "the call changes the request it was given"),
+    ],
+)
+def test_a_policy_that_cannot_be_measured_is_refused_before_it_plays(
+    choose: Callable[[Request], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate({"p": answers(choose)}, {"w": planted_world()}, num_sessions=4, seed=0, settings=SMALL, progress=False)
+
+
+def test_a_generator_over_the_whole_catalogue_is_measured_like_any_other() -> None:
+    """Also where its codes are low, if it says so, and where the world has an evaluator."""
+    learned = shared_learned_worlds()["A"]
+    low = answers(lambda request: torch.arange(6).repeat(len(request.user_B), 1))
+    generators = {"all": answers(lambda r: 25 * torch.arange(6).repeat(len(r.user_B), 1)), "low": low}
+    with pytest.raises(ValueError, match=r"(?s)'low' in world .* declared by Contender"):
+        evaluate(generators, {"A": learned}, num_sessions=4, seed=0, progress=False)
+    generators["low"] = Contender(policies=[low], outside=True)
+    found = evaluate(generators, {"A": learned}, num_sessions=40, seed=0, progress=False)
+    for name in generators:
+        assert 0.3 < found.row(name, "A", "outside_share").mean < 1
+        assert math.isfinite(found.row(name, "A", "evaluator_value").mean)
+    planted = evaluate(
+        {"p": answers(whole_catalogue)}, {"w": planted_world()}, num_sessions=4, seed=0, settings=SMALL, progress=False
+    )
+    assert planted.row("p", "w", "outside_share").mean > 0
+
+
+def test_repeats_are_warned_of_and_counted() -> None:
+    same_video = answers(lambda request: request.candidates_BC[:, :1].expand(-1, 3).contiguous())
+    with pytest.warns(UserWarning, match="policy 'p' in world 'planted': a slate shows the same video twice"):
+        found = evaluate(
+            {"p": same_video}, {"w": planted_world()}, num_sessions=20, seed=0, settings=SMALL, progress=False
+        )
+    assert found.row("p", "w", "repeat_share").mean > 0.5

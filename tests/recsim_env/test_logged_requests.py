@@ -204,3 +204,13 @@ def test_a_feature_table_of_another_length_is_refused():
     dataset = random_log(2, request_key=False)
     with pytest.raises(ValueError, match="item_features_ND has 3 rows, the log 20 codes"):
         logged_requests(dataset, item_features_ND=torch.zeros(3, 1), user_features_UD=torch.zeros(7, 1))
+
+
+def test_requests_are_told_apart_by_their_content():
+    dataset = random_log(11, request_key=True)
+    requests = build(dataset)
+    assert build(random_log(11, request_key=True)).digest == requests.digest
+    signal = dataset.signals[-1]
+    dataset.rows.loc[dataset.rows.index[3], signal] = 1 - dataset.rows[signal].iloc[3]
+    assert build(dataset).digest != requests.digest
+    assert requests.only(users=[1, 2]).digest != requests.digest

@@ -64,3 +64,10 @@ def test_gradients_are_those_of_the_plain_product() -> None:
     linear(x, weight).sum().backward()
     assert weight.grad is not None
     assert torch.allclose(weight.grad, x.sum(0).expand(6, -1))
+
+
+def test_a_layer_without_inputs_is_its_bias() -> None:
+    """As for users of whom a log tells nothing."""
+    bias = torch.arange(40.0)
+    assert torch.equal(linear(torch.zeros(3, 5, 0), torch.zeros(40, 0), bias), bias.expand(3, 5, -1))
+    assert torch.equal(linear(torch.zeros(2, 0), torch.zeros(3, 0), bias[:3]), bias[:3].expand(2, -1))

@@ -21,9 +21,7 @@ from reward_models.build import (
     with_recommender,
     without_list_effect,
 )
-from tests.helpers.small_build import SMALL_BUILD, small_log, small_truth
-
-TWO = dataclasses.replace(SMALL_BUILD, judges=1, judge_dev=False)
+from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +95,7 @@ def test_every_user_has_one_role(log: LoggedDataset) -> None:
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(400))
     shares = {name: len(codes) / 400 for name, codes in parts.items()}
     assert shares == pytest.approx({"A": 0.45, "choosing": 0.1, "judge-dev": 0.15, "judge-final": 0.3}, abs=0.06)
-    without = users_of(log, TWO)
+    without = users_of(log, ONE_JUDGE)
     assert without["A"].tolist() == parts["A"].tolist()
     both = sorted([*parts["judge-dev"].tolist(), *parts["judge-final"].tolist()])
     assert without["judge-final"].tolist() == both
@@ -171,17 +169,17 @@ def test_files_of_the_users_are_left_alone(log: LoggedDataset, tmp_path: Path) -
     (out / "A").mkdir(parents=True)
     (out / "A" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds files but no build.json"):
-        build_worlds(log, out, TWO)
+        build_worlds(log, out, ONE_JUDGE)
     shutil.rmtree(out)
     out.mkdir()
-    config = json.loads(json.dumps(dataclasses.asdict(TWO)))
+    config = json.loads(json.dumps(dataclasses.asdict(ONE_JUDGE)))
     del config["jobs"]
     card = {"format": 2, "log": log.name, "content": log.digest, "config": config}
     (out / "build.json").write_text(json.dumps(card))
     (out / "A").mkdir()
     (out / "A" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"A holds what was not written here \(thesis.txt\)"):
-        build_worlds(log, out, TWO)
+        build_worlds(log, out, ONE_JUDGE)
     assert sorted(path.name for path in out.rglob("*")) == ["A", "build.json", "thesis.txt"], "nothing has been fitted"
 
 
@@ -198,7 +196,7 @@ def test_a_world_without_its_build_says_what_is_missing(copy: Path, tmp_path: Pa
 def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path: Path) -> None:
     rows = log.rows.drop(columns=["request", "place", "session"])
     bare = dataclasses.replace(log, name="bare", rows=rows)
-    folders = build_worlds(bare, tmp_path, TWO)
+    folders = build_worlds(bare, tmp_path, ONE_JUDGE)
     world = World.load(folders["A"])
     assert world.declared["list_effect"]["strength"] == 0.3
     assert world.list_effect is not None

@@ -1,5 +1,6 @@
 """Fitting learned users: planted truths are found again, and a killed fit ends with the same weights."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,23 @@ def test_a_request_is_answered_from_the_state_at_its_beginning() -> None:
     assert sequences.earlier_PQ[:3].tolist() == [[-1, -1], [items[0], -1], [items[1], items[0]]]
 
 
+def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
+    dataset, _ = planted_log()
+    rows = dataset.rows.copy()
+    rows.loc[[3, 4, 5], "time_ms"] = rows["time_ms"][3]
+    assert rows["user"][2:7].nunique() == 1
+    together = LoggedDataset("planted", rows, dataset.users, dataset.items, SIGNALS)
+    sequences = read_sequences(together)
+    assert sequences.earlier_PQ is None
+    assert sequences.begin_P[:8].tolist() == [0, 1, 2, 3, 3, 3, 6, 7]
+    network = _Fitting(together, QUICK, 0).network(torch.ones(len(rows), dtype=torch.bool))
+    (batch,) = sequence_batches(sequences, sequences.user_P == rows["user"][0], NUM_USERS)
+    state_TS = network.states(sequences, batch, 50)[0]
+    assert torch.equal(state_TS[3], state_TS[4])
+    assert torch.equal(state_TS[3], state_TS[5])
+    assert not torch.equal(state_TS[5], state_TS[6])
+
+
 def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     dataset, _ = planted_log()
     features = torch.from_numpy(item_features(dataset).values)
@@ -170,6 +188,22 @@ def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     state_BS = network.states(sequences, batch, 50)[torch.arange(NUM_USERS), first]
     torch.testing.assert_close(begin_BS[batch.user_B], state_BS, rtol=1e-5, atol=1e-5)
     assert (begin_BS[:, -1] > 10).all()  # counts the rows of five days
+
+
+def test_a_run_is_of_one_log_to_the_last_label() -> None:
+    """Run folders are told apart by this: a flipped label is another run, though name and size are the same."""
+    dataset, _ = planted_log()
+    identities = []
+    for label in (0, 1):
+        rows = dataset.rows.copy()
+        rows.loc[rows.index[11], "like"] = label
+        sequences = read_sequences(dataclasses.replace(dataset, rows=rows))
+        fitting = _Fitting(sequences, torch.zeros(NUM_ITEMS, 1), torch.zeros(NUM_USERS, 0), QUICK, 0)
+        labels_P = sequences.date_P < LAST_DAY
+        identities += [fitting.identity(labels_P, None), fitting.identity(labels_P, ~labels_P)]
+        labels_P[5] = False
+        identities.append(fitting.identity(labels_P, None))
+    assert len({str(identity) for identity in identities}) == 6
 
 
 def test_batches_hold_every_labelled_row_once() -> None:

@@ -16,7 +16,7 @@ from recsim_env.slates import are_candidates
 from recsim_env.types import CONTEXT
 from tests.helpers.learned import shared_learned_worlds
 
-NAMES = ("A", "judge-1")
+NAMES = ("A", "judge-final-1")
 
 
 @pytest.fixture(params=[1, 2])

@@ -190,9 +190,9 @@ def test_no_effect_is_believed_beyond_what_the_log_showed():
     effects = model.effects
     effects.kind_Z.copy_(torch.arange(3))
     with torch.no_grad():
-        effects.company.pair[:, 0, 1] = 4.0  # the second kind is wanted much more after the first,
-        effects.company.pair[:, 0, 2] = -4.0  # the third much less,
-        effects.company.pair[:, 1, 2] = 0.1  # and a little more after the second
+        effects.pair_effects.pair[:, 0, 1] = 4.0  # the second kind is wanted much more after the first,
+        effects.pair_effects.pair[:, 0, 2] = -4.0  # the third much less,
+        effects.pair_effects.pair[:, 1, 2] = 0.1  # and a little more after the second
     seen = torch.linspace(-1.0, 2.0, 100_001).view(1, -1, 1).repeat(2, 1, 1)
     effects.bound(seen)
     lists = torch.tensor([[[0, 1], [0, 2], [1, 2]]])
@@ -248,7 +248,7 @@ def test_only_the_listwise_one_prefers_a_diverse_list_to_a_repetitive_one(listwi
     assert additive.score(request, lists_BGK).value_BG.argmax() == 1
 
 
-def test_additive_value_ignores_order_and_company_and_its_best_list_is_a_sort(additive):
+def test_additive_value_ignores_order_and_earlier_places_and_its_best_list_is_a_sort(additive):
     candidates_BC = torch.arange(8).unsqueeze(0)
     request = request_of(candidates_BC)
     orders_BGK = torch.tensor([[[0, 1, 2, 3], [3, 2, 1, 0], [0, 4, 5, 6]]])

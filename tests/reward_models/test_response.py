@@ -265,7 +265,7 @@ def test_the_first_place_of_a_list_knows_no_list() -> None:
     model = make_model(has_lists=True)
     user_B, context_BX, items_BK, _ = make_inputs(4, 3)
     before = model.expected(model.start(user_B), context_BX, items_BK)
-    model.core.company_slope_V.data.zero_()
+    model.core.pair_slope_V.data.zero_()
     change = model.expected(model.start(user_B), context_BX, items_BK) - before
     assert (change[:, 0] == 0).all()
     assert (change[:, 1:] != 0).any()

@@ -104,7 +104,7 @@ def test_egrerank_clips_each_place_and_standardises_over_the_batch() -> None:
 
 def test_egrerank_draws_lists_from_an_older_copy(data: RerankData, evaluator: LabelEvaluator) -> None:
     config = EgRerankConfig(heads=2, renew_every=2, num_lists=4, **SMALL)
-    generator = ListPolicy(config.generator(), shape_of(data), greedy=True)
+    generator = ListPolicy(config, shape_of(data), greedy=True)
     loss = PolicyLoss(generator, evaluator, config)
     batch, random = data.train.batch(torch.arange(32)), torch.Generator().manual_seed(0)
     weight = generator.decoder.query.weight
@@ -229,7 +229,7 @@ def test_pier_chooses_among_lists_nearly_as_good_as_its_scores_sort(data: Rerank
     batch = data.test.all()
     with torch.no_grad():
         candidates = fitted.evaluator.encode(batch.request).candidates_BCW
-        proposed = fitted.propose(candidates, torch.Generator().manual_seed(0))
+        proposed = fitted.propose(candidates, 100, torch.Generator().manual_seed(0))
         by_score = fitted.prior(candidates).squeeze(2).topk(6).indices
     assert torch.equal(proposed[:, 0], by_score)
     worth = discounted_labels(batch.label_BC, proposed)
@@ -243,7 +243,7 @@ def test_bad_settings_are_named(data: RerankData) -> None:
         LabelEvaluatorConfig(mixing="gru")
     with pytest.raises(ValueError, match="width must be a multiple of 4, got 10"):
         LabelEvaluatorConfig(width=10)
-    with pytest.raises(ValueError, match="renew_every must be at least 1"):
+    with pytest.raises(ValueError, match="renew_every must be at least 1, got 0"):
         EgRerankConfig(renew_every=0)
     with pytest.raises(ValueError, match=r"num_kept must lie in 1\.\.num_lists, got 5 and 4"):
         PierConfig(num_lists=4, num_kept=5)
@@ -251,7 +251,7 @@ def test_bad_settings_are_named(data: RerankData) -> None:
         fit_goalrank(data, GoalRankConfig(auxiliary_share=0.5), LabelEvaluatorConfig(), FIT)
     with pytest.raises(ValueError, match="temperature must be positive"):
         NlgrConfig(temperature=0.0)
-    with pytest.raises(ValueError, match="num_lists and renew_every must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_lists must be at least 1, got 0"):
         EgRerankConfig(num_lists=0)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         PierConfig(temperature=0)

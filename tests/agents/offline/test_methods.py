@@ -1,6 +1,7 @@
 """Rerankers of the offline protocol: they find planted tastes, learn nothing from chance, and do not mind order."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from agents.offline.protocol import ProtocolConfig, build_rerank_data
 from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
 from agents.offline.scorers import fit_scorer
 from agents.offline.training import OfflineTrainingConfig, list_quality
-from agents.rerankers.scorers import SCORERS, Scorer, ScorerConfig, candidate_scores, listwise_softmax_loss
+from agents.rerankers.scorers import (
+    SCORERS,
+    Scorer,
+    ScorerConfig,
+    candidate_scores,
+    listwise_softmax_loss,
+    scorer_config,
+)
 from recsim_env.types import Request
 from reward_models.metrics import grouped_auc
 from tests.helpers.list_game import C, K, N, make_request
@@ -23,8 +31,8 @@ from tests.helpers.planted_ratings import planted_ratings
 FIT = OfflineTrainingConfig(max_epochs=6, learning_rate=5e-3, batch_size=64)
 
 
-def small(network: str = "prm", seed: int = 0) -> ScorerConfig:
-    return ScorerConfig(network=network, width=16, heads=2, item_embedding=4, seed=seed)
+def small(network: Any = "prm", seed: int = 0) -> ScorerConfig:
+    return scorer_config(network, width=16, heads=2, item_embedding=4, seed=seed)
 
 
 def new_scorer(network: str, request: Request) -> ListPolicy:
@@ -130,10 +138,14 @@ def test_same_seed_same_weights(data: RerankData) -> None:
 
 
 def test_bad_settings_are_named(data: RerankData) -> None:
-    with pytest.raises(ValueError, match="network must be one of"):
-        ScorerConfig(network="transformer")
+    with pytest.raises(ValueError, match=r"scorer must be one of .*'transformer'"):
+        scorer_config("transformer")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dnn is defined by its \['layers', 'mixing'\]"):
+        scorer_config("dnn", layers=1, mixing="mean")
+    with pytest.raises(ValueError, match="decoder must be one of"):
+        scorer_config("prm", decoder="matching")
     with pytest.raises(ValueError, match="heads must divide width"):
-        ScorerConfig(width=10, heads=4)
+        scorer_config("prm", width=10, heads=4)
     with pytest.raises(ValueError, match="loss must be one of"):
         fit_scorer(data, small(), FIT, "hinge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
