@@ -3,10 +3,8 @@
     make demo                          a synthetic log, drawn from a world whose truth is known
     make demo DATA=<KuaiRand folder>   the same on a real log (no truth to ask)
 
-Everything lands in ``runs/demo`` (``runs/demo-<name>`` for a real log): worlds, ``policy``, one file for each policy
-and world in ``results``, and ``report.json`` with ``rows`` (see ``experiments.evaluate``), ``checks``,
-``wall_seconds`` and ``machine``. A demo that was killed goes on where it stopped. It takes the threads that
-``OMP_NUM_THREADS`` gives.
+Everything lands in ``runs/demo`` (``runs/demo-<name>`` for a real log): worlds, ``policy``, the report, and a file for
+each policy and world in ``results``. A demo that was killed goes on where it stopped.
 """
 
 import shutil
@@ -22,7 +20,7 @@ from experiments.build_world import fidelity_line
 from experiments.command import run_command
 from experiments.report.frames import MAIN_METRICS, check_frame, markdown, pivot, rows_of
 from experiments.report.html import write_report
-from experiments.tables.goalrank import METHOD, OUTLINE, GoalRankTable
+from experiments.tables.goalrank import FIRST_SESSION, METHOD, OUTLINE, GoalRankTable
 from experiments.tables.runner import RunOptions, complete
 from experiments.tables.runs import check_publishable, publish_json, published_stamp
 from experiments.tables.settings import LogSource, log_of, train_policy, worlds_of
@@ -80,8 +78,7 @@ class DemoConfig:
 
 def run(config: DemoConfig) -> dict[str, Any]:
     """Runs the whole job and returns the report."""
-    if config.json:
-        check_publishable(config.json)
+    check_publishable(config.json or config.folder)
     begun = time.perf_counter()
     demo = config.table
     (setting,) = demo.settings.values()
@@ -103,7 +100,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         name: {"declared": world.declared, "provenance": world.provenance, "fidelity": world.fidelity}
         for name, world in worlds.items()
     }
-    sizes = {"num_sessions": config.num_sessions, "seed": finished.contents[0]["card"]["first_session"]}
+    sizes = {"num_sessions": config.num_sessions, "seed": FIRST_SESSION}
     result = replace(finished.results[setting.name], worlds=cards, settings=sizes)
     write_report(
         result,
@@ -113,13 +110,11 @@ def run(config: DemoConfig) -> dict[str, Any]:
         checks=finished.checks,
         extra={"wall_seconds": time.perf_counter() - begun, **published_stamp()},
     )
-    _say("\nsession watch time (s), mean and 95 % interval over sessions (one training seed)\n")
-    _say(markdown(pivot(rows_of(result), "session_watch_time")))
-    _say("\n" + markdown(check_frame(finished.checks)))
+    _say("\nsession watch time (s), mean and 95 % interval over sessions (one training seed)")
+    _say(f"\n{markdown(pivot(rows_of(result), 'session_watch_time'))}\n\n{markdown(check_frame(finished.checks))}")
     _say(f"\nreport:  {config.folder / 'report.html'}\ncurves:  .venv/bin/tensorboard --logdir {config.folder}")
-    report: dict[str, Any] = read_json(config.folder / "report.json")
-    _say(f"took {report['wall_seconds'] / 60:.1f} minutes")
-    return report
+    _say(f"took {(time.perf_counter() - begun) / 60:.1f} minutes")
+    return dict(read_json(config.folder / "report.json"))
 
 
 def main(config: DemoConfig) -> None:

@@ -239,3 +239,12 @@ def test_runs_are_ray_tasks_where_several_are_missing(tmp_path: Path) -> None:
     assert as_tasks.to_json()["rows"] == here.to_json()["rows"]
     assert as_tasks.checks == here.checks
     assert openings(tmp_path / "tasks") == openings(tmp_path / "here")
+
+
+def test_some_worlds_can_be_left_closed(options: RunOptions) -> None:
+    bench = Bench(worlds=("A", "judge-dev", "judge-final-1"))
+    finished = complete(bench.table, dataclasses.replace(options, worlds=("A", "judge-dev")))
+    assert finished.results["here"].world_names == ("A", "judge-dev")
+    assert openings(options.results) == {}
+    with pytest.raises(ValueError, match=r"no world 'judge-def' \(did you mean 'judge-dev'\?\)"):
+        complete(bench.table, dataclasses.replace(options, worlds=("judge-def",)))
