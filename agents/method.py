@@ -43,7 +43,7 @@ NEXT = "next_"
 """Prefix of the columns that hold the request after a step."""
 
 REWARD, TERMINATED = "reward", "terminated"
-"""Columns of transitions: float32 (B,), and whether the user left, float32 0 or 1."""
+"""Columns: the reward of a step, float32 (B,), and, of transitions, whether the user left, float32 0 or 1."""
 
 DATA_SOURCES = ("fresh", "replay", "log")
 
@@ -241,11 +241,11 @@ def collect(
 def label(method: Method, network: Any, rollout: Rollout) -> Columns:
     """The columns to learn from, (T, B, ...): ``method.label(network, rollout)`` where there is one.
 
-    Else those that were collected, for a replay with reward, end and next request.
+    Else those that were collected and the reward; for a replay with end and next request, too.
     """
     if hasattr(method, "label"):
         return method.label(network, rollout)  # type: ignore[no-any-return]
-    return rollout.transitions() if method.data == "replay" else rollout.columns
+    return rollout.transitions() if method.data == "replay" else {**rollout.columns, REWARD: rollout.reward_TB}
 
 
 def optimisers(method: Method, network: nn.Module) -> dict[str, Optimiser]:

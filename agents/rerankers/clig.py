@@ -20,7 +20,6 @@ Shape legend: B requests, C candidates, G lists in a group, L lists of the gener
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from agents.objectives import group_z_score
 from agents.policies import load_policy
 from agents.rerankers.complementarity import DISTANCES, Distance, comprehensiveness_gain, list_distances
 from agents.rerankers.multi_generator import Generators, PolicyLists
+from recsim_env.digests import digest_tensors
 from recsim_env.files import claim
 from recsim_env.slates import positions_of
 from recsim_env.types import ListEvaluator, ListValue, Policy, Request
@@ -158,7 +158,4 @@ def _goal(
 def _fingerprint(thing: Any) -> str:
     """Class and, where it has tensors, a digest of these."""
     tensors = thing.state_dict() if isinstance(thing, nn.Module) else getattr(thing, "tensors", dict)()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"{type(thing).__name__} {digest.hexdigest()[:12]}" if tensors else type(thing).__name__
+    return f"{type(thing).__name__} {digest_tensors(tensors)[:12]}" if tensors else type(thing).__name__

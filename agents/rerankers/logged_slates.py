@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from agents.list_policy import ListPolicy, ListPolicyConfig
-from agents.method import Columns, log_columns, method_path
+from agents.method import Columns, MethodConfig, log_columns, method_path
 from agents.networks import RequestShape
 from agents.rl.behaviour_cloning import WEIGHT
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
+from recsim_env.digests import digest_tensors
 from recsim_env.slates import are_candidates, first_showing, items_at, positions_of
 from reward_models.trainer import TrainConfig, train
 
@@ -134,25 +135,11 @@ def fit_to_slates(
         batches=batches,
         loss=loss,
         validate=validate,
-        config=TrainConfig(
-            max_epochs=max_epochs,
-            patience=patience,
-            learning_rate=config.lr,
-            learning_rate_decay=0.75,
-            weight_decay=1e-3,
-            gradient_clip=config.grad_clip,
-            averaging=0.99,
-        ),
+        config=_trainer(config, max_epochs, patience),
         seed=config.seed,
         run_dir=run_dir,
         label=type(method).__name__,
-        identity={
-            "method": method_path(method),
-            "config": dataclasses.asdict(config),
-            "shape": dataclasses.asdict(shape),
-            "log": requests.digest,
-            "slates": [len(fitted), len(validation)],
-        },
+        identity=_identity(method, shape, requests, fitted, validation),
     )
     if hasattr(network, "greedy"):
         network.greedy = True
@@ -184,3 +171,31 @@ def _split(requests: LoggedRequests, method: Any, slate_size: int, among: Tensor
     if slate_size < max(longest, 2):
         raise ValueError(f"slate_size must be at least 2 and hold the log's slates of {longest}, got {slate_size}")
     return fitted, validation
+
+
+def _trainer(config: MethodConfig, max_epochs: int, patience: int) -> TrainConfig:
+    return TrainConfig(
+        max_epochs=max_epochs,
+        patience=patience,
+        learning_rate=config.lr,
+        learning_rate_decay=0.75,
+        weight_decay=1e-3,
+        gradient_clip=config.grad_clip,
+        averaging=0.99,
+    )
+
+
+def _identity(
+    method: Any, shape: RequestShape, requests: LoggedRequests, fitted: Tensor, validation: Tensor
+) -> dict[str, Any]:
+    """Everything that shapes a fit: the method, the log, which slates are used, and what the models say of some."""
+    asked = requests.batch(requests.batch_indices(64, None, fitted)[0]).request
+    opinions = {"predicted": asked.predicted_BCF, "spread": asked.predicted_std_BCF, "scores": asked.retriever_score_BC}
+    return {
+        "method": method_path(method),
+        "config": dataclasses.asdict(method.config),
+        "shape": dataclasses.asdict(shape),
+        "log": requests.digest,
+        "used": digest_tensors({"fitted": fitted, "validation": validation}),
+        "models": digest_tensors(opinions),
+    }

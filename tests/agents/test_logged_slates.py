@@ -275,6 +275,12 @@ class NoOpinion:
         return nothing, nothing
 
 
+class Opinion(NoOpinion):
+    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+        nothing, spread = super().predict_request(request, items_BC)
+        return nothing + 1.0, spread
+
+
 def test_a_log_with_short_slates_is_used_whole(small_log: LoggedRequests) -> None:
     """Users who leave cut slates short; networks are still built for whole lists."""
     assert len(small_log.slate_size_L.unique()) > 1
@@ -329,5 +335,9 @@ def test_a_fit_goes_on_only_where_it_is_the_same(small_log: LoggedRequests, tmp_
     again = fit_to_slates(ready, prm, 3, max_epochs=1, run_dir=tmp_path)
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match="holds other work"):
+    flipped = dataclasses.replace(ready, event_feedback_EF=ready.event_feedback_EF.flip(0))
+    for other, name in ((flipped, "log"), (ready.annotated(Opinion()), "models")):
+        with pytest.raises(ValueError, match=rf"holds other work \(.*identity\.{name} was"):
+            fit_to_slates(other, prm, 3, max_epochs=1, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"holds other work .*identity\.method was"):
         fit_to_slates(ready, log_method("seq2slate", **SMALL), 3, max_epochs=1, run_dir=tmp_path)

@@ -109,7 +109,7 @@ def test_picking_shows_that_candidate_and_needs_one_place() -> None:
     env.reset(seed=0)
     request = env._vector.request
     env.step(3)
-    assert int(env._vector._last[1][0, 0]) == int(request.candidates_BC[0, 3])  # type: ignore[index]
+    assert int(env._vector.request.history_BH[0, -1]) == int(request.candidates_BC[0, 3])
     with pytest.raises(ValueError, match="'pick' shows one video: give slate_size=1"):
         RecEnv(**settings(action="pick"))
 
