@@ -92,7 +92,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
             _say("     " + fidelity_line(name, world.fidelity))
     _say("3/4  GoalRank learns in world A through RLlib")
     training = demo.training(setting, seed=0)
-    with whole_folder(config.folder / "policy") as aside:
+    with whole_folder(config.folder / "policy", ("policy.json", "policy.safetensors")) as aside:
         shutil.copytree(train_policy(training), aside, dirs_exist_ok=True)
     _say("4/4  everyone plays the same sessions in every world")
     finished = complete(demo.table(replace(OUTLINE, name="demo", min_seeds=1)), demo.run)

@@ -217,7 +217,7 @@ def _world_tables(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]
     for part, heading in (("fidelity", "Fidelity of the worlds"), ("declared", "Declared, not learned")):
         leaves = {name: dict(_leaves(card.get(part, {}))) for name, card in result.worlds.items()}
         if any(leaves.values()):
-            yield heading, pd.DataFrame(leaves).fillna("–").rename_axis("").reset_index()
+            yield heading, pd.DataFrame(leaves, dtype=object).fillna("–").rename_axis("").reset_index()
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,8 @@ import torch
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.networks import RequestShape
 from agents.policies import save_policy
+from experiments.demo import DemoConfig
+from experiments.demo import run as run_demo
 from experiments.evaluate import Arguments, run
 from experiments.evaluate import main as print_evaluation
 from experiments.policies import contender, named_policy, references, worlds_in
@@ -198,3 +200,21 @@ def test_runs_differ_where_their_logs_do(table: GoalRankTable) -> None:
     assert one.run_dir != other.run_dir
     assert one.run_dir == table.training(setting, 0).run_dir
     assert table.training(setting, 1).run_dir != one.run_dir
+
+
+@pytest.mark.slow
+def test_a_demo_runs_again_from_what_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DemoConfig(
+        out=tmp_path / "demo", num_users=120, num_items=150, log_sessions=200, iterations=2, num_sessions=12,
+        build=SMALL_BUILD,
+    )  # fmt: skip
+    first = run_demo(config)
+    assert {row["policy"] for row in first["rows"]} >= {"GoalRank", "pointwise greedy", "best of 20", "greedy oracle"}
+    assert contender(tmp_path / "demo" / "policy").world_requests > 0
+
+    def never(self: GoalRankTable, run: Run) -> None:
+        raise AssertionError(f"{run} was measured before")
+
+    monkeypatch.setattr(GoalRankTable, "measure", never)
+    again = run_demo(config)
+    assert (again["rows"], again["checks"]) == (first["rows"], first["checks"])
