@@ -257,10 +257,13 @@ def _play(
         row_B = torch.arange(size, device=device)
         watched_nT = row_B.new_full((size, simulator.max_requests * places), NO_ITEM)
         for request_index in range(simulator.max_requests):
+            # Draws come from one generator a batch: a stochastic policy's luck depends on who is still there, unlike
+            # the users' luck, which is addressed and the same for every policy.
             items_BK = player.choose(simulator, state, generator)
             following, feedback = simulator.step(state, items_BK)
             for name, values_B in counter(state, items_BK, feedback).items():
                 sums[name].index_add_(0, begin + row_B, values_B.to(torch.float64))
+            # Only what was seen counts as an exposure or can be repeated: unreached places were shown to nobody.
             columns = slice(request_index * places, (request_index + 1) * places)
             watched_nT[row_B, columns] = items_BK.masked_fill(~feedback.seen_BK, NO_ITEM)
             stays = (~feedback.left_B).nonzero().squeeze(1)
@@ -411,12 +414,14 @@ def gini(counts_N: np.ndarray) -> float:
     total, count = sorted_N.sum(), len(sorted_N)
     if total <= 0:
         return float("nan")
+    # The mean absolute difference of all pairs, from ranks: a sort in the place of N * N differences.
     ranks_N = 2 * np.arange(1, count + 1) - count - 1
     return float((ranks_N * sorted_N).sum() / (count * total))
 
 
 def _num_repeats(watched_nM: Tensor) -> Tensor:
     """Videos that a session had already seen, (n,)."""
+    # Once sorted, equal neighbours are repeats; comparing all pairs would take the square of 300 places a session.
     sorted_nM = watched_nM.sort(dim=1).values
     return ((sorted_nM[:, 1:] == sorted_nM[:, :-1]) & (sorted_nM[:, 1:] != NO_ITEM)).sum(1)
 

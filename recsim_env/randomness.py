@@ -26,6 +26,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+# Odd constants of SplitMix64. Python's integers do not wrap and torch has no unsigned ones, hence ``_signed``.
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _STEP = _signed(0xD1B54A32D192ED03)
@@ -34,6 +35,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 def _mix(x: Any) -> Any:
     """The finaliser, for an int64 tensor or an int64 array alike; the masks make the shifts logical."""
+    # Every input bit reaches every output bit: neighbouring seeds, requests and places share nothing.
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
     return x ^ ((x >> 31) & ((1 << 33) - 1))
@@ -65,6 +67,7 @@ def uniform(key_B: Tensor, *shape: int) -> Tensor:
     """Float32 draws strictly inside (0, 1), shape (B, *shape), one for each place of ``shape``."""
     key = _array(key_B)
     offsets = _offsets(math.prod(shape), key_B.device)
+    # Places step by the generator's own odd constant, so each place of each key has an address of its own.
     bits = (_mix(key[:, None] + offsets) >> 41) & ((1 << 23) - 1)
     # 23 bits and a half step: exactly representable in float32, never 0 or 1.
     draws = _tensor(bits).to(torch.float32).add_(0.5).mul_(2.0**-23)

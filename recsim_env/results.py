@@ -86,7 +86,9 @@ class Cell:
         numerator_Sn, denominator_Sn = self.ratios[metric]
         value_S1 = self.value(metric)[:, None]
         with np.errstate(invalid="ignore", divide="ignore"):
+            # First-order change of the ratio with session i; the moves sum to 0, so their spread is its error.
             moves_Sn = (numerator_Sn - value_S1 * denominator_Sn) / denominator_Sn.mean(1, keepdims=True)
+        # All seeds played the same sessions: averaging first keeps what these have in common.
         return np.asarray(moves_Sn.mean(0))
 
 
@@ -323,6 +325,7 @@ def write_csv(path: str | Path, rows: list[Row]) -> Path:
 
 
 def _standard_error(moves_n: Array) -> float:
+    # Sessions are independent and a session's places are not, so the session is the unit.
     if len(moves_n) < 2:
         return math.nan
     return float(moves_n.std(ddof=1) / math.sqrt(len(moves_n)))

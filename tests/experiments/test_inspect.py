@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import tyro
 
-from experiments.inspect import Inspect, describe, inspect_log, main
+from experiments.inspect import Inspect, main
 from recsim_env.data import LoggedDataset
+from reward_models.inspection import describe, inspect_log
 
 START = 1_650_801_600_000
 MINUTE = 60_000

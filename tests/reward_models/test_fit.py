@@ -168,9 +168,9 @@ def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
     sequences = read_sequences(together)
     assert sequences.earlier_PQ is None
     assert sequences.begin_P[:8].tolist() == [0, 1, 2, 3, 3, 3, 6, 7]
-    network = _Fitting(
-        sequences, torch.zeros(len(together.items), 0), torch.zeros(len(together.users), 0), QUICK, 0
-    ).network(torch.ones(len(rows), dtype=torch.bool))
+    features = torch.from_numpy(item_features(dataset).values)
+    fitting = _Fitting(sequences, features, torch.zeros(NUM_USERS, 0), QUICK, 0)
+    network = fitting.network(torch.ones(len(rows), dtype=torch.bool))
     (batch,) = sequence_batches(sequences, sequences.user_P == rows["user"][0], NUM_USERS)
     state_TS = network.states(sequences, batch, 50)[0]
     assert torch.equal(state_TS[3], state_TS[4])

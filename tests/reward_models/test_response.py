@@ -1,6 +1,7 @@
 """The learned response model as a simulator uses it: bytes, distributions, states, storage."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -67,6 +68,15 @@ def test_follows_the_protocol(family: str) -> None:
     assert model.num_draws == 7  # watch time, what is read off it, five more signals
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("has_lists", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("num_places", [1, 6])
