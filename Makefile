@@ -38,28 +38,23 @@ bench: $(INSTALLED)  ## speed, as ratios measured in one run
 		$(BIN)/python -m experiments.benchmark rerankers --world runs/compare/synthetic/worlds/A
 
 KUAIRAND = $(RECSIM_DATA)/kuairand_pure
-KEPT = experiments/results
-PROTOCOL = $(BIN)/python -m experiments.tables.offline_protocol --seeds 3 --width 32
 RATINGS = $(RECSIM_DATA)/ml_latest_small
+KEPT = experiments/results
+COMPARE = $(BIN)/python -m experiments.compare
 
-results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their JSON are kept
+results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs that left their file are kept
 	test -f $(KEPT)/demo.json || $(BIN)/python -m experiments.demo --json $(KEPT)/demo.json
-	$(BIN)/python -m experiments.compare goalrank
-	$(BIN)/python -m experiments.compare rerankers
+	$(COMPARE) goalrank
+	$(COMPARE) rerankers
+	$(COMPARE) offline --data short_video --max-epochs 3 --protocol papers
+	$(COMPARE) offline --data short_video --max-epochs 3 --protocol honest
 	@test -d "$(KUAIRAND)" || echo "RECSIM_DATA holds no kuairand_pure: results on the real log are left as they are"
 	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/demo_kuairand.json || \
 		$(BIN)/python -m experiments.demo --data "$(KUAIRAND)" --json $(KEPT)/demo_kuairand.json
-	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare goalrank --data "$(KUAIRAND)"
-	test ! -d "$(KUAIRAND)" || $(BIN)/python -m experiments.compare rerankers --data "$(KUAIRAND)"
-	test ! -d "$(KUAIRAND)" || test -f $(KEPT)/response_bars.json || \
-		$(BIN)/python -m experiments.tables.response_bars --data "$(KUAIRAND)" --json $(KEPT)/response_bars.json
-	for kind in papers honest; do test -f $(KEPT)/rerank_protocol-short_video-$$kind.json || \
-		$(PROTOCOL) --data short_video --max-epochs 3 --protocol $$kind \
-		--json $(KEPT)/rerank_protocol-short_video-$$kind.json || exit 1; done
-	test ! -d "$(RATINGS)" || test -f $(KEPT)/rerank_protocol-ml_latest_small-papers.json || \
-		$(PROTOCOL) --data ml_latest_small --max-epochs 10 --protocol papers --sigmas 0.1 0.3 1 \
-		--json $(KEPT)/rerank_protocol-ml_latest_small-papers.json
-	test ! -d "$(RATINGS)" || test -f $(KEPT)/rerank_protocol-ml_latest_small-honest.json || \
-		$(PROTOCOL) --data ml_latest_small --max-epochs 10 --protocol honest --sigmas 0.3 \
-		--json $(KEPT)/rerank_protocol-ml_latest_small-honest.json
+	test ! -d "$(KUAIRAND)" || $(COMPARE) goalrank --data "$(KUAIRAND)"
+	test ! -d "$(KUAIRAND)" || $(COMPARE) rerankers --data "$(KUAIRAND)"
+	test ! -d "$(KUAIRAND)" || $(COMPARE) response-bars --data "$(KUAIRAND)"
+	@test -d "$(RATINGS)" || echo "RECSIM_DATA holds no ml_latest_small: the protocol's results on it are left as they are"
+	test ! -d "$(RATINGS)" || $(COMPARE) offline --data ml_latest_small --max-epochs 10 --protocol papers --sigmas 0.1 0.3 1
+	test ! -d "$(RATINGS)" || $(COMPARE) offline --data ml_latest_small --max-epochs 10 --protocol honest --sigmas 0.3
 	$(BIN)/python -m experiments.results_page

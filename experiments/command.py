@@ -1,15 +1,12 @@
-"""How every verb begins and ends: one thread, arguments from a dataclass, the user's errors in one line."""
+"""How every verb begins and ends: arguments from a dataclass, the user's errors in one line."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 
 def run_command(main: Callable[[Any], object], parse: Callable[[], Any]) -> None:
     """Parses the arguments and runs ``main``; a ValueError becomes one line and exit status 2."""
-    torch.set_num_threads(1)  # two torch threads on a busy two-core machine are slower than one
     try:
         main(parse())
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Plays policies in worlds on the same sessions and reports the differences.
 
-    python -m experiments.evaluate --worlds runs/demo/worlds --policies goalrank=runs/demo/goalrank/policy
+    python -m experiments.evaluate --worlds runs/demo/worlds --policies mine=runs/goalrank/policy
 
 ``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, "MG-E" (the
 evaluator's choice among the standard generators), a reference's name, or ``module:object`` of your own; the references
@@ -9,20 +9,21 @@ are always there. Writes ``report.json`` (keys ``rows``: policy, world, metric, 
 ``--out``; ``--json`` writes the same JSON elsewhere too.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from experiments.command import run_command
-from experiments.policies import policy_of, references
-from experiments.report import BASELINES, write_report
+from experiments.policies import BASELINES, named_policies, worlds_in
+from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
+from experiments.report.html import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
-from recsim_env.files import read_json, write_json
-from recsim_env.known_worlds import KNOWN_WORLDS
-from recsim_env.known_worlds.names import resolve_world
-from recsim_env.results import EvaluationResult
+from recsim_env.files import claim, read_json, write_json
+from recsim_env.results import EvaluationResult, to_plain
 from recsim_env.world import World
 
 
@@ -39,89 +40,72 @@ class Arguments:
     seed: int = 1_000_000
     """First session seed; training uses small ones."""
     out: Path = Path("runs/evaluation")
-    """Where the report goes."""
+    """Where the report goes; a folder that holds another evaluation is refused."""
     json: Path | None = None
     """Also write the JSON report here."""
+    address: str | None = None
+    """Address of a running Ray cluster to join ("auto" finds it); worlds are then played side by side."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationSettings] = field(default_factory=EvaluationSettings)
     """How sessions are played and counted."""
 
 
-def worlds_in(folder: Path) -> dict[str, World]:
-    """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
+def played(arguments: Arguments, contenders: Mapping[str, Any], worlds: Mapping[str, World]) -> list[EvaluationResult]:
+    """Everyone in every world, one world after the other, or side by side on a cluster."""
 
-    Raises:
-        ValueError: there is none.
-    """
-    if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
-        world = resolve_world(str(folder))
-        return {world.name: world}
-    found = sorted(path.parent for path in folder.glob("*/world.json"))
-    if not found:
-        raise ValueError(f"{folder} holds no world: build some with python -m experiments.build_world")
-    return {path.name: World.load(path) for path in found}
+    def play(name: str) -> EvaluationResult:
+        settings, sessions = arguments.settings, arguments.num_sessions
+        return evaluate(contenders, {name: worlds[name]}, num_sessions=sessions, seed=arguments.seed, settings=settings)
+
+    if arguments.address:
+        import ray
+
+        from agents.rllib.train import running_ray
+
+        with running_ray(1, arguments.address):
+            return list(ray.get([ray.remote(play).remote(name) for name in worlds]))
+    results: list[EvaluationResult] = []
+    for name in worlds:
+        print(f"{len(contenders)} policies play {name}, world {len(results) + 1} of {len(worlds)}", flush=True)
+        results.append(play(name))
+    return results
 
 
 def run(arguments: Arguments) -> EvaluationResult:
-    """Evaluates and writes the report."""
+    """Evaluates and writes the report; the folder is claimed before anything is played."""
     worlds = worlds_in(arguments.worlds)
     first = next(iter(worlds.values()))
     slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
-    contenders = references(first, slate_size)
-    for given in arguments.policies:
-        name, separator, what = given.partition("=")
-        if not separator:
-            raise ValueError(f"policies are given as name=what, got {given!r}")
-        if name in contenders:
-            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(contenders)}")
-        contenders[name] = policy_of(what, first, slate_size)
-    result = evaluate(
-        contenders,
-        worlds,
-        num_sessions=arguments.num_sessions,
-        seed=arguments.seed,
-        settings=arguments.settings,
-    )
+    contenders = named_policies(arguments.policies, first, slate_size)
+    asked = {
+        name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json", "address")
+    }
+    card = {**to_plain(asked), "worlds": {name: world.digest for name, world in worlds.items()}}
+    claim(arguments.out, card, name="evaluation.json")
+    results = dict(zip(worlds, played(arguments, contenders, worlds), strict=True))
+    cells = {(policy, world): results[world].cells[policy, world] for policy in contenders for world in worlds}
+    cards = {world: card for result in results.values() for world, card in result.worlds.items()}
+    result = EvaluationResult(cells=cells, worlds=cards, settings=next(iter(results.values())).settings)
     write_report(result, arguments.out, title="Policies in their worlds")
     return result
 
 
-def table(result: EvaluationResult, metric: str = "session_watch_time") -> str:
-    """Policies by worlds, with 95 % intervals, as plain text."""
-    width = max(len(name) for name in result.policies)
-    head = " " * width + "".join(f"{name:>26}" for name in result.world_names)
-    lines = [head]
-    for policy in result.policies:
-        cells = []
-        for world in result.world_names:
-            if not result.measured(policy, world, metric):
-                cells.append(" " * 26)
-                continue
-            row = result.row(policy, world, metric)
-            cells.append(f"{row.mean:10.1f} [{row.low:6.1f}, {row.high:6.1f}]".rjust(26))
-        lines.append(policy.ljust(width) + "".join(cells))
-    return "\n".join(lines)
-
-
-def leads(result: EvaluationResult, policies: Sequence[str]) -> str:
+def leads(result: EvaluationResult, policies: tuple[str, ...]) -> str:
     """What these policies lead the baselines by, paired by session, as plain text."""
-    lines = []
-    for policy in policies:
-        for baseline in BASELINES:
-            for world in result.world_names:
-                if policy != baseline and result.paired(policy, baseline, world):
-                    row = result.difference(policy, baseline, world)
-                    low, high = row.widest
-                    lines.append(f"{policy} - {baseline}, {world}: {row.mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    return "\n".join(lines)
+    pairs = [(policy, baseline, world) for policy in policies for baseline in BASELINES for world in result.world_names
+             if policy != baseline and result.paired(policy, baseline, world)]  # fmt: skip
+    rows = [result.difference(*pair) for pair in pairs]
+    texts = texts_of(frame_of(rows), sign="+")
+    return "\n".join(
+        f"{row.policy} - {row.baseline}, {row.world}: {text}" for row, text in zip(rows, texts, strict=True)
+    )
 
 
 def main(arguments: Arguments) -> None:
     """Evaluates, prints the table and says where the report is."""
     result = run(arguments)
-    print("session watch time (s), mean and 95 % interval over sessions")
-    print(table(result))
-    given = [name.partition("=")[0] for name in arguments.policies]
-    if lines := leads(result, given):
+    print("session watch time (s), mean and 95 % interval over sessions\n")
+    print(markdown(pivot(rows_of(result), "session_watch_time")))
+    if lines := leads(result, tuple(name.partition("=")[0] for name in arguments.policies)):
         print(f"\npaired differences on the same sessions (s)\n{lines}\n")
     print(f"report: {arguments.out / 'report.html'}")
     if arguments.json:

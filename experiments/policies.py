@@ -1,6 +1,7 @@
-"""The policies that every table compares, and how a policy is named on a command line."""
+"""The policies that every table compares, and how policies and worlds are named on a command line."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,29 @@ from agents.baselines import (
     RetrieverOrder,
     fit_logging_clone,
 )
-from agents.policies import load_policy
+from agents.policies import load_policy, policy_card
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
 from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
-from recsim_env.plugins import load_object
+from recsim_env.known_worlds import KNOWN_WORLDS
+from recsim_env.known_worlds.names import resolve_world
+from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
 from recsim_env.world import World
 
 CLONE_REQUESTS = 10_000
 """Logged requests that the logging clone is fitted to, at most."""
 
+BASELINES = ("pointwise greedy", "best of 20")
+"""What a trained ranker has to beat."""
+
 MULTI_GENERATOR = "MG-E"
 """The evaluator's choice among the standard heuristic generators' lists."""
 
 
-def references(world: World, slate_size: int, clone: Policy | None = None) -> dict[str, Policy]:
+def references(world: World, slate_size: int) -> dict[str, Policy]:
     """The policies without training: they share the world's predictor and evaluator with everyone else.
 
     The evaluator's two are left out where the world has none.
@@ -43,10 +49,8 @@ def references(world: World, slate_size: int, clone: Policy | None = None) -> di
         "random": RandomSlate(slate_size),
         "popularity": Popularity(count_N, slate_size),
         "retriever order": RetrieverOrder(slate_size),
+        "pointwise greedy": PointwiseGreedy(slate_size),
     }
-    if clone is not None:
-        policies["logging clone"] = clone
-    policies["pointwise greedy"] = PointwiseGreedy(slate_size)
     if world.evaluator is not None:
         policies["best of 20"] = BestOfLists(world.evaluator, slate_size, num_lists=20)
         policies["evaluator search"] = EvaluatorSearch(world.evaluator, slate_size)
@@ -69,12 +73,13 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> Policy:
     return fit_logging_clone(requests, slate_size, among=some)
 
 
-def trained(folders: list[Path], world_requests: int = 0) -> Contender:
-    """GoalRank policies of several training seeds as one contender."""
+def contender(folder: str | Path) -> Contender:
+    """A trained policy with what its training consumed, as its folder says."""
+    told = policy_card(folder).get("training", {})
     return Contender(
-        policies=[load_policy(folder) for folder in folders],
-        feedback="one slate",
-        world_requests=world_requests,
+        policies=[load_policy(folder)],
+        feedback=told.get("feedback", "logged"),
+        world_requests=int(told.get("requests", 0)),
     )
 
 
@@ -83,7 +88,7 @@ def oracle(search: Oracle) -> Contender:
     return Contender(oracle=search, feedback="branched")
 
 
-def policy_of(name: str, world: World, slate_size: int) -> Policy:
+def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender:
     """A policy from what a user wrote: a reference's name, "MG-E", a policy folder, or "module:object".
 
     A class behind a dotted path is built, with the slate size if it takes an argument; anything else is the policy
@@ -99,15 +104,54 @@ def policy_of(name: str, world: World, slate_size: int) -> Policy:
         if world.evaluator is None:
             raise ValueError(f"{name} needs a list evaluator to choose by, and world {world.name!r} has none")
         return GeneratorEvaluator(HeuristicGenerators.standard(world, slate_size), world.evaluator)
-    if (Path(name) / "policy.json").exists():
-        return load_policy(name)  # type: ignore[no-any-return]
+    folder = Path(name)
+    if (folder / "policy.json").exists():
+        return contender(folder)
     if ":" in name:
         found: Any = load_object(name)
         if not isinstance(found, type):
             return found  # type: ignore[no-any-return]
         policy: Policy = found(slate_size) if inspect.signature(found).parameters else found()
         return policy
+    if (folder / "policy" / "policy.json").exists():
+        raise ValueError(f"{name} is the folder of a training run; its policy is {folder / 'policy'}")
+    names = [*sorted(known), MULTI_GENERATOR]
     raise ValueError(
-        f"no policy {name!r}: give one of {[*sorted(known), MULTI_GENERATOR]}, a folder with a policy.json, or "
-        "module:object"
+        f"no policy {name!r}{nearest(name, names)}: give one of {names}, a folder with a policy.json, or module:object"
     )
+
+
+def named_policies(given: Sequence[str], world: World, slate_size: int) -> dict[str, Policy | Contender]:
+    """The references, and the policies that a user gave as ``name=what``.
+
+    Raises:
+        ValueError: a policy is not given so, or its name is taken.
+    """
+    found: dict[str, Policy | Contender] = dict(references(world, slate_size))
+    for one in given:
+        name, separator, what = one.partition("=")
+        if not separator:
+            raise ValueError(f"policies are given as name=what, got {one!r}")
+        if name in found:
+            raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(found)}")
+        found[name] = named_policy(what, world, slate_size)
+    return found
+
+
+def worlds_in(folder: Path) -> dict[str, World]:
+    """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
+        world = resolve_world(str(folder))
+        return {world.name: world}
+    found = sorted(path.parent for path in folder.glob("*/world.json"))
+    if not found:
+        hint = nearest(str(folder), KNOWN_WORLDS) if not folder.exists() else ""
+        raise ValueError(
+            f"{folder} holds no world{hint}: build some with python -m experiments.build_world, or give the name of a "
+            f"known one, {sorted(KNOWN_WORLDS)}"
+        )
+    return {path.name: World.load(path) for path in found}

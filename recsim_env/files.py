@@ -156,13 +156,9 @@ def claim(folder: str | Path, card: dict[str, Any], *, name: str = "card.json") 
     folder, card = Path(folder), json.loads(json.dumps(card))
     path = folder / name
     if path.exists():
-        was, now = _flat(read_json(path)), _flat(card)
-        different = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        if different:
-            changes = ", ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in different[:8])
-            more = f" and {len(different) - 8} more" if len(different) > 8 else ""
+        if changes := differences(read_json(path), card):
             raise ValueError(
-                f"{folder} holds other work ({changes}{more}); choose another folder or the same settings, or delete it"
+                f"{folder} holds other work ({changes}); choose another folder, use the same settings, or delete it"
             )
         return False
     if folder.is_dir() and any(folder.iterdir()):
@@ -171,6 +167,14 @@ def claim(folder: str | Path, card: dict[str, Any], *, name: str = "card.json") 
         raise ValueError(f"{folder} is a file; choose another name for the folder")
     write_json(path, card)
     return True
+
+
+def differences(was: dict[str, Any], now: dict[str, Any], most: int = 8) -> str:
+    """The settings in which two cards differ, in words; empty where they agree."""
+    old, new = _flat(was), _flat(json.loads(json.dumps(now)))
+    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changes = ", ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in different[:most])
+    return changes + (f" and {len(different) - most} more" if len(different) > most else "")
 
 
 def _flat(card: dict[str, Any], prefix: str = "") -> dict[str, Any]:

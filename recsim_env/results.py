@@ -44,6 +44,8 @@ class Cell:
     """What the policy was trained on; "branched" had several slates shown to one user state."""
     world_requests: int = 0
     """Requests its training asked of a world."""
+    sessions: int | None = None
+    """Sessions behind the columns, where each column adds up several of them (``merged``)."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -53,7 +55,21 @@ class Cell:
     @property
     def num_sessions(self) -> int:
         """Sessions played by each training seed."""
-        return int(next(iter(self.ratios.values()))[0].shape[1])
+        return self.sessions or int(next(iter(self.ratios.values()))[0].shape[1])
+
+    def merged(self, blocks: int) -> "Cell":
+        """The same figures with neighbouring sessions added up, small enough to keep in a text file.
+
+        Values stay what they are. Intervals take blocks as their units, which leaves them valid and a little less
+        exact; cells of the same sessions can still be paired.
+        """
+
+        def added(part_Sn: Array) -> Array:
+            edges = np.linspace(0, part_Sn.shape[1], min(blocks, part_Sn.shape[1]) + 1).round().astype(int)[:-1]
+            return np.asarray(np.add.reduceat(part_Sn, edges, axis=1))
+
+        ratios = {name: (added(over_Sn), added(under_Sn)) for name, (over_Sn, under_Sn) in self.ratios.items()}
+        return dataclasses.replace(self, ratios=ratios, sessions=self.num_sessions)
 
     def value(self, metric: str) -> Array:
         """The metric of each training seed, (S,); NaN where nothing was counted."""
@@ -210,7 +226,8 @@ class EvaluationResult:
             feedback=cell.feedback,
             world_requests=cell.world_requests,
         )
-        return _with_intervals(row, cell.value(metric), _standard_error(cell.moves(metric)))
+        moves = cell.moves(metric)
+        return _with_intervals(row, cell.value(metric), _standard_error(moves), len(moves))
 
     def rows(self) -> list[Row]:
         """All figures, ordered by policy, world and metric as they were given."""
@@ -233,9 +250,9 @@ class EvaluationResult:
                 f"{second.num_sessions}: only the same sessions can be paired"
             )
         values = _paired(first.value(metric), second.value(metric), policy, baseline)
-        error = _standard_error(first.moves(metric) - second.moves(metric))
+        moves = first.moves(metric) - second.moves(metric)
         row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline, seeds=len(values))
-        return _with_intervals(row, values, error)
+        return _with_intervals(row, values, _standard_error(moves), len(moves))
 
     def gap(self, policy: str, world: str, other: str, metric: str = "session_watch_time") -> Row:
         """One policy in ``world`` minus the same policy in ``other``.
@@ -245,9 +262,10 @@ class EvaluationResult:
         """
         first, second = self._cell(policy, world, metric), self._cell(policy, other, metric)
         values = _paired(first.value(metric), second.value(metric), world, other)
-        error = math.hypot(_standard_error(first.moves(metric)), _standard_error(second.moves(metric)))
+        moves = first.moves(metric)
+        error = math.hypot(_standard_error(moves), _standard_error(second.moves(metric)))
         row = dataclasses.replace(self.row(policy, world, metric), baseline_world=other)
-        return _with_intervals(row, values, error)
+        return _with_intervals(row, values, error, len(moves))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: ``settings``, ``worlds`` and ``rows`` (fields of ``Row``; NaN becomes null)."""
@@ -317,9 +335,9 @@ def _half_width(standard_error: float, units: int) -> float:
     return float(stdtrit(units - 1, 0.975)) * standard_error if units > 1 else math.nan
 
 
-def _with_intervals(row: Row, value_S: Array, session_error: float) -> Row:
+def _with_intervals(row: Row, value_S: Array, session_error: float, units: int) -> Row:
     mean = float(value_S.mean())
-    session = _half_width(session_error, row.sessions)
+    session = _half_width(session_error, units)
     over_seeds = len(value_S) > 1
     half = _half_width(_standard_error(value_S), len(value_S)) if over_seeds else session
     return dataclasses.replace(

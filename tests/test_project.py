@@ -13,6 +13,7 @@ import pytest
 
 from agents.method import make_method
 from agents.method_checker import check_method
+from experiments.__main__ import verbs
 from tests.helpers.rllib_loop import learn
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_only_evaluation_and_oracles_ask_for_the_truth() -> None:
     allowed = {"recsim_env/evaluation.py", "recsim_env/simulator.py", "recsim_env/checkers.py"}
     allowed |= {
         "recsim_env/known_worlds/logs.py",
-        "experiments/tables/response_bars.py",
+        "experiments/tables/response_measures.py",
     }  # draws the log; measures a fit
     for layer in LAYERS:
         for path in sources(layer):
@@ -109,8 +110,7 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-VERBS = [module_of(path) for path in sources("experiments") if "run_command(" in path.read_text()]
-VERBS.remove("experiments.command")
+VERBS = [f"experiments.{name}" for name in verbs()]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -118,6 +118,14 @@ def test_every_verb_has_help(verb: str) -> None:
     command = [sys.executable, "-m", verb, "--help"]
     found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.startswith("usage:")
+
+
+def test_verbs_are_listed_with_a_line_each() -> None:
+    found = subprocess.run([sys.executable, "-m", "experiments"], check=True, cwd=ROOT, capture_output=True, text=True)
+    listed = dict(line.split(maxsplit=1) for line in found.stdout.splitlines() if line.startswith("  "))
+    modules = {path.stem for path in (ROOT / "experiments").glob("*.py") if "run_command(main," in path.read_text()}
+    assert set(listed) == modules
+    assert {"train", "compare", "evaluate", "demo"} <= modules
 
 
 EXAMPLES = [module_of(path) for layer in LAYERS for path in sources(layer) if ">>> " in path.read_text()]

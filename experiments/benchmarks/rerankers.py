@@ -20,8 +20,9 @@ from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.benchmarks.timing import microseconds
-from experiments.tables.reranker_training import CONTRAST, FROM_SLATES, SLATE, evaluator_of
-from experiments.tables.rerankers import generator_orders, generator_pool
+from experiments.tables.list_bench import evaluator_of, generator_orders, generator_pool
+from experiments.tables.reranker_training import CONTRAST, FROM_SLATES
+from experiments.tables.settings import SLATE
 from recsim_env.provenance import stamp
 from recsim_env.simulator import Simulator
 from recsim_env.types import Policy, Request

@@ -1,43 +1,53 @@
 """What the rerankers table trains.
 
 List rankers, generators that complete a set, generators fitted to logged slates, and evaluators of less log. Every run
-is kept in a folder and read where it is there, if its settings are those asked for.
+lies in a folder that only the same work can share, and is read where it is there.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from agents.baselines import PointwiseGreedy
 from agents.goalrank import GoalRank, GoalRankConfig
-from agents.list_policy import ListPolicy
-from agents.method import Method, MethodConfig
-from agents.policies import load_policy, policy_card, save_policy
+from agents.method import Method
+from agents.policies import load_policy, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
 from agents.rerankers.logged_slates import fit_to_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
-from experiments.train import run as train
-from recsim_env.data import LoggedDataset
+from experiments.tables.list_bench import evaluator_of
+from experiments.tables.runs import fingerprint, slug
+from experiments.tables.settings import (
+    SLATE,
+    TRAINING_WORLD,
+    Setting,
+    digests,
+    goalrank_run,
+    in_setting,
+    known_truth,
+    log_of,
+    world_folders,
+    worlds_of,
+)
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.types import ListEvaluator, Policy
-from recsim_env.world import World
 from reward_models.recommender.list_evaluator import fit_list_evaluator
 
-SLATE = 6
-
-GENERATORS = {
+SEARCHES = {
     "reward and GC": CligConfig(reward_weight=1.0, gain_weight=0.3),
     "reward only": CligConfig(reward_weight=1.0, gain_weight=0.0),
     "GC only": CligConfig(reward_weight=0.0, gain_weight=1.0),
 }
 """Searches for complementary generators."""
+LEARNED = 2
+"""Generators that a search adds."""
 
 FROM_SLATES: dict[LogMethodName, str] = {
     "prm": "PRM, logged slates",
@@ -56,20 +66,6 @@ SHARES_OF_LOG = (0.02, 0.1, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestants:
-    """Everything that was trained or fitted."""
-
-    trained: Mapping[str, Sequence[Policy]]
-    """GoalRank and its variants, one policy for each training seed."""
-    searches: Mapping[str, Sequence[Sequence[Policy]]] = field(default_factory=dict)
-    """CLIG's generators, the first one first, for each training seed."""
-    from_slates: Mapping[str, Policy] = field(default_factory=dict)
-    """Generators fitted to logged slates."""
-    evaluators: Mapping[str, ListEvaluator] = field(default_factory=dict)
-    """List evaluators of less and more log."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Budget:
     """What every trained ranker gets."""
 
@@ -81,26 +77,25 @@ class Budget:
     """Training seeds of each size of the network."""
 
 
-Variants = Literal["plain", "claimed", "all"]
-"""GoalRank as it is; with the variants of which something is claimed; with every form and size, too."""
-
-
-def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants) -> dict[str, list[TrainRun]]:
+def training_runs(setting: Setting, budget: Budget, variants: str) -> dict[str, list[TrainRun]]:
     """Trained rankers by name, one run for each training seed; the most important ones first.
 
     The largest network, the last of all, takes the better part of an hour on one core, the others one to six minutes.
+
+    Args:
+        setting: in whose world A they are trained.
+        budget: what each gets.
+        variants: "plain" is GoalRank as it is, "claimed" adds the variants of which something is claimed, "all" every
+            form and size.
     """
 
-    def runs(name: str, seeds: int, size: Any = None, **settings: Any) -> tuple[str, list[TrainRun]]:
+    def runs(name: str, seeds: int, size: Any = None, **config: Any) -> tuple[str, list[TrainRun]]:
         return name, [
-            TrainRun(
-                method="agents.goalrank:GoalRank",
-                config=GoalRankConfig(seed=seed, **settings),
-                size=size,
-                env=REQUEST_ENV,
-                world=str(world),
-                iterations=budget.iterations,
-                run_dir=folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}",
+            in_setting(
+                goalrank_run(GoalRankConfig(seed=seed, **config), budget.iterations, size=size, env=REQUEST_ENV),
+                setting,
+                name,
+                seed,
             )
             for seed in range(seeds)
         ]
@@ -129,84 +124,43 @@ def training_runs(world: Path, folder: Path, budget: Budget, variants: Variants)
     return dict(found)
 
 
-def learned_generators(world: Path, folder: Path, budget: Budget, number: int) -> dict[str, list[list[Policy]]]:
-    """The generators of each search, the pointwise sort first, for each training seed."""
+def search_card(budget: Budget, name: str, seed: int) -> dict[str, Any]:
+    """What shapes a search."""
+    return {"search": dataclasses.asdict(SEARCHES[name]), "iterations": budget.iterations, "first_seed": LEARNED * seed}
+
+
+@cache
+def searched(setting: Setting, budget: Budget, name: str, seed: int) -> list[Policy]:
+    """The generators of a search, the pointwise sort first; what is missing is trained."""
     from agents.rllib.train import train_method  # imports ray
+
+    world = world_folders(setting)[TRAINING_WORLD]
 
     def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
         return train_method(
-            method,
-            {"world": str(world)},
-            env=REQUEST_ENV,
-            evaluator=evaluator,
-            iterations=budget.iterations,
+            method, {"world": str(world)}, env=REQUEST_ENV, evaluator=evaluator, iterations=budget.iterations,
             run_dir=run_dir,
-        )
+        )  # fmt: skip
 
-    evaluator = evaluator_of(World.load(world))
     first = PointwiseGreedy(SLATE)
-    found: dict[str, list[list[Policy]]] = {name: [] for name in GENERATORS}
-    searches = [(name, seed) for seed in range(budget.seeds) for name in GENERATORS]
-    for name, seed in tqdm(searches, desc="CLIG", unit="search", disable=None):
-        of_search = folder / f"clig-{name.replace(' ', '-')}-{seed}"
-        for run_dir in sorted(of_search.glob("generator-*/run")):
-            _check_rounds(run_dir, budget.iterations)
-        learned = search_generators(
-            first,
-            evaluator,
-            train_one,
-            num_generators=number,
-            folder=of_search,
-            method=GoalRank(GoalRankConfig(seed=number * seed)),
-            config=GENERATORS[name],
-        )
-        found[name].append([first, *learned])
-    return found
+    learned = search_generators(
+        first,
+        evaluator_of(worlds_of(setting)[TRAINING_WORLD]),
+        train_one,
+        num_generators=LEARNED,
+        folder=_folder(setting, f"clig-{name}-{seed}", search_card(budget, name, seed)),
+        method=GoalRank(GoalRankConfig(seed=LEARNED * seed)),
+        config=SEARCHES[name],
+    )
+    return [first, *learned]
 
 
-def train_all(runs: Mapping[str, Sequence[TrainRun]]) -> dict[str, list[ListPolicy]]:
-    """Trains what is missing and loads every policy.
-
-    Raises:
-        ValueError: a run folder holds a policy of other settings or rounds.
-    """
-    total = sum(len(some) for some in runs.values())
-    policies: dict[str, list[ListPolicy]] = {}
-    with tqdm(total=total, desc="rankers", unit="run", disable=None) as bar:
-        for name, some in runs.items():
-            policies[name] = []
-            for one in some:
-                folder = one.run_dir / "policy"
-                _check_rounds(one.run_dir, one.iterations)
-                policies[name].append(_as_asked(folder if folder.exists() else train(one), one.make_method().config))
-                bar.update()
-    return policies
-
-
-def _check_rounds(run_dir: Path, iterations: int) -> None:
-    """Refuses a finished run of another number of rounds."""
-    from agents.rllib.train import latest_checkpoint  # imports ray
-
-    kept = latest_checkpoint(run_dir)
-    if (run_dir / "policy").exists() and kept is not None and int(kept.name) != iterations:
-        raise ValueError(
-            f"{run_dir / 'policy'} holds a policy of {int(kept.name)} rounds, this table needs {iterations}; move "
-            f"{run_dir} away"
-        )
-
-
-def _as_asked(folder: Path, settings: MethodConfig) -> ListPolicy:
-    policy: ListPolicy = load_policy(folder)
-    if policy.config != settings:
-        raise ValueError(f"{folder} holds a policy of {policy.config}, this table needs {settings}; move it away")
-    return policy
-
-
-def operator_requests(log: LoggedDataset, world: World, share: float = 1.0) -> LoggedRequests:
+def operator_requests(setting: Setting, *, slates: bool = False, share: float = 1.0) -> LoggedRequests:
     """The requests that world A's recommender was fitted to, or those of a share of its users."""
+    world = worlds_of(setting)[TRAINING_WORLD]
     users = np.random.default_rng(0).permutation(np.asarray(world.population_P))
     return logged_requests(
-        log,
+        log_of(setting, keep_candidates=slates),
         item_features_ND=world.catalogue.features_ND,
         user_features_UD=world.users.features_UD,
         users=users[: max(2, round(share * len(users)))],
@@ -216,27 +170,29 @@ def operator_requests(log: LoggedDataset, world: World, share: float = 1.0) -> L
     )
 
 
-def slate_generators(requests: LoggedRequests, folder: Path) -> dict[str, Policy]:
-    """Generators fitted to logged slates; what is missing is fitted."""
+@cache
+def slate_generators(setting: Setting) -> Mapping[str, Policy]:
+    """Generators fitted to logged slates, which a real log here has none of; what is missing is fitted."""
     found: dict[str, Policy] = {}
-    for name in LOG_METHODS:
-        kept, method = folder / f"slates-{name}", log_method(name)
-        if not (kept / "policy").exists():
-            network = fit_to_slates(requests, method, SLATE, run_dir=kept / "fit")
-            save_policy(kept / "policy", method, network, network.shape)
-        if policy_card(kept / "policy")["config"] != dataclasses.asdict(method.config):
-            raise ValueError(f"{kept} holds a policy of other settings than {method.config}; move it away")
-        policy = load_policy(kept / "policy")
+    requests: LoggedRequests | None = None
+    for name in LOG_METHODS if known_truth(setting) else ():
+        method = log_method(name)
+        folder = _folder(setting, f"slates-{name}", dataclasses.asdict(method.config))
+        if not (folder / "policy" / "policy.json").exists():
+            requests = requests or operator_requests(setting, slates=True)
+            network = fit_to_slates(requests, method, SLATE, run_dir=folder / "fit")
+            save_policy(folder / "policy", method, network, network.shape)
+        policy = load_policy(folder / "policy")
         found[FROM_SLATES[name]] = policy
         if name == "nar4rec":
             found["NAR4Rec, logged slates, contrastive"] = ContrastiveDecoding(policy, CONTRAST)
     return found
 
 
-def evaluators_by_log(log: LoggedDataset, world: World) -> dict[str, ListEvaluator]:
-    """List evaluators fitted to the slates of some users; predictor and retriever are those of all in each case."""
-    shares = tqdm(SHARES_OF_LOG, desc="evaluators of less log", disable=None)
-    return {share_name(share): fit_list_evaluator(operator_requests(log, world, share)) for share in shares}
+@cache
+def evaluator_of_share(setting: Setting, share: float) -> ListEvaluator:
+    """A list evaluator fitted to the slates of some users; predictor and retriever are those of all."""
+    return fit_list_evaluator(operator_requests(setting, share=share))
 
 
 def share_name(share: float) -> str:
@@ -244,12 +200,7 @@ def share_name(share: float) -> str:
     return f"evaluator of {share:.0%} of users"
 
 
-def evaluator_of(world: World) -> ListEvaluator:
-    """The world's list evaluator.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if world.evaluator is None:
-        raise ValueError(f"world {world.name!r} has no list evaluator; build it from a log that holds slates")
-    return world.evaluator
+def _folder(setting: Setting, name: str, card: Mapping[str, Any]) -> Path:
+    """A folder that no work of other settings, log or world can share."""
+    known = {"card": card, **digests(setting, TRAINING_WORLD)}
+    return setting.folder / "trained" / f"{slug(name)}-{fingerprint(known)}"

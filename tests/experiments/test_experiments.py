@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.baselines import PointwiseGreedy, RandomSlate
-from experiments import compare, results_page
-from experiments.compare import GoalRankTable, checks
-from experiments.evaluate import Arguments, run, table, worlds_in
+from agents.goalrank import GoalRank, GoalRankConfig
+from agents.networks import RequestShape
+from agents.policies import save_policy
+from experiments.demo import DemoConfig
+from experiments.demo import run as run_demo
+from experiments.evaluate import Arguments, run
 from experiments.evaluate import main as print_evaluation
-from experiments.policies import policy_of, references
-from recsim_env.evaluation import Contender, EvaluationSettings, evaluate
+from experiments.policies import contender, named_policy, references, worlds_in
+from experiments.report import page as results_page
+from experiments.tables.goalrank import GoalRankTable
+from experiments.tables.runner import RunOptions, complete
+from experiments.tables.runs import Run
+from experiments.tables.settings import LogSource, worlds_of
+from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.results import as_json
 from recsim_env.types import Decision, Request
 from recsim_env.world import World
 from reward_models.build import build_worlds
@@ -54,10 +62,49 @@ def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
     )
     result = run(arguments)
     assert set(result.policies) == {*references(worlds_in(folder)["A"], 4), "mine"}
-    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert {"policy", "world", "metric", "mean", "low", "high", "seeds", "feedback"} <= set(rows[0])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"policy", "world", "metric", "mean", "low", "high", "seeds", "feedback"} <= set(report["rows"][0])
+    assert set(report["worlds"]) == set(result.world_names) == set(worlds_in(folder))
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert "mine" in table(result)
+    played = evaluate({"mine": Constant(4)}, worlds_in(folder), num_sessions=20, seed=1_000_000,
+                      settings=arguments.settings, progress=False)  # fmt: skip
+    mine = [as_json(row) for row in result.rows() if row.policy == "mine"]
+    assert mine == [as_json(row) for row in played.rows()], "one world after the other is all worlds at once"
+
+
+def test_evaluate_refuses_a_place_in_use_before_it_plays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: object, **settings: object) -> None:
+        raise AssertionError("played before it looked where the report goes")
+
+    monkeypatch.setattr("experiments.evaluate.evaluate", never)
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for out, told in (("notes", "is a file"), ("full", "holds files but no evaluation.json")):
+        with pytest.raises(ValueError, match=told):
+            run(Arguments(worlds=folder / "A", out=tmp_path / out, num_sessions=2))
+    monkeypatch.undo()
+    few = EvaluationSettings(num_candidates=20, slate_size=4, max_requests=1)
+    first = Arguments(worlds=folder / "A", out=tmp_path / "new", num_sessions=2, settings=few)
+    run(first)
+    monkeypatch.setattr("experiments.evaluate.evaluate", never)
+    with pytest.raises(ValueError, match="num_sessions was 2, now 3"):
+        run(dataclasses.replace(first, num_sessions=3))
+
+
+def test_a_policy_tells_what_its_training_consumed(tmp_path: Path) -> None:
+    shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
+    method = GoalRank(GoalRankConfig())
+    save_policy(tmp_path / "fitted", method, method.network(shape), shape)
+    assert (contender(tmp_path / "fitted").world_requests, contender(tmp_path / "fitted").feedback) == (0, "logged")
+    told = {"requests": 61_440, "feedback": "one slate"}
+    save_policy(tmp_path / "played", method, method.network(shape), shape, training=told)
+    assert (contender(tmp_path / "played").world_requests, contender(tmp_path / "played").feedback) == (
+        61_440,
+        "one slate",
+    )
 
 
 def test_evaluate_says_by_how_much_a_policy_leads(
@@ -83,34 +130,16 @@ def test_evaluate_says_by_how_much_a_policy_leads(
 
 def test_policies_are_named_in_several_ways(folder: Path, tmp_path: Path) -> None:
     world = World.load(folder / "A")
-    assert isinstance(policy_of("tests.experiments.test_experiments:Constant", world, 4), Constant)
-    assert isinstance(policy_of("tests.experiments.test_experiments:WithoutSize", world, 4), WithoutSize)
-    assert policy_of("random", world, 4) is not None
+    assert isinstance(named_policy("tests.experiments.test_experiments:Constant", world, 4), Constant)
+    assert isinstance(named_policy("tests.experiments.test_experiments:WithoutSize", world, 4), WithoutSize)
+    assert named_policy("random", world, 4) is not None
     with pytest.raises(ValueError, match="MG-E needs a list evaluator to choose by, and world 'tiny' has none"):
-        policy_of("MG-E", worlds_in(Path("tiny"))["tiny"], 4)
+        named_policy("MG-E", worlds_in(Path("tiny"))["tiny"], 4)
     with pytest.raises(ValueError, match="no policy 'nothing': give one of"):
-        policy_of("nothing", world, 4)
+        named_policy("nothing", world, 4)
     with pytest.raises(ValueError, match="holds no world"):
         worlds_in(tmp_path)
     assert list(worlds_in(Path("tiny"))) == ["tiny"]
-
-
-def test_a_claim_clears_seeds_and_sessions(folder: Path) -> None:
-    """The verdict takes the wider of the two intervals; in world A, where the policy was trained, there is no bar."""
-    world = World.load(folder / "A")
-    seeds = [PointwiseGreedy(4), RandomSlate(4)]  # as different as two training seeds can be
-    contenders = {"GoalRank": Contender(policies=seeds), **references(world, 4)}
-    sizes = EvaluationSettings(num_candidates=20, slate_size=4, max_requests=2)
-    result = evaluate(contenders, {"judge-final-1": world}, num_sessions=30, seed=0, settings=sizes, progress=False)
-    setting = GoalRankTable().settings[0]
-    for check in checks(result, setting, "judge-final-1"):
-        (low, high), (session_low, session_high) = check["over_seeds"], check["over_sessions"]
-        assert check["low"] == min(low, session_low)
-        assert check["high"] == max(high, session_high)
-        assert check["verdict"] == "undecided"
-        assert check["seeds"] == 2
-    renamed = dataclasses.replace(result, cells={(policy, "A"): cell for (policy, _), cell in result.cells.items()})
-    assert {check["verdict"] for check in checks(renamed, setting, "A")} == {"no bar"}
 
 
 def test_references_play_what_they_promise(folder: Path) -> None:
@@ -129,22 +158,63 @@ def test_references_play_what_they_promise(folder: Path) -> None:
     assert value["evaluator search"] > value["random"]
 
 
+@pytest.fixture
+def table(tmp_path: Path) -> GoalRankTable:
+    source = LogSource(num_users=120, num_items=150, log_sessions=200, folder=tmp_path / "runs")
+    run = RunOptions(results=tmp_path / "results", jobs=1)
+    return GoalRankTable(source=source, seeds=2, iterations=2, num_sessions=12, search_sessions=6, run=run)
+
+
 @pytest.mark.slow
-def test_compare_runs_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"num_users": 120, "num_items": 150, "log_sessions": 200, "iterations": 2, "num_sessions": 12}
-    config = GoalRankTable(seeds=2, folder=tmp_path / "runs", results=tmp_path / "results", **sizes)  # type: ignore[arg-type]
-    report = compare.run(config)
-    assert {row["world"] for row in report["rows"]} == {"A", "judge-dev", "judge-final-1", "judge-final-2", "truth"}
-    assert {row["seeds"] for row in report["rows"] if row["policy"] == "GoalRank"} == {2}
-    assert {"logging clone", "evaluator search", "greedy oracle"} <= {row["policy"] for row in report["rows"]}
-    assert len(report["checks"]) == 8
-    page = results_page.page(tmp_path / "results")
-    assert "Times these worlds were opened: A 1, judge-dev 1, judge-final-1 1, judge-final-2 1, truth 1." in page
-    monkeypatch.setattr(compare, "play", None)
-    assert compare.run(config) == report
+def test_compare_runs_what_is_missing_and_nothing_else(table: GoalRankTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = complete(table.table(), table.run)
+    (setting,) = finished.results
+    result = finished.results[setting]
+    worlds = tuple(worlds_of(table.settings[setting]))
+    assert result.world_names == worlds
+    assert result.row("GoalRank", "truth", "session_watch_time").seeds == 2
+    assert {"logging clone", "evaluator search", "greedy oracle"} <= set(result.policies)
+    assert len(finished.checks) == 2 * len(worlds)
+    assert {check["world"] for check in finished.checks if check["verdict"] == "no bar"} == {"A"}
+
+    def never(self: GoalRankTable, run: Run) -> None:
+        raise AssertionError(f"{run} was measured before")
+
+    monkeypatch.setattr(GoalRankTable, "measure", never)
+    assert complete(table.table(), table.run).checks == finished.checks
+    with pytest.raises(ValueError, match="num_sessions was 12, now 13"):
+        complete(dataclasses.replace(table, num_sessions=13).table(), table.run)
+    (table.run.results / "goalrank" / setting / "truth" / "GoalRank-1.json").unlink()
+    with pytest.raises(AssertionError, match="truth, GoalRank, seed 1 was measured before"):
+        complete(table.table(), table.run)
     monkeypatch.undo()
-    (tmp_path / "results" / "goalrank-synthetic-truth.json").unlink()
-    again = compare.run(config)
-    openings = json.loads((tmp_path / "results" / "goalrank-synthetic-truth.json").read_text())["openings"]
-    assert openings == 2
-    assert again["checks"] == report["checks"]
+    assert complete(table.table(), table.run).checks == finished.checks
+    page = results_page.page(table.run.results)
+    assert "GoalRank beside the references" in page
+
+
+def test_runs_differ_where_their_logs_do(table: GoalRankTable) -> None:
+    """Settings of other seeds, sizes or training never share a policy's folder."""
+    (setting,) = table.settings.values()
+    one, other = (dataclasses.replace(table, iterations=n).training(setting, 0) for n in (2, 3))
+    assert one.run_dir != other.run_dir
+    assert one.run_dir == table.training(setting, 0).run_dir
+    assert table.training(setting, 1).run_dir != one.run_dir
+
+
+@pytest.mark.slow
+def test_a_demo_runs_again_from_what_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DemoConfig(
+        out=tmp_path / "demo", num_users=120, num_items=150, log_sessions=200, iterations=2, num_sessions=12,
+        build=SMALL_BUILD,
+    )  # fmt: skip
+    first = run_demo(config)
+    assert {row["policy"] for row in first["rows"]} >= {"GoalRank", "pointwise greedy", "best of 20", "greedy oracle"}
+    assert contender(tmp_path / "demo" / "policy").world_requests > 0
+
+    def never(self: GoalRankTable, run: Run) -> None:
+        raise AssertionError(f"{run} was measured before")
+
+    monkeypatch.setattr(GoalRankTable, "measure", never)
+    again = run_demo(config)
+    assert (again["rows"], again["checks"]) == (first["rows"], first["checks"])

@@ -14,8 +14,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.plots import ranked
-from experiments.report import read_curves, write_report
+from experiments.report.html import read_curves, write_report
+from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult
 
 WORLDS = ("A", "truth")
@@ -114,9 +114,11 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
     page = Page((folder / "report.html").read_text())
     for policy, world in result.cells:
         row = result.row(policy, world, "session_watch_time")
-        assert f"{row.mean:.1f} [{row.low:.1f}, {row.high:.1f}]" in page.words
+        low, high = row.widest
+        assert f"{row.mean:.1f} [{low:.1f}, {high:.1f}]" in page.words
     row = result.difference("<ours>", "pointwise greedy", "truth")
-    assert f"{row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" in page.words
+    low, high = row.widest
+    assert f"{row.mean:+.1f} [{low:+.1f}, {high:+.1f}]" in page.words
     assert "click · auc" in page.words
     assert "0.7512" in page.words
     assert "12,000" in page.words
@@ -132,7 +134,7 @@ def test_differences_are_coloured_by_their_sign(folder: Path) -> None:
 
 def test_json_and_csv_hold_rows_differences_and_gaps(result: EvaluationResult, folder: Path) -> None:
     stored = json.loads((folder / "report.json").read_text())
-    assert set(stored) == {"title", "settings", "worlds", "rows", "differences", "gaps"}
+    assert set(stored) == {"title", "settings", "worlds", "rows", "differences", "gaps", "checks"}
     # Two other policies in both worlds, the oracle in one; "best of 20" did not play.
     assert len(stored["differences"]) == 5
     assert {row["baseline"] for row in stored["differences"]} == {"pointwise greedy"}

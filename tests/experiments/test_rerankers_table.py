@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +10,24 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
-from agents.goalrank import GoalRankConfig
-from agents.list_policy import ListPolicy
-from agents.networks import RequestShape
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorPool, PolicyLists
-from experiments import results_page
-from experiments.recipes import TrainRun
-from experiments.tables import reranker_plots, reranker_training, rerankers
+from experiments.report.frames import rows_of
+from experiments.report.reranker_curves import curves
+from experiments.tables import list_bench, reranker_methods, reranker_training, rerankers, settings
+from experiments.tables.runner import judged
+from experiments.tables.runs import BLOCKS, _plain_cell
+from experiments.tables.settings import LogSource, Setting
 from recsim_env.assumptions import TagRepeatEffect
 from recsim_env.known_worlds import short_video_world
-from recsim_env.results import Cell, EvaluationResult, as_json
+from recsim_env.results import Cell, EvaluationResult
 from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, ListValue, Request
 from recsim_env.world import World
 from reward_models.recommender.list_evaluator import SlateEvaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig, ListModel, Sizes, request_inputs
 
-SET_SIZES = rerankers.SET_SIZES
+SET_SIZES = list_bench.SET_SIZES
 
 
 class PredictedSeconds:
@@ -61,8 +62,8 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def bench(world: World) -> rerankers.Bench:
-    return rerankers.Bench(world, 30, seed=11)
+def bench(world: World) -> list_bench.Bench:
+    return list_bench.Bench(world, 30, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +75,15 @@ def pool(world: World) -> GeneratorPool:
 
 
 @pytest.fixture(scope="module")
-def cells(bench: rerankers.Bench, pool: GeneratorPool) -> dict[str, Cell]:
-    contestants = reranker_training.Contestants(
-        trained={"GoalRank, noise 0.2": [RandomSlate(6), PointwiseGreedy(6)], "GoalRank, 10k": [RandomSlate(6)]},
-        searches={
-            name: [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2 for name in reranker_training.GENERATORS
-        },
-        from_slates={"PRM, logged slates": RetrieverOrder(6)},
-        evaluators={reranker_training.share_name(0.02): Mistaken()},
-    )
-    return rerankers.measure(bench, pool, contestants, num_orders=5)
+def cells(bench: list_bench.Bench, pool: GeneratorPool) -> dict[str, Cell]:
+    found = {**list_bench.reference_cells(bench), **list_bench.generator_cells(bench, pool, 5)}
+    found |= list_bench.pressure_cells(bench, reranker_training.share_name(0.02), Mistaken())
+    noisy, small = bench.show([RandomSlate(6), PointwiseGreedy(6)]), bench.show([RandomSlate(6)])
+    found |= reranker_methods.consumed({"GoalRank, noise 0.2": noisy, "GoalRank, 10k": small}, 512)
+    for name in reranker_training.SEARCHES:
+        searches = [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2
+        found |= reranker_methods.consumed(list_bench.search_cells(bench, f"CLIG, {name}", searches), 512)
+    return found
 
 
 def mean(cell: Cell, metric: str) -> float:
@@ -98,7 +98,7 @@ def test_the_evaluator_never_prefers_fewer_generators(cells: dict[str, Cell]) ->
 
 
 def test_the_harder_a_wrong_evaluator_is_searched_the_worse_the_lists(cells: dict[str, Cell]) -> None:
-    tried = [cells[f"evaluator of 2% of users, best of {k}"] for k in rerankers.LISTS_TRIED]
+    tried = [cells[f"evaluator of 2% of users, best of {k}"] for k in list_bench.LISTS_TRIED]
     tried.append(cells["evaluator of 2% of users, search"])
     own, true = ([mean(cell, metric) for cell in tried] for metric in ("evaluator_value", "true_list_value"))
     assert own == sorted(own)
@@ -113,30 +113,26 @@ def test_without_company_every_list_method_ties_the_sort(world: World, pool: Gen
     sizes = Sizes(inputs.candidate_BCI.shape[-1], inputs.request_BJ.shape[-1], inputs.base_BCF.shape[-1], 0)
     model = ListModel(ListEvaluatorConfig(listwise=False, num_members=2), sizes, seed=0)
     evaluator = SlateEvaluator(model, TagRepeatEffect(world.catalogue.tag_N, 0.9))
-    declared = rerankers.Bench(world.replace(evaluator=evaluator), 20, seed=11)
-    found = rerankers.measure(declared, pool, reranker_training.Contestants(trained={}), num_orders=2)
+    declared = list_bench.Bench(world.replace(evaluator=evaluator), 20, seed=11)
+    found = list_bench.reference_cells(declared) | list_bench.additive_cells(declared, pool)
     own = {name: mean(cell, "evaluator_value") for name, cell in found.items()}
     tied = [own[f"additive evaluator, {how}"] for how in ("sort", "best of 100", "MG-E-100", "search")]
     assert max(tied) < 1.01 * min(tied)
     assert own["evaluator search"] > 1.05 * max(tied), "tags that repeat cost nothing"
 
 
-def test_comprehensiveness_of_sets_by_hand(bench: rerankers.Bench) -> None:
+def test_comprehensiveness_of_sets_by_hand(bench: list_bench.Bench) -> None:
     """A list and its reverse: 1 in either order of the pair; two equal lists have none."""
-    sort = PointwiseGreedy(6)
-
-    def reverse(request: Request, generator: torch.Generator) -> Decision:
-        return Decision(sort(request, generator).items_BK.flip(1))
-
-    lists = PolicyLists({str(k): sort if k else reverse for k in range(100)})
-    found = rerankers.comprehensiveness(bench, lists, {"reward only": [[sort, reverse], [sort, sort]]}, num_orders=1)
-    by_set = {row["set"]: row for row in found}
-    assert by_set["CLIG, reward only, 2"]["pair_order"] == 1.0  # the mean of 2 and 0
-    assert by_set["CLIG, reward only, 2"]["embedding"] == pytest.approx(0.0, abs=1e-3)  # the same videos
-    assert by_set["MG-E-100"]["pair_order"] == 2 * 99
+    forward = torch.arange(6).expand(30, 6)
+    sets = [torch.stack([forward, forward.flip(1)], dim=1), torch.stack([forward, forward], dim=1)]
+    found = list_bench.comprehensiveness(bench.request, [sets])
+    assert found["comprehensiveness/pair_order"].tolist() == [1.0]  # the mean of 2 and 0
+    assert found["comprehensiveness/embedding"].tolist() == pytest.approx([0.0], abs=1e-3)  # the same videos
+    each = list_bench.comprehensiveness(bench.request, [sets[:1], sets[1:]])
+    assert each["comprehensiveness/pair_order"].tolist() == [2.0, 0.0]  # one value for each training seed
 
 
-def test_values_are_those_of_the_shown_lists(bench: rerankers.Bench, cells: dict[str, Cell]) -> None:
+def test_values_are_those_of_the_shown_lists(bench: list_bench.Bench, cells: dict[str, Cell]) -> None:
     items = PointwiseGreedy(6)(bench.request, torch.Generator()).items_BK.unsqueeze(1)
     true = bench.simulator.expected(bench.state, items).watch_time_BG[:, 0]
     np.testing.assert_allclose(cells["pointwise greedy"].ratios["true_list_value"][0][0], true, rtol=1e-6)
@@ -144,14 +140,14 @@ def test_values_are_those_of_the_shown_lists(bench: rerankers.Bench, cells: dict
     assert mean(cells["pointwise greedy"], "evaluator_gap") == pytest.approx(gap)
 
 
-def test_picking_among_sets_is_a_plain_argmax(bench: rerankers.Bench) -> None:
+def test_picking_among_sets_is_a_plain_argmax(bench: list_bench.Bench) -> None:
     value, true = torch.rand(30, 4, generator=torch.Generator().manual_seed(1)), torch.arange(120.0).view(30, 4)
     picked = bench.pick(value, true, [[2, 0], [3]])
     expected = [(true[b, 2 if value[b, 2] >= value[b, 0] else 0] + true[b, 3]) / 2 for b in range(30)]
     np.testing.assert_allclose(picked.ratios["true_list_value"][0][0], torch.stack(expected), rtol=1e-6)
 
 
-def test_the_top_share_counts_shown_lists_by_the_worlds_own_evaluator(bench: rerankers.Bench) -> None:
+def test_the_top_share_counts_shown_lists_by_the_worlds_own_evaluator(bench: list_bench.Bench) -> None:
     high = bench.high_B.unsqueeze(1)
     value = torch.cat([high + 1, high - 3], dim=1)  # one list above the bar, one below: half are above, not none
     picked = bench.pick(value, value, [[0], [1]])
@@ -162,29 +158,56 @@ def test_the_top_share_counts_shown_lists_by_the_worlds_own_evaluator(bench: rer
     assert mean(other, "evaluator_value") == pytest.approx(-mean(bench.show(sort), "evaluator_value"))
 
 
+def checks_of(cells: dict[str, Cell], setting: str = "synthetic") -> dict[str, dict[str, Any]]:
+    """The table's checks of some rows, by name."""
+    contents = []
+    for name, cell in cells.items():
+        for seed in range(len(cell.value("true_list_value"))):
+            its = slice(seed, seed + 1)
+            ratios = {metric: (over[its], under[its]) for metric, (over, under) in cell.ratios.items()}
+            one = dataclasses.replace(cell, ratios=ratios, totals={})
+            card = {"setting": setting, "world": "truth", "seed": seed}
+            contents.append({"card": card, "cells": {name: _plain_cell(one)}, "checks": []})
+    return {check["name"]: check for check in judged(rerankers.OUTLINE, contents).checks}
+
+
 def test_ratios_are_paired_by_request_and_seed(cells: dict[str, Cell]) -> None:
-    own = rerankers.ratio(cells, "pointwise greedy", "pointwise greedy")
-    row = EvaluationResult(cells={("a", "w"): own}).row("a", "w", "ratio")
-    assert (row.mean, row.session_low, row.session_high) == (1.0, 1.0, 1.0)
-    two = rerankers.ratio(cells, "GoalRank, noise 0.2", "pointwise greedy").value("ratio")
-    other_way = rerankers.ratio(cells, "pointwise greedy", "GoalRank, noise 0.2").value("ratio")
-    assert len(two) == len(other_way) == 2
-    assert two[0] < two[1] == 1.0
+    own = cells["pointwise greedy"]
+    found = checks_of({"MG-E-100": own, "MG-E-20": own})["MG-E-100 / MG-E-20"]
+    assert (found["value"], found["low"], found["high"], found["verdict"]) == (1.0, 1.0, 1.0, "holds")
+    many = cells["GoalRank, noise 0.2"]  # a random policy and the sort
+    found = checks_of({"GoalRank": many, "MG-E-100": own})["GoalRank / MG-E-100"]
+    worse = mean(cells["random"], "true_list_value") / mean(own, "true_list_value")
+    value = many.value("true_list_value") / own.value("true_list_value")
+    assert value[1] == 1.0
+    assert value[0] == pytest.approx(worse, rel=0.2)
+    assert (found["value"], found["seeds"]) == (pytest.approx(value.mean()), 2)
 
 
-def test_one_training_run_carries_no_claim(cells: dict[str, Cell]) -> None:
-    everything = {name: cells["random"] for pair in rerankers.CHECKS for name in pair[:2]} | {
-        "GoalRank": cells["GoalRank, noise 0.2"]
-    }
-    found = {check["name"]: check for check in rerankers.checks(everything, "here", with_bars=True)}
-    assert len(found) == len(rerankers.CHECKS)
-    assert found["here: GoalRank / MG-E-100, true list value"]["bar"] == 1.03
-    assert found["here: GoalRank, 1m / GoalRank, true list value"]["verdict"] == "no bar"
-    assert found["here: MG-E-100 / MG-E-20, true list value"]["verdict"] == "holds"  # equal: 1 is below 1.01
+def test_one_training_run_carries_no_claim_and_a_real_log_none_at_all(cells: dict[str, Cell]) -> None:
+    everything = {name: cells["random"] for pair in rerankers.CHECKS for name in pair[:2]}
+    trained = {name: cells["GoalRank, 10k"] for name in everything if name.startswith(("GoalRank", "CLIG"))}
+    found = checks_of(everything | trained)
+    assert {f"{name} / {other}" for name, other, _, _ in rerankers.CHECKS} <= set(found)
+    assert found["MG-E-100 / MG-E-20"]["verdict"] == "holds"  # equal: 1 is below 1.01
+    assert found["GoalRank / MG-E-100"]["verdict"] == "no bar"
+    two = checks_of(everything | trained | {"GoalRank": cells["GoalRank, noise 0.2"]})
+    assert two["GoalRank / MG-E-100"]["bar"] == 1.03
+    assert {check["verdict"] for check in checks_of(everything | trained, "kuairand_pure-none").values()} == {"no bar"}
 
 
-def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench, pool: GeneratorPool) -> None:
-    listed = rerankers.generator_list(bench, pool)
+def test_seconds_of_sessions_stand_beside_those_of_requests(cells: dict[str, Cell]) -> None:
+    seconds = np.arange(250.0)[None]
+    played = Cell(ratios={"session_watch_time": (seconds, np.ones_like(seconds))}, totals={}).merged(BLOCKS)
+    found = reranker_methods.with_sessions({"best of 100": cells["best of 100"]}, {"best of 100": played})[
+        "best of 100"
+    ]
+    assert found.value("session_watch_time") == pytest.approx([124.5])
+    assert found.value("true_list_value") == pytest.approx(cells["best of 100"].value("true_list_value"))
+
+
+def test_every_generator_is_listed_with_its_nearest(bench: list_bench.Bench, pool: GeneratorPool) -> None:
+    listed = list_bench.generator_list(bench, pool)
     assert len(listed) >= 100
     assert listed[-1]["name"] == "PRM, logged slates"
     assert all(0 <= row["nearest_distance"] <= row["mean_distance"] <= 1 for row in listed)
@@ -192,55 +215,37 @@ def test_every_generator_is_listed_with_its_nearest(bench: rerankers.Bench, pool
 
 
 def test_orders_are_fixed_before_any_world_is_seen() -> None:
-    orders = rerankers.generator_orders(9, 3)
-    assert orders == rerankers.generator_orders(9, 3)
+    orders = list_bench.generator_orders(9, 3)
+    assert orders == list_bench.generator_orders(9, 3)
     assert all(sorted(order) == list(range(9)) for order in orders)
 
 
-def test_training_runs_are_distinct_and_share_their_budget() -> None:
-    runs = reranker_training.training_runs(Path("w"), Path("f"), reranker_training.Budget(), "all")
+def test_training_runs_are_distinct_and_share_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "world_folders", lambda setting: {"A": Path("w")})
+    monkeypatch.setattr(settings, "digests", lambda setting, world: {"world_digest": "d"})
+    setting = Setting(source=LogSource(), name="synthetic", strength=1.0)
+    runs = reranker_training.training_runs(setting, reranker_training.Budget(), "all")
     flat = [run for some in runs.values() for run in some]
     assert len({run.run_dir for run in flat}) == len(flat)
     assert {(run.iterations, run.num_envs, run.steps_per_iteration, run.env) for run in flat} == {
         (60, 64, 8, "recsim_env:recsim_env/Request-v0")
     }
-    assert {name for pair in rerankers.CHECKS for name in pair[:2] if name.startswith("GoalRank")} <= set(runs)
+    claimed = {name for pair in rerankers.CHECKS for name in pair[:2] if name.startswith("GoalRank")}
+    assert claimed <= set(runs)
+    assert set(reranker_training.training_runs(setting, reranker_training.Budget(), "plain")) == {"GoalRank"}
 
 
-def test_a_policy_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
-    shape = RequestShape(num_items=9, num_signals=1, num_user_features=1, num_candidate_features=1, slate_size=2)
-    run = TrainRun(goalrank=GoalRankConfig(seed=1), size="10k", run_dir=tmp_path)
-    ListPolicy(run.settings, shape).save(tmp_path / "policy")
-    assert reranker_training.train_all({"a": [run]})["a"][0].config == run.settings
-    with pytest.raises(ValueError, match="move it away"):
-        reranker_training.train_all({"a": [dataclasses.replace(run, size=None)]})
-    (tmp_path / "checkpoints" / "00000040").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds a policy of 40 rounds, this table needs 120"):
-        reranker_training.train_all({"a": [run]})
-
-
-def test_page_and_plot_show_every_method(
-    cells: dict[str, Cell], bench: rerankers.Bench, pool: GeneratorPool, tmp_path: Path
-) -> None:
-    result = EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})
-    rows = [as_json(row) for row in result.rows()]
-    content = {
-        "rows": rows, "checks": rerankers.checks(cells, "truth", with_bars=True), "world": "truth", "orders": 5,
-        "num_requests": 30, "generators": rerankers.generator_list(bench, pool), "budget": {"iterations": 60},
-        "list_effect": {"declared": 0.0, "true": 1.0},
-    }  # fmt: skip
-    page = "\n".join(results_page._rerankers("small", [content]))
-    assert all(f"| {name} |" in page for name in cells)
-    figure = reranker_plots.curves({"truth": rows})
+def test_curves_show_every_set_size_and_evaluator(cells: dict[str, Cell], tmp_path: Path) -> None:
+    figure = curves(rows_of(EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})))
     figure.savefig(tmp_path / "curves.png")
     assert len(figure.axes) == 4
-    assert len(figure.axes[1].lines[0].get_xdata()) == len(rerankers.LISTS_TRIED) + 1
+    assert len(figure.axes[1].lines[0].get_xdata()) == len(list_bench.LISTS_TRIED) + 1
     assert len(figure.axes[0].lines[0].get_xdata()) == len(SET_SIZES)
 
 
 def test_a_world_without_evaluator_is_refused() -> None:
     with pytest.raises(ValueError, match="has no list evaluator"):
-        rerankers.Bench(short_video_world(num_users=10, num_items=60), 4, seed=0)
+        list_bench.Bench(short_video_world(num_users=10, num_items=60), 4, seed=0)
 
 
 def test_generators_that_repeat_others_are_left_out(
@@ -248,9 +253,9 @@ def test_generators_that_repeat_others_are_left_out(
 ) -> None:
     twins = {"reversed": Backward(), "twin": Backward()}
     with pytest.raises(ValueError, match=r"need 100 generators that differ in .*, got \d\d$"):
-        rerankers.generator_pool(world, twins)  # this small world tells too few apart
-    monkeypatch.setattr(rerankers, "SET_SIZES", (1, 2, 3))
-    kept = rerankers.generator_pool(world, twins).names
+        list_bench.generator_pool(world, twins)  # this small world tells too few apart
+    monkeypatch.setattr(list_bench, "SET_SIZES", (1, 2, 3))
+    kept = list_bench.generator_pool(world, twins).names
     assert "reversed" in kept
     assert "twin" not in kept
     assert 10 < len(kept) < len(pool.names)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.tables.response_bars import _phi, user_weights, weighted_auc
+from experiments.tables.response_measures import _phi, user_weights, weighted_auc
 from reward_models.metrics import auc
 
 

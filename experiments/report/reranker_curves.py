@@ -1,12 +1,13 @@
 """Curves of the rerankers table: the choice among k generators, search pressure, the network's size, reward noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plots import INK, LINES, clean
+from experiments.report.plots import INK, LINES, clean
 
 MG_E = "MG-E-"
 EVALUATOR = "evaluator of "
@@ -24,16 +25,21 @@ Rows = Mapping[str, Mapping[str, Any]]
 """Policy to its row of true list values."""
 
 
-def curves(rows_by_world: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def curves(rows: pd.DataFrame) -> Figure:
     """Four panels for each world, in expected seconds of a slate there.
 
     Best of k generators, best of k draws by evaluators of more or less log, parameters, reward noise. Bands and bars
-    are 95 % intervals over training seeds; the luck of the requests is the same for all.
+    are 95 % intervals, the wider of those over training seeds and over requests.
+
+    Args:
+        rows: of one setting, as ``report.frames`` has them.
     """
-    figure = Figure(figsize=(13, 2.6 * len(rows_by_world) + 0.4), layout="constrained")
-    panels = figure.subplots(len(rows_by_world), 4, squeeze=False, sharey="row")
-    for (world, rows), (best_of_k, pressure, sizes, noises) in zip(rows_by_world.items(), panels, strict=True):
-        found = {row["policy"]: row for row in rows if row["metric"] == "true_list_value" and not row["baseline"]}
+    rows = rows[rows["metric"] == "true_list_value"]
+    worlds = list(rows["world"].unique())
+    figure = Figure(figsize=(13, 2.6 * len(worlds) + 0.4), layout="constrained")
+    panels = figure.subplots(len(worlds), 4, squeeze=False, sharey="row")
+    for world, (best_of_k, pressure, sizes, noises) in zip(worlds, panels, strict=True):
+        found = {row["policy"]: row for row in rows[rows["world"] == world].to_dict("records")}
         _best_of_k(best_of_k, found)
         best_of_k.set_ylabel(f"{world}: seconds")
         _pressure(pressure, found)
@@ -45,13 +51,17 @@ def curves(rows_by_world: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def _best_of_k(axes: Axes, rows: Rows) -> None:
-    by_size = sorted((int(name.removeprefix(MG_E)), row) for name, row in rows.items() if name.startswith(MG_E))
+    by_size = sorted(
+        (int(name.removeprefix(MG_E)), row)
+        for name, row in rows.items()
+        if name.startswith(MG_E) and name.removeprefix(MG_E).isdigit()
+    )
     sizes = [size for size, _ in by_size]
     axes.plot(sizes, [row["mean"] for _, row in by_size], "o-", ms=4, color=INK, label="k generators, one list each")
     for colour, name in zip(LINES, REFERENCES, strict=False):
         if name in rows:
             axes.axhline(rows[name]["mean"], color=colour, lw=1.2, label=name)
-            if rows[name]["interval"] == "seeds":
+            if rows[name]["seeds"] > 1:
                 axes.axhspan(rows[name]["low"], rows[name]["high"], color=colour, alpha=0.15, lw=0)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -85,7 +95,7 @@ def _points(axes: Axes, rows: Rows, names: Mapping[str, str], label: str) -> Non
     ticks = [tick for tick, name in names.items() if name in rows]
     for place, tick in enumerate(ticks):
         row = rows[names[tick]]
-        if row["interval"] == "seeds":
+        if row["seeds"] > 1:
             axes.plot([place, place], [row["low"], row["high"]], color=LINES[0], lw=1.5)
     axes.plot(range(len(ticks)), [rows[names[tick]]["mean"] for tick in ticks], "o-", ms=4, color=LINES[0])
     axes.set_xticks(range(len(ticks)), ticks)

@@ -1,5 +1,7 @@
 """Plots of evaluation results: small multiples that share one order of policies, best on top.
 
+Colour marks only what an interval carries.
+
 Every function returns a ``Figure`` of its own; nothing touches matplotlib's global state.
 """
 
@@ -42,10 +44,9 @@ def metric_by_world(result: EvaluationResult, metric: str, label: str) -> Figure
     figure, panels = _panels(worlds, policies)
     for world, axes in zip(worlds, panels, strict=True):
         rows = _rows(result, policies, world, metric)
-        best = max(rows.values(), key=lambda row: row.mean)
-        for place, row in rows.items():
-            colour = BLUE if row is best else INK
-            _interval(axes, place, row, colour)
+        reach = max(row.widest[0] for row in rows.values() if not math.isnan(row.mean))
+        for place, row in rows.items():  # several are blue where their intervals do not tell them apart
+            _interval(axes, place, row, BLUE if row.widest[1] >= reach else INK)
         axes.set_xlabel(label)
     return figure
 
@@ -158,8 +159,8 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]
 
 def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """Panels side by side, at most four in a row, with the policies down the left edge."""
-    columns = min(4, len(titles))
-    rows = math.ceil(len(titles) / columns)
+    rows = math.ceil(len(titles) / 4)
+    columns = math.ceil(len(titles) / rows)
     size = (1.8 + 2.6 * columns, rows * (1.1 + 0.3 * len(policies)))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -175,8 +176,9 @@ def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, lis
 
 
 def _interval(axes: Axes, place: int, row: Row, colour: str) -> None:
-    if not math.isnan(row.low):
-        axes.plot([row.low, row.high], [place, place], color=colour, lw=2, solid_capstyle="butt", alpha=0.55)
+    low, high = row.widest
+    if not math.isnan(low):
+        axes.plot([low, high], [place, place], color=colour, lw=2, solid_capstyle="butt", alpha=0.55)
     axes.plot([row.mean], [place], "o", color=colour, ms=5)
 
 

@@ -1,0 +1,1 @@
+"""What is shown of results: frames, plots, the HTML report and the Markdown page."""
