@@ -1,6 +1,6 @@
 """Tables over settings, methods, training seeds and worlds; only what is missing is run.
 
-    python -m experiments.compare goalrank        GoalRank beside the references, in whole sessions
+    python -m experiments.compare goalrank        GoalRank beside the baselines, in whole sessions
     python -m experiments.compare rerankers       generators, their choice, GoalRank's variants, on the same requests
     python -m experiments.compare offline         the reranking papers' protocol on labelled requests
     python -m experiments.compare response-bars   learned users against the test days of a real log

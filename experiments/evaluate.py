@@ -3,7 +3,7 @@
     python -m experiments.evaluate --worlds runs/demo/worlds --policies mine=runs/goalrank/policy
 
 ``--worlds`` is a world folder or a folder of them. ``--policies`` takes ``name=what``: a policy folder, "MG-E" (the
-evaluator's choice among the standard generators), a reference's name, or ``module:object`` of your own; the references
+evaluator's choice among the standard generators), a baseline's name, or ``module:object`` of your own; the baselines
 are always there. Writes ``report.json`` (keys ``rows``: policy, world, metric, mean, low, high, seeds, feedback class;
 ``differences``, paired, with ``baseline``; ``gaps``), ``report.csv``, ``report.html`` and TensorBoard scalars into
 ``--out``; ``--json`` writes the same JSON elsewhere too.
@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from experiments.command import run_command
-from experiments.policies import BASELINES, named_policies, worlds_in
+from experiments.policies import TO_BEAT, named_policies, worlds_in
 from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
 from experiments.report.html import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
@@ -34,7 +34,7 @@ class Arguments:
     worlds: Path
     """A world folder, a folder of them, or the name of a known world."""
     policies: tuple[str, ...] = ()
-    """``name=what`` for each policy beside the references."""
+    """``name=what`` for each policy beside the baselines."""
     num_sessions: int = 2000
     """Sessions of each policy in each world."""
     seed: int = 1_000_000
@@ -45,6 +45,8 @@ class Arguments:
     """Also write the JSON report here."""
     address: str | None = None
     """Address of a running Ray cluster to join ("auto" finds it); worlds are then played side by side."""
+    trust: tuple[str, ...] = ()
+    """Modules of yours whose classes a policy or world folder may name; importing one runs its code."""
     settings: tyro.conf.OmitArgPrefixes[EvaluationSettings] = field(default_factory=EvaluationSettings)
     """How sessions are played and counted."""
 
@@ -72,10 +74,10 @@ def played(arguments: Arguments, contenders: Mapping[str, Any], worlds: Mapping[
 
 def run(arguments: Arguments) -> EvaluationResult:
     """Evaluates and writes the report; the folder is claimed before anything is played."""
-    worlds = worlds_in(arguments.worlds)
+    worlds = worlds_in(arguments.worlds, arguments.trust)
     first = next(iter(worlds.values()))
     slate_size = arguments.settings.slate_size or first.defaults.get("slate_size", 6)
-    contenders = named_policies(arguments.policies, first, slate_size)
+    contenders = named_policies(arguments.policies, first, slate_size, arguments.trust)
     asked = {
         name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("out", "json", "address")
     }
@@ -91,7 +93,7 @@ def run(arguments: Arguments) -> EvaluationResult:
 
 def leads(result: EvaluationResult, policies: tuple[str, ...]) -> str:
     """What these policies lead the baselines by, paired by session, as plain text."""
-    pairs = [(policy, baseline, world) for policy in policies for baseline in BASELINES for world in result.world_names
+    pairs = [(policy, baseline, world) for policy in policies for baseline in TO_BEAT for world in result.world_names
              if policy != baseline and result.paired(policy, baseline, world)]  # fmt: skip
     rows = [result.difference(*pair) for pair in pairs]
     texts = texts_of(frame_of(rows), sign="+")

@@ -26,19 +26,19 @@ from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.known_worlds.names import resolve_world
 from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
-from recsim_env.world import World
+from recsim_env.world import World, load_worlds
 
 CLONE_REQUESTS = 10_000
 """Logged requests that the logging clone is fitted to, at most."""
 
-BASELINES = ("pointwise greedy", "best of 20")
+TO_BEAT = ("pointwise greedy", "best of 20")
 """What a trained ranker has to beat."""
 
 MULTI_GENERATOR = "MG-E"
 """The evaluator's choice among the standard heuristic generators' lists."""
 
 
-def references(world: World, slate_size: int) -> dict[str, Policy]:
+def baselines(world: World, slate_size: int) -> dict[str, Policy]:
     """The policies without training: they share the world's predictor and evaluator with everyone else.
 
     The evaluator's two are left out where the world has none.
@@ -73,11 +73,11 @@ def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> Policy:
     return fit_logging_clone(requests, slate_size, among=some)
 
 
-def contender(folder: str | Path) -> Contender:
-    """A trained policy with what its training consumed, as its folder says."""
+def contender(folder: str | Path, trusted: Sequence[str] = ()) -> Contender:
+    """A trained policy with what its training consumed, as its folder says; see ``load_policy`` for ``trusted``."""
     told = policy_card(folder).get("training", {})
     return Contender(
-        policies=[load_policy(folder)],
+        policies=[load_policy(folder, trusted=trusted)],
         feedback=told.get("feedback", "logged"),
         world_requests=int(told.get("requests", 0)),
     )
@@ -88,8 +88,8 @@ def oracle(search: Oracle) -> Contender:
     return Contender(oracle=search, feedback="branched")
 
 
-def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender:
-    """A policy from what a user wrote: a reference's name, "MG-E", a policy folder, or "module:object".
+def named_policy(name: str, world: World, slate_size: int, trusted: Sequence[str] = ()) -> Policy | Contender:
+    """A policy from what a user wrote: a baseline's name, "MG-E", a policy folder, or "module:object".
 
     A class behind a dotted path is built, with the slate size if it takes an argument; anything else is the policy
     itself.
@@ -97,7 +97,7 @@ def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender
     Raises:
         ValueError: none of the four, or MG-E in a world without an evaluator.
     """
-    known = references(world, slate_size)
+    known = baselines(world, slate_size)
     if name in known:
         return known[name]
     if name == MULTI_GENERATOR:
@@ -106,7 +106,7 @@ def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender
         return GeneratorEvaluator(HeuristicGenerators.standard(world, slate_size), world.evaluator)
     folder = Path(name)
     if (folder / "policy.json").exists():
-        return contender(folder)
+        return contender(folder, trusted)
     if ":" in name:
         found: Any = load_object(name)
         if not isinstance(found, type):
@@ -121,31 +121,33 @@ def named_policy(name: str, world: World, slate_size: int) -> Policy | Contender
     )
 
 
-def named_policies(given: Sequence[str], world: World, slate_size: int) -> dict[str, Policy | Contender]:
-    """The references, and the policies that a user gave as ``name=what``.
+def named_policies(
+    given: Sequence[str], world: World, slate_size: int, trusted: Sequence[str] = ()
+) -> dict[str, Policy | Contender]:
+    """The baselines, and the policies that a user gave as ``name=what``; their folders may name trusted modules.
 
     Raises:
         ValueError: a policy is not given so, or its name is taken.
     """
-    found: dict[str, Policy | Contender] = dict(references(world, slate_size))
+    found: dict[str, Policy | Contender] = dict(baselines(world, slate_size))
     for one in given:
         name, separator, what = one.partition("=")
         if not separator:
             raise ValueError(f"policies are given as name=what, got {one!r}")
         if name in found:
             raise ValueError(f"there is a policy {name!r} already; give yours another name than {sorted(found)}")
-        found[name] = named_policy(what, world, slate_size)
+        found[name] = named_policy(what, world, slate_size, trusted)
     return found
 
 
-def worlds_in(folder: Path) -> dict[str, World]:
+def worlds_in(folder: Path, trusted: Sequence[str] = ()) -> dict[str, World]:
     """Every world of a folder by name, A first; or the one world that the folder, or a known world's name, is.
 
     Raises:
         ValueError: there is none.
     """
     if (folder / "world.json").exists() or (str(folder) in KNOWN_WORLDS and not folder.exists()):
-        world = resolve_world(str(folder))
+        world = resolve_world(str(folder), trusted=trusted)
         return {world.name: world}
     found = sorted(path.parent for path in folder.glob("*/world.json"))
     if not found:
@@ -154,4 +156,4 @@ def worlds_in(folder: Path) -> dict[str, World]:
             f"{folder} holds no world{hint}: build some with python -m experiments.build_world, or give the name of a "
             f"known one, {sorted(KNOWN_WORLDS)}"
         )
-    return {path.name: World.load(path) for path in found}
+    return load_worlds({path.name: path for path in found}, trusted=trusted)

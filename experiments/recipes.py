@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from agents.goalrank import GoalRankConfig
 from agents.list_policy import ListPolicyConfig, sized
-from agents.method import Method, MethodConfig, make_method, method_class
+from agents.method import Method, MethodConfig, make_method, method_class, method_path
+from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
 from agents.rl.behaviour_cloning import BehaviourCloningConfig
 from agents.rl.ppo import PPOConfig
 from agents.rl.td3 import TD3Config
@@ -146,11 +147,20 @@ def behaviour_cloning() -> TrainRun:
     )
 
 
+def _from_slates(name: LogMethodName) -> Callable[[], TrainRun]:
+    def run() -> TrainRun:
+        method = log_method(name)
+        return TrainRun(method=method_path(method), config=method.config, run_dir=Path("runs") / name)
+
+    run.__name__, run.__doc__ = name, f"{name} fitted to logged slates and their candidate lists (``--log``)."
+    return run
+
+
 RECIPES: dict[str, Callable[[], TrainRun]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         goalrank, goalrank_request, goalrank_grpo, goalrank_one_softmax, goalrank_warm, goalrank_prm, goalrank_setrank,
-        goalrank_nar4rec, ppo, td3, behaviour_cloning,
+        goalrank_nar4rec, ppo, td3, behaviour_cloning, *map(_from_slates, LOG_METHODS),
     )
 }  # fmt: skip
 """Recipes by name."""

@@ -79,11 +79,10 @@ def logged(config: TrainRun) -> LoggedRequests:
 
 def parse() -> TrainRun:
     """Reads the recipe and its overrides from the command line."""
-    wanted = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    if wanted is not None and wanted not in RECIPES:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "-"
+    if not wanted.startswith("-") and wanted not in RECIPES:
         chosen = recipe(wanted)  # a class path, or an error that knows the nearest name
-        rest = [word for word in sys.argv[1:] if word != wanted]
-        return tyro.cli(TrainRun, args=rest, default=chosen, description=__doc__)
+        return tyro.cli(TrainRun, args=sys.argv[2:], default=chosen, description=__doc__)
     presets = {name: (function.__doc__ or "", function()) for name, function in RECIPES.items()}
     return tyro.extras.overridable_config_cli(presets, description=__doc__)
 

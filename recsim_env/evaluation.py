@@ -6,22 +6,12 @@ way: a batch of sessions shrinks as users leave, until it is empty. Beside what 
 list is valued by the recommender's own evaluator and by the world's true expectation; only this module
 and oracles may ask for the latter.
 
-Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
-    session_watch_time, session_length (requests), videos_seen, watch_time_per_video, truncated_share,
-    <signal>_rate (per video seen), <signal>_per_session, session_reward, list_reward, reward/<name>,
-    repeat_share (videos already seen in this session), outside_share (not among the candidates),
-    cold_start_share (few logged impressions), tag_diversity (share of a slate's pairs whose main tags
-    differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value
-    and evaluator_gap (expected seconds of a shown list, by the evaluator, in truth, and the excess of the
-    first: its errors, and what leaving within the list costs if it counts every place as reached),
-    watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage and exposure_gini (of
-    exposures over the whole catalogue).
+What is counted stands in ``session_metrics.py``.
 
 Shape legend: B running sessions, n sessions, K places, F signals, N items, D features, S training seeds.
 """
 
 import dataclasses
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +25,10 @@ from tqdm import tqdm
 from recsim_env.envs import RecVectorEnv
 from recsim_env.policy_checkers import try_policy
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
-from recsim_env.rewards import Reward, scalar, watch_time_reward
+from recsim_env.rewards import Reward, watch_time_reward
+from recsim_env.session_metrics import SessionMetrics, gini, num_repeats
 from recsim_env.simulator import SessionState, Simulator
-from recsim_env.slates import are_candidates
-from recsim_env.types import NO_ITEM, WATCH_TIME, Feedback, Policy
+from recsim_env.types import NO_ITEM, Policy
 from recsim_env.world import World
 
 __all__ = [
@@ -152,7 +142,7 @@ def evaluate(
     cells: dict[tuple[str, str], Cell] = {}
     with tqdm(total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True) as bar:
         for world_name, simulator in simulators.items():
-            counter = _Counter(simulator, settings, reward, logged_impressions_N)
+            counter = _metrics(simulator, settings, reward, logged_impressions_N)
             for name, contender in contenders.items():
                 bar.set_postfix_str(f"{name} in {world_name}")
                 tallies = [
@@ -218,6 +208,23 @@ class _Tally:
     exposures_N: Tensor
 
 
+def _metrics(
+    simulator: Simulator, settings: EvaluationSettings, reward: Reward | None, logged_impressions_N: Tensor | None
+) -> SessionMetrics:
+    world = simulator.world
+    if logged_impressions_N is None:
+        past_P = world.users.histories.item_P
+        logged_impressions_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue))
+    return SessionMetrics(
+        simulator,
+        reward=reward or watch_time_reward(world.signals),
+        logged_impressions_N=logged_impressions_N,
+        true_values=settings.true_values,
+        duration_edges=settings.duration_edges,
+        cold_start_below=settings.cold_start_below,
+    )
+
+
 def _simulator(world: World, settings: EvaluationSettings) -> Simulator:
     sizes = ("num_candidates", "slate_size", "history_length", "max_requests")
     chosen = {name: getattr(settings, name) for name in sizes if getattr(settings, name) is not None}
@@ -239,7 +246,7 @@ def _players(name: str, contender: Contender) -> list[_Player]:
 @torch.no_grad()
 def _play(
     simulator: Simulator,
-    counter: "_Counter",
+    counter: SessionMetrics,
     player: _Player,
     num_sessions: int,
     seed: int,
@@ -273,160 +280,13 @@ def _play(
                 break
         bar.update(len(row_B))
         sums["truncated"][begin + row_B] = 1.0
-        sums["repeats"][begin : begin + size] = _num_repeats(watched_nT).to(torch.float64)
+        sums["repeats"][begin : begin + size] = num_repeats(watched_nT).to(torch.float64)
         exposures_N += torch.bincount(watched_nT[watched_nT != NO_ITEM], minlength=len(exposures_N))
     sums["sessions"] += 1.0
     return _Tally(dict(sums), exposures_N)
 
 
-class _Counter:
-    """What one request of every session adds to the session's sums."""
-
-    def __init__(
-        self,
-        simulator: Simulator,
-        settings: EvaluationSettings,
-        reward: Reward | None,
-        logged_impressions_N: Tensor | None,
-    ):
-        world = simulator.world
-        self.simulator = simulator
-        self.signals = world.signals
-        self.reward = reward or watch_time_reward(world.signals)
-        self.true_values = settings.true_values
-        edges = torch.tensor(settings.duration_edges, device=simulator.device)
-        self.bucket_N = torch.bucketize(world.catalogue.duration_N, edges, right=True)
-        self.buckets = bucket_names(settings.duration_edges)
-        self.features_ND = torch.nn.functional.normalize(world.catalogue.features_ND, dim=1)
-        self.cold_N: Tensor | None = None
-        if logged_impressions_N is None:
-            past_P = world.users.histories.item_P
-            logged_impressions_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue))
-        if logged_impressions_N.shape != (len(world.catalogue),):
-            raise ValueError(
-                f"need logged impressions for each of the {len(world.catalogue)} items, got shape "
-                f"{tuple(logged_impressions_N.shape)}"
-            )
-        if int(logged_impressions_N.sum()):
-            self.cold_N = logged_impressions_N.to(simulator.device) < settings.cold_start_below
-
-    def __call__(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
-        """Quantities (B,) of one request, by name."""
-        seen_BK = feedback.seen_BK
-        inside_BK = are_candidates(items_BK, state.request.candidates_BC)
-        counted = {
-            "requests": torch.ones_like(feedback.left_B),
-            "seen": seen_BK.sum(1),
-            "outside": (seen_BK & ~inside_BK).sum(1),
-            **dict(zip(self.signals, feedback.signals_BKF.sum(1).unbind(1), strict=True)),
-            **self._rewards(state, items_BK, feedback),
-            **self._diversity(items_BK),
-            **self._list_values(state, items_BK),
-        }
-        if self.cold_N is not None:
-            counted["cold"] = (seen_BK & self.cold_N[items_BK]).sum(1)
-        bucket_BK = self.bucket_N[items_BK]
-        for index, name in enumerate(self.buckets):
-            chosen_BK = seen_BK & (bucket_BK == index)
-            counted[f"seen/{name}"] = chosen_BK.sum(1)
-            counted[f"watch_time/{name}"] = (feedback.signals_BKF[..., 0] * chosen_BK).sum(1)
-        return counted
-
-    def ratios(self) -> dict[str, tuple[str, str]]:
-        """Metric to the names of its numerator and denominator."""
-        others = [name for name in self.signals if name != WATCH_TIME]
-        components = self.reward.names if len(self.reward.names) > 1 else ()
-        return {
-            "session_watch_time": (WATCH_TIME, "sessions"),
-            "session_length": ("requests", "sessions"),
-            "videos_seen": ("seen", "sessions"),
-            "watch_time_per_video": (WATCH_TIME, "seen"),
-            "truncated_share": ("truncated", "sessions"),
-            **{f"{name}_rate": (name, "seen") for name in others},
-            **{f"{name}_per_session": (name, "sessions") for name in others},
-            "session_reward": ("reward", "sessions"),
-            "list_reward": ("reward", "requests"),
-            **{f"reward/{name}": (f"reward/{name}", "sessions") for name in components},
-            "repeat_share": ("repeats", "seen"),
-            "outside_share": ("outside", "seen"),
-            "cold_start_share": ("cold", "seen"),
-            "tag_diversity": ("pairs_of_two_tags", "tagged_pairs"),
-            "feature_diversity": ("distance", "pairs"),
-            "evaluator_value": ("evaluator_value", "requests"),
-            "true_list_value": ("true_list_value", "requests"),
-            "evaluator_gap": ("evaluator_gap", "requests"),
-            **{f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}") for name in self.buckets},
-            **{f"exposure_share/{b}": (f"seen/{b}", "seen") for b in self.buckets},
-        }
-
-    def _rewards(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
-        rewards_BR = self.reward(state.request, items_BK, feedback)
-        parts = {f"reward/{name}": rewards_BR[:, i] for i, name in enumerate(self.reward.names)}
-        return {"reward": scalar(self.reward, rewards_BR), **parts}
-
-    def _diversity(self, items_BK: Tensor) -> dict[str, Tensor]:
-        places = items_BK.shape[1]
-        first, second = torch.triu_indices(places, places, offset=1, device=items_BK.device)
-        tag_BK = self.simulator.world.catalogue.tag_N[items_BK]
-        known_BK = tag_BK >= 0
-        tagged_BP = known_BK[:, first] & known_BK[:, second]
-        features_BKD = self.features_ND[items_BK]
-        cosine_BP = (features_BKD @ features_BKD.transpose(1, 2))[:, first, second]
-        return {
-            "pairs": tagged_BP.new_ones(tagged_BP.shape).sum(1),
-            "tagged_pairs": tagged_BP.sum(1),
-            "pairs_of_two_tags": (tagged_BP & (tag_BK[:, first] != tag_BK[:, second])).sum(1),
-            "distance": (1.0 - cosine_BP).sum(1),
-        }
-
-    def _list_values(self, state: SessionState, items_BK: Tensor) -> dict[str, Tensor]:
-        items_B1K = items_BK.unsqueeze(1)
-        values: dict[str, Tensor] = {}
-        evaluator = self.simulator.world.evaluator
-        if evaluator is not None:
-            values["evaluator_value"] = evaluator.score(state.request, items_B1K).value_BG[:, 0]
-        if self.true_values:
-            values["true_list_value"] = self.simulator.expected(state, items_B1K).watch_time_BG[:, 0]
-        if len(values) == 2:
-            values["evaluator_gap"] = values["evaluator_value"] - values["true_list_value"]
-        return values
-
-
-def bucket_names(edges: Sequence[float]) -> tuple[str, ...]:
-    """Names of the duration buckets between edges in seconds.
-
-    Example:
-        >>> bucket_names((7.0, 18.0))
-        ('0-7s', '7-18s', '18s+')
-    """
-    ends = ["0", *(f"{edge:g}" for edge in edges)]
-    return (*(f"{low}-{high}s" for low, high in itertools.pairwise(ends)), f"{ends[-1]}s+")
-
-
-def gini(counts_N: np.ndarray) -> float:
-    """Concentration of non-negative counts: 0 when equal, (N - 1) / N when one item has everything.
-
-    Example:
-        >>> gini(np.array([1, 1, 1, 1])), gini(np.array([0, 0, 0, 5]))
-        (0.0, 0.75)
-    """
-    sorted_N = np.sort(np.asarray(counts_N, dtype=np.float64))
-    total, count = sorted_N.sum(), len(sorted_N)
-    if total <= 0:
-        return float("nan")
-    # The mean absolute difference of all pairs, from ranks: a sort in the place of N * N differences.
-    ranks_N = 2 * np.arange(1, count + 1) - count - 1
-    return float((ranks_N * sorted_N).sum() / (count * total))
-
-
-def _num_repeats(watched_nM: Tensor) -> Tensor:
-    """Videos that a session had already seen, (n,)."""
-    # Once sorted, equal neighbours are repeats; comparing all pairs would take the square of 300 places a session.
-    sorted_nM = watched_nM.sort(dim=1).values
-    return ((sorted_nM[:, 1:] == sorted_nM[:, :-1]) & (sorted_nM[:, 1:] != NO_ITEM)).sum(1)
-
-
-def _cell(contender: Contender, counter: _Counter, tallies: Sequence[_Tally]) -> Cell:
+def _cell(contender: Contender, counter: SessionMetrics, tallies: Sequence[_Tally]) -> Cell:
     sums = {name: np.stack([tally.sums[name].cpu().numpy() for tally in tallies]) for name in tallies[0].sums}
     exposures = [tally.exposures_N.cpu().numpy() for tally in tallies]
     return Cell(

@@ -42,6 +42,20 @@ class SlateMethod:
         """The paper's network."""
         return ListPolicy(self.config, shape)
 
+    def prepare_log(self, requests: LoggedRequests) -> LoggedRequests:
+        """The requests as they are.
+
+        Raises:
+            ValueError: a log without candidate lists or predictor.
+        """
+        if requests.candidate_item_Q is None or requests.predictor is None:
+            raise ValueError(
+                "needs logged candidate lists and a predictor's opinion of them; this log holds "
+                f"{'no' if requests.candidate_item_Q is None else 'its'} candidate lists and the requests have "
+                f"{'no' if requests.predictor is None else 'a'} predictor"
+            )
+        return requests
+
     def from_log(self, batch: LoggedBatch) -> Columns:
         """Slates as positions, the seconds watched and expected, and which slates teach.
 
@@ -152,12 +166,6 @@ def _split(requests: LoggedRequests, method: Any, slate_size: int, among: Tensor
         raise ValueError(
             f"{type(method).__name__} learns from {method.data!r}, not from a log; train it with python -m "
             "experiments.train"
-        )
-    if requests.candidate_item_Q is None or requests.predictor is None:
-        raise ValueError(
-            "needs logged candidate lists and a predictor's opinion of them; this log holds "
-            f"{'no' if requests.candidate_item_Q is None else 'its'} candidate lists and the requests have "
-            f"{'no' if requests.predictor is None else 'a'} predictor"
         )
     usable = teaching_slates(requests, method, among)
     held_out = requests.user_L[usable] % 10 == 0

@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.registry import register_env
 
 from recsim_env import RecEnv, RecVectorEnv
+from recsim_env.tasks import TASKS
 
 
 def _creator(task: str) -> Any:
@@ -19,5 +20,5 @@ def _creator(task: str) -> Any:
     return create
 
 
-for _name, _task in (("Session", "session"), ("Request", "request")):
-    register_env(f"recsim_env/{_name}-v0", _creator(_task))
+for _task in TASKS:
+    register_env(f"recsim_env/{_task.capitalize()}-v0", _creator(_task))

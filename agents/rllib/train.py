@@ -126,7 +126,11 @@ def train_method(
             raise
         try:
             _train(algorithm, run_dir, iterations, checkpoint_every)
-            training = {"requests": _requests(algorithm), "iterations": algorithm.iteration, "feedback": "one slate"}
+            training = {
+                "requests": _requests(algorithm),
+                "iterations": algorithm.iteration,
+                "feedback": "logged" if method.data == "log" else "one slate",
+            }
             return save_policy(
                 run_dir / "policy", method, learned_network(algorithm), algorithm.config.request_shape, training
             )

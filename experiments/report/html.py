@@ -20,7 +20,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from experiments.policies import BASELINES
+from experiments.policies import TO_BEAT
 from experiments.report import plots
 from experiments.report.frames import VERDICTS, check_frame, frame_of, pivot, rows_of, texts_of, wide
 from experiments.tables.runs import slug
@@ -56,7 +56,7 @@ def write_report(
         The path of ``report.html``.
     """
     folder = Path(folder)
-    found = [name for name in BASELINES if name in result.policies]
+    found = [name for name in TO_BEAT if name in result.policies]
     differences, gaps = list(_differences(result, found)), list(_gaps(result))
     figures = _figures(result, found, training_runs or {})
     for name, (_, png) in figures.items():

@@ -1,10 +1,10 @@
-"""GoalRank beside the references that share its predictor and evaluator, in whole sessions.
+"""GoalRank beside the baselines that share its predictor and evaluator, in whole sessions.
 
     python -m experiments.compare goalrank                     the synthetic log: judges and truth
     python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without,
                                                                and with users who leave half or twice as easily
 
-GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the references.
+GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the baselines.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from agents.goalrank import GoalRankConfig
-from experiments.policies import BASELINES, contender, oracle, references
+from experiments.policies import TO_BEAT, baselines, contender, oracle
 from experiments.recipes import TrainRun
 from experiments.report.frames import MAIN_METRICS
 from experiments.tables.runner import Comparison, Outline, RunOptions, Table
@@ -44,9 +44,9 @@ FIRST_SESSION = 1_000_000
 
 OUTLINE = Outline(
     name="goalrank",
-    title="GoalRank beside the references that share its predictor and evaluator",
+    title="GoalRank beside the baselines that share its predictor and evaluator",
     metrics={"session_watch_time": "seconds watched in a session", "true_list_value": "expected seconds of a slate"},
-    comparisons=[Comparison(name=METHOD, other=other, metric="session_watch_time") for other in BASELINES],
+    comparisons=[Comparison(name=METHOD, other=other, metric="session_watch_time") for other in TO_BEAT],
     # In world A the policy was trained, and of a real log no lead was promised.
     claims=lambda setting, world: world != TRAINING_WORLD and setting.startswith("synthetic"),
 )
@@ -54,7 +54,7 @@ OUTLINE = Outline(
 
 @dataclass(frozen=True, kw_only=True)
 class GoalRankTable:
-    """GoalRank beside the references that share its predictor and evaluator."""
+    """GoalRank beside the baselines that share its predictor and evaluator."""
 
     source: tyro.conf.OmitArgPrefixes[LogSource] = field(default_factory=LogSource)
     """The logs and worlds."""
@@ -105,8 +105,8 @@ class GoalRankTable:
         """Names and seeds of who plays a world."""
         trained = [(METHOD, seed) for seed in range(self.seeds)]
         if setting.hazard != 1:
-            return [*((name, 0) for name in BASELINES), *trained]
-        others = [*references(worlds_of(setting)[TRAINING_WORLD], SLATE), CLONE, *([ORACLE] if world == TRUTH else [])]
+            return [*((name, 0) for name in TO_BEAT), *trained]
+        others = [*baselines(worlds_of(setting)[TRAINING_WORLD], SLATE), CLONE, *([ORACLE] if world == TRUTH else [])]
         return [*((name, 0) for name in others if name != SEARCH or self.search_sessions), *trained]
 
     def _sessions(self, setting: Setting, method: str) -> int:
@@ -157,4 +157,4 @@ class GoalRankTable:
             return oracle(greedy_oracle)
         if run.method == CLONE:
             return clone_of(setting)
-        return references(worlds_of(setting.trained_in)[TRAINING_WORLD], SLATE)[run.method]
+        return baselines(worlds_of(setting.trained_in)[TRAINING_WORLD], SLATE)[run.method]

@@ -62,7 +62,7 @@ def entries(setting: Setting, budget: Budget, orders: int) -> dict[str, Entry]:
     """Every method of a setting: all at x1, what is claimed under a declared effect, else GoalRank alone."""
     everything = setting.strength == 1.0
     found = {
-        "references": Entry(_references),
+        "baselines": Entry(_baselines),
         "generators": Entry(
             lambda bench, _: _generators(setting, bench, orders),
             prepare=lambda _: pool_of(setting),
@@ -81,7 +81,7 @@ def entries(setting: Setting, budget: Budget, orders: int) -> dict[str, Entry]:
     return found
 
 
-def _references(bench: Bench, _: int) -> Measured:
+def _baselines(bench: Bench, _: int) -> Measured:
     best = BestOfLists(bench.evaluator, SLATE, num_lists=100)
     played = in_sessions(bench, {"pointwise greedy": PointwiseGreedy(SLATE), "best of 100": best})
     return Measured(cells=with_sessions(reference_cells(bench), played))

@@ -1,4 +1,4 @@
-"""Learned users on the real log: fitted once, then measured on the test days beside references.
+"""Learned users on the real log: fitted once, then measured on the test days beside baselines.
 
     RECSIM_DATA=<folder> python -m experiments.compare response-bars
 

@@ -11,7 +11,7 @@ from recsim_env.data.columns import (
     parse_map,
 )
 from recsim_env.data.readers import load_kuairand, load_kuairec, load_log
-from recsim_env.data.schema import SIGNALS, LoggedDataset, canonical_order, check_dataset
+from recsim_env.data.schema import USUAL_SIGNALS, LoggedDataset, canonical_order, check_dataset
 from recsim_env.data.splits import (
     NO_ROW,
     ExposureSplit,
@@ -30,7 +30,7 @@ __all__ = [
     "OPEN_BANDIT",
     "PRESETS",
     "RATINGS",
-    "SIGNALS",
+    "USUAL_SIGNALS",
     "AtLeast",
     "ColumnMap",
     "ExposureSplit",

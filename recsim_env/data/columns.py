@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recsim_env.data.schema import SIGNALS
+from recsim_env.data.schema import USUAL_SIGNALS
 from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
@@ -199,14 +199,15 @@ def parse_map(text: str, base: ColumnMap | None = None) -> ColumnMap:
             raise ValueError(f"cannot read {pair!r} in the column map: write field=column, as in user=uid")
         if key in fields:
             values[key] = _field_value(key, source)
-        elif key.startswith("signals.") or (key in SIGNALS and key != WATCH_TIME):
+        elif key.startswith("signals.") or (key in USUAL_SIGNALS and key != WATCH_TIME):
             signals[key.removeprefix("signals.")] = _signal_source(source)
         elif key.startswith("pxtr."):
             pxtr[key.removeprefix("pxtr.")] = source
         else:
-            known = sorted(fields | set(SIGNALS))
+            known = sorted(fields | set(USUAL_SIGNALS))
             raise ValueError(
-                f"unknown field {key!r} in the column map{nearest(key, known)}; known are {', '.join(known)}"
+                f"unknown field {key!r} in the column map{nearest(key, known)}; known are {', '.join(known)}; a "
+                f"signal of another name is given as signals.{key}={source}"
             )
     missing = [name for name in ("user", "item", "time") if name not in values]
     if missing:

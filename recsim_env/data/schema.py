@@ -14,8 +14,8 @@ from recsim_env.digests import digest_frame, digest_json
 from recsim_env.plugins import nearest
 from recsim_env.types import WATCH_TIME
 
-SIGNALS = (WATCH_TIME, "click", "long_view", "like", "follow", "comment", "forward", "hate")
-"""The signals of a KuaiRand log, in the order every tensor uses."""
+USUAL_SIGNALS = (WATCH_TIME, "click", "long_view", "like", "follow", "comment", "forward", "hate")
+"""Signals whose order in tensors is fixed, those of KuaiRand; any others that a column map names follow by name."""
 
 REQUIRED = {
     "user": "int32",
@@ -82,9 +82,9 @@ class LoggedDataset:
 
 
 def canonical_order(signals: Iterable[str]) -> tuple[str, ...]:
-    """The usual signals in the order of ``SIGNALS``, then any others by name."""
+    """The usual signals in the order of ``USUAL_SIGNALS``, then any others by name."""
     names = set(signals)
-    return tuple([name for name in SIGNALS if name in names] + sorted(names.difference(SIGNALS)))
+    return tuple([name for name in USUAL_SIGNALS if name in names] + sorted(names.difference(USUAL_SIGNALS)))
 
 
 def check_dataset(dataset: LoggedDataset) -> list[str]:

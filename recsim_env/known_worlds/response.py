@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsim_env.data.schema import SIGNALS
 from recsim_env.known_worlds.parameters import CLICK_AT, TASTE_SIZE, Dials, ShortVideoParameters
 from recsim_env.known_worlds.watch_time import KIND_OF_OUTCOME, KINDS, Play, draw, quadrature, swipe_law
 from recsim_env.numerics import sigmoid
-from recsim_env.types import CONTEXT, Outcomes
+from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 
 ITEM_FIELDS = (
     "interest",
@@ -39,6 +38,8 @@ USER_FIELDS = ("bias", "trait", "like", "mood")
 """Columns of the state after taste, drift of taste, and satiation."""
 
 _HOUR = CONTEXT.index("hour")
+SIGNALS = (WATCH_TIME, "click", "long_view", "like", "follow", "comment", "forward", "hate")
+"""What users of this world answer; its rare signals are the last four."""
 _CLICK, _LONG_VIEW, _LIKE = (SIGNALS.index(name) for name in ("click", "long_view", "like"))
 
 

@@ -14,7 +14,7 @@ from experiments.demo import DemoConfig
 from experiments.demo import run as run_demo
 from experiments.evaluate import Arguments, run
 from experiments.evaluate import main as print_evaluation
-from experiments.policies import contender, named_policy, references, worlds_in
+from experiments.policies import baselines, contender, named_policy, worlds_in
 from experiments.report import page as results_page
 from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.runner import RunOptions, complete
@@ -61,7 +61,7 @@ def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
         settings=EvaluationSettings(num_candidates=20, slate_size=4, max_requests=4),
     )
     result = run(arguments)
-    assert set(result.policies) == {*references(worlds_in(folder)["A"], 4), "mine"}
+    assert set(result.policies) == {*baselines(worlds_in(folder)["A"], 4), "mine"}
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"policy", "world", "metric", "mean", "low", "high", "seeds", "feedback"} <= set(report["rows"][0])
     assert set(report["worlds"]) == set(result.world_names) == set(worlds_in(folder))
@@ -146,7 +146,7 @@ def test_references_play_what_they_promise(folder: Path) -> None:
     """More search on the evaluator never looks worse to the evaluator."""
     world = World.load(folder / "A")
     result = evaluate(
-        references(world, 4),
+        baselines(world, 4),
         {"A": world},
         num_sessions=40,
         seed=0,

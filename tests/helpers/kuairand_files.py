@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recsim_env.data.schema import SIGNALS, LoggedDataset
+from recsim_env.data.schema import USUAL_SIGNALS, LoggedDataset
 from recsim_env.files import whole_folder
 from recsim_env.types import WATCH_TIME
 
@@ -72,9 +72,9 @@ def write_kuairand(dataset: LoggedDataset, folder: str | Path) -> Path:
         ValueError: a signal is missing, a watch time is unknown, or the folder holds something already.
     """
     folder = Path(folder)
-    missing = [name for name in SIGNALS if name not in dataset.signals]
+    missing = [name for name in USUAL_SIGNALS if name not in dataset.signals]
     if missing:
-        raise ValueError(f"KuaiRand files need the signals {SIGNALS}, the log {dataset.name!r} lacks {missing}")
+        raise ValueError(f"KuaiRand files need the signals {USUAL_SIGNALS}, the log {dataset.name!r} lacks {missing}")
     if dataset.rows[WATCH_TIME].isna().any():
         raise ValueError(f"the log {dataset.name!r} has rows of unknown watch time: drop them first")
     if folder.exists() and any(folder.iterdir()):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
-from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate, gini
+from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate
 from recsim_env.known_worlds import pointwise_oracle, short_video_world
 from recsim_env.rewards import SignalReward
+from recsim_env.session_metrics import gini
 from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, Policy, Request
 from recsim_env.world import World

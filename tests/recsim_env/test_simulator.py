@@ -8,7 +8,7 @@ import torch
 
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave, TagRepeatEffect
 from recsim_env.checkers import check_expected
-from recsim_env.data.schema import SIGNALS
+from recsim_env.data.schema import USUAL_SIGNALS
 from recsim_env.known_worlds import short_video_world
 from recsim_env.randomness import address, next_key, uniform
 from recsim_env.simulator import SECONDS_BETWEEN_REQUESTS, SessionState, Simulator
@@ -274,7 +274,7 @@ class TemperLeave:
     """Nobody stays after a like, half of the others do; and each second costs a little: far from linear in a rate."""
 
     def stay(self, context_BX: torch.Tensor, signals_BKF: torch.Tensor) -> torch.Tensor:
-        liked = signals_BKF[..., SIGNALS.index("like")]
+        liked = signals_BKF[..., USUAL_SIGNALS.index("like")]
         return torch.exp(-6.0 * liked - 0.05 * signals_BKF[..., 0])
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from recsim_env.data import load_kuairand
-from recsim_env.data.schema import SIGNALS, LoggedDataset
+from recsim_env.data.schema import USUAL_SIGNALS, LoggedDataset
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.known_worlds.logs import LoggingPolicy, plackett_luce, synthetic_log
 from recsim_env.known_worlds.parameters import TASTE_SIZE
@@ -347,7 +347,7 @@ def test_the_log_outlives_its_world() -> None:
 
 def test_a_written_log_reads_back(small_log: LoggedDataset, tmp_path: Path) -> None:
     read = load_kuairand(write_kuairand(small_log, tmp_path / "log"))
-    assert read.signals == SIGNALS
+    assert read.signals == USUAL_SIGNALS
     columns = [name for name in small_log.rows.columns if name != "candidates"]
     pd.testing.assert_frame_equal(read.rows[columns], small_log.rows[columns], rtol=1e-5)
     assert all(map(np.array_equal, read.rows["candidates"], small_log.rows["candidates"]))

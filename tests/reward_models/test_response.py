@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsim_env.data.schema import SIGNALS
+from recsim_env.data.schema import USUAL_SIGNALS
 from recsim_env.types import CONTEXT, ResponseModel
 from reward_models.users.response import ResponseConfig, ResponseCore, SequenceResponse
 from reward_models.users.user_state import UserState, feedback_features
@@ -28,7 +28,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    core = ResponseCore(config, SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0)
+    core = ResponseCore(config, USUAL_SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0)
     for parameter in core.parameters():
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
@@ -129,8 +129,8 @@ def test_a_second_signal_is_drawn_given_the_first() -> None:
     drawn = model.respond(
         model.start(user_B).expand(copies, -1), context_BX.expand(copies, -1), items_BK.expand(copies, -1), uniform
     )[:, 0]
-    liked = drawn[:, SIGNALS.index("like")] == 1
-    follow = drawn[:, SIGNALS.index("follow")]
+    liked = drawn[:, USUAL_SIGNALS.index("like")] == 1
+    follow = drawn[:, USUAL_SIGNALS.index("follow")]
     assert liked.float().mean() == pytest.approx(0.5, abs=0.02)
     assert follow[~liked].mean() == pytest.approx(0.5, abs=0.02)
     assert follow[liked].mean() == pytest.approx(1 / (1 + np.exp(-2.0)), abs=0.02)
@@ -142,7 +142,7 @@ def test_a_long_view_rarer_than_a_click_never_comes_without_it() -> None:
     table[..., 1] = table[..., 0] * 0.7
     user_B, context_BX, items_BK, uniform_BKJ = make_inputs(2000)
     drawn = model.respond(model.start(user_B), context_BX, items_BK, uniform_BKJ)
-    click, long_view = drawn[..., SIGNALS.index("click")], drawn[..., SIGNALS.index("long_view")]
+    click, long_view = drawn[..., USUAL_SIGNALS.index("click")], drawn[..., USUAL_SIGNALS.index("long_view")]
     assert 0 < long_view.sum() < click.sum()
     assert ((long_view <= click) | (click == 1)).all()
 
@@ -218,8 +218,8 @@ def test_what_is_observed_is_judged_by_its_tab() -> None:
         context_BX[:, CONTEXT.index("tab")] = tab
         change_BS = (model.observe(state_BS, context_BX, items_BK, signals_BKF, seen_BK) - state_BS)[:, 1:]
         parts = change_BS.reshape(3, len(model.core.config.decays), -1)
-        usual.append(parts[..., -2 - len(SIGNALS) : -1])
-    start = state_BS[:, 1:].reshape(3, len(model.core.config.decays), -1)[..., -2 - len(SIGNALS) : -1]
+        usual.append(parts[..., -2 - len(USUAL_SIGNALS) : -1])
+    start = state_BS[:, 1:].reshape(3, len(model.core.config.decays), -1)[..., -2 - len(USUAL_SIGNALS) : -1]
     kept = torch.tensor(model.core.config.decays).pow(6).reshape(1, -1, 1)
     faded = start * (kept - 1.0)
     torch.testing.assert_close((usual[1] - faded), 0.25 * (usual[0] - faded), rtol=1e-4, atol=1e-4)
@@ -229,9 +229,9 @@ def test_what_is_observed_is_judged_by_its_tab() -> None:
 def test_scanning_a_sequence_is_updating_event_by_event(family: str) -> None:
     memory = make_model(family).core.memory
     generator = torch.Generator().manual_seed(5)
-    signals = torch.rand(3, 7, len(SIGNALS), generator=generator)
+    signals = torch.rand(3, 7, len(USUAL_SIGNALS), generator=generator)
     feedback = feedback_features(
-        signals, torch.full((3, 7), 20.0), torch.rand(3, 7, len(SIGNALS) + 1, generator=generator)
+        signals, torch.full((3, 7), 20.0), torch.rand(3, 7, len(USUAL_SIGNALS) + 1, generator=generator)
     )
     happened = torch.arange(7) < torch.tensor([[7], [4], [1]])
     vectors, fades = memory.events(torch.randn(3, 7, 6, generator=generator), feedback, happened)
