@@ -363,6 +363,7 @@ def method_path(method: Method | type) -> str:
 def require_positive(config: Any, *names: str) -> None:
     """Raises a ValueError unless each field is a positive finite number."""
     for name in names:
+        _require_number(config, name)
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
 
@@ -370,9 +371,16 @@ def require_positive(config: Any, *names: str) -> None:
 def require_at_least(config: Any, least: float, *names: str) -> None:
     """Raises a ValueError unless each field is a finite number of at least ``least``."""
     for name in names:
+        _require_number(config, name)
         if not least <= getattr(config, name) < math.inf:
             said = "must not be negative" if least == 0 else f"must be at least {least}"
             raise ValueError(f"{name} {said}, got {getattr(config, name)}")
+
+
+def _require_number(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def require_one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:

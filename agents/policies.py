@@ -43,7 +43,8 @@ def save_policy(
     Raises:
         ValueError: a weight is NaN or infinite.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    # Clones, because safetensors refuses weights that two parts of a network share.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise ValueError(

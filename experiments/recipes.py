@@ -176,7 +176,11 @@ def recipe(name: str) -> TrainRun:
         return RECIPES[name]()
     if ":" in name:
         kind: Any = method_class(name)
-        return TrainRun(method=name, config=kind.Config(), run_dir=Path("runs") / name.partition(":")[2].lower())
+        try:
+            config = kind.Config()
+        except TypeError as error:
+            raise ValueError(f"every setting of a method needs a default: {error}") from error
+        return TrainRun(method=name, config=config, run_dir=Path("runs") / name.partition(":")[2].lower())
     raise ValueError(
         f"no recipe {name!r}{nearest(name, RECIPES)}: give one of {sorted(RECIPES)}, or a method as module:Class"
     )

@@ -17,9 +17,11 @@ from typing import Any
 import pandas as pd
 import tyro
 
+from agents.method import method_class
 from experiments.command import run_command
 from experiments.recipes import recipe
 from recsim_env.files import claim, write_text
+from recsim_env.known_worlds import resolve_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ def values_of(grid: tuple[str, ...]) -> dict[str, list[Any]]:
         name, separator, values = given.partition("=")
         if not (separator and name and values):
             raise ValueError(f"a grid is given as name=value,value, got {given!r}")
+        if name in found:
+            raise ValueError(f"{name} was given twice; give all its values together, {name}=value,value")
         found[name] = [_value(text) for text in values.split(",")]
     return found
 
@@ -79,9 +83,14 @@ def run(sweep: Sweep) -> pd.DataFrame:
     from agents.rllib.sweep import combinations, sweep_method  # imports ray
 
     base, grid = recipe(sweep.recipe), values_of(sweep.grid)
+    kind: Any = method_class(base.method)
+    if kind.data == "log":
+        raise ValueError(f"{base.method} learns from a log, and a sweep has none; train its settings one by one")
+    if min(sweep.seeds, sweep.iterations, sweep.jobs) < 1 or sweep.num_sessions < 2:
+        raise ValueError("seeds, iterations and jobs must be at least 1, and num_sessions at least 2")
     combinations(base.method, base.config, grid)  # refuses what cannot work, before anything is written
     same = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "jobs", "address")}
-    claim(sweep.out, same, name="sweep.json")
+    claim(sweep.out, {**same, "world_digest": resolve_world(sweep.world).digest}, name="sweep.json")
     return sweep_method(
         base.method,
         base.config,

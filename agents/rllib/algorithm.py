@@ -52,8 +52,19 @@ from agents.rllib.replay import Replay
 from recsim_env.data.requests import LoggedRequests
 from recsim_env.types import ListEvaluator
 
-_BY_RLLIB = ("lr", "grad_clip", "minibatch_size", "num_epochs", "seed")
-"""Settings that a method and RLlib both have."""
+_BY_RLLIB = ("lr", "grad_clip", "minibatch_size", "num_epochs", "seed", "gamma")
+"""Settings that a method and RLlib both have; ``gamma`` only some methods."""
+
+_ATTRIBUTES = {
+    *vars(AlgorithmConfig()),
+    "method",
+    "method_config",
+    "request_shape",
+    "evaluator",
+    "logged",
+    "plays_elsewhere",
+}
+"""Attributes of a configuration that are no settings of a method, whatever a method may call its own."""
 
 _UNCALLED = ("on_episode_created", "on_episode_start", "on_episode_step")
 """Callbacks that the batched path has no place for: it has no episodes while they run."""
@@ -72,6 +83,7 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         self.request_shape: RequestShape | None = None
         self.evaluator: ListEvaluator | str | None = None
         self.logged: LoggedRequests | None = None
+        self.plays_elsewhere = False
         super().__init__(algo_class=algo_class or MethodAlgorithm)
         self.env_runner_cls = MethodEnvRunner
         self.gym_env_vectorize_mode = "vector_entry_point"
@@ -81,10 +93,21 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         self.sample_timeout_s = 600.0
         self.custom_evaluation_function = paired_evaluation
         self.evaluation_duration = 200
+        # A method's error would kill a runner, and RLlib would begin another for ever; a run can be resumed instead.
+        self.restart_failed_env_runners = False
         # None: not given, so the method's own value counts.
-        self.lr = self.num_epochs = None
+        self.lr = self.num_epochs = self.gamma = None
         if method is not None:
             self.training(method=method)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Takes a method's setting for what it is: Tune and ``update_from_dict`` set attributes."""
+        if name not in _ATTRIBUTES and name in self._method_fields():
+            name, value = "method_config", {**self.method_config, name: value}
+        super().__setattr__(name, value)
+        if name == "method" and value is not None:  # what was set before the method was known
+            for early in (self._method_fields() - _ATTRIBUTES) & vars(self).keys():
+                setattr(self, early, self.__dict__.pop(early))
 
     def training(
         self,
@@ -145,6 +168,8 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
                 value = value[0][1]
             if value is None:
                 continue
+            if name not in self._method_fields():
+                raise ValueError(f"{self.method} has no {name}, so that {name}={value!r} would have no effect")
             if name in settings and settings[name] != value:
                 raise ValueError(
                     f"{name} was given twice: {settings[name]!r} in the method's config, {value!r} to RLlib; give one"
@@ -173,6 +198,8 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         super().validate()
         self._refuse_what_has_no_place()
         check_gpus(self)
+        if not (self.explore or self.in_evaluation or method.data == "log"):
+            raise ValueError("explore=False would leave nothing to learn from; evaluate() does not explore as it is")
         if method.data == "log" and self.logged is None:
             raise ValueError(f"{self.method} learns from a log: give .training(logged=...), a LoggedRequests")
 
@@ -181,10 +208,18 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         self._settle(self.make_method())
         return super().build_learner(**kwargs)
 
+    def get_evaluation_config_object(self) -> "MethodAlgorithmConfig | None":
+        """RLlib's, which also remembers whether another environment is to be played."""
+        found: MethodAlgorithmConfig | None = super().get_evaluation_config_object()
+        if found is not None:
+            given = self.evaluation_config or {}
+            found.plays_elsewhere = isinstance(given, AlgorithmConfig) or bool({"env", "env_config"} & given.keys())
+        return found
+
     def _settle(self, method: Method) -> None:
         """Writes the settings down where RLlib looks for them."""
         for name in _BY_RLLIB:
-            if not isinstance(getattr(self, name), list):
+            if hasattr(method.config, name) and not isinstance(getattr(self, name), list):
                 setattr(self, name, getattr(method.config, name))
         self.request_shape = self.request_shape or request_shape_of(self.env, self.env_config)
 
@@ -220,9 +255,10 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         return length * self.num_envs_per_env_runner * max(self.num_env_runners, 1)
 
     def _method_fields(self) -> set[str]:
-        if self.method is None:
+        method = vars(self).get("method")
+        if method is None:
             return set()
-        kind: Any = method_class(self.method)
+        kind: Any = method_class(method)
         return {field.name for field in dataclasses.fields(kind.Config)}
 
 
@@ -243,7 +279,12 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
             self._logged = self._method.prepare_log(self._logged)
         self._replay: Replay | None = None
         if self._method.data == "replay":
-            self._replay = Replay(self._method.config.replay_size, _feature_tables(self.env_runner))
+            self._replay = Replay(self._method.config.replay_size, _feature_tables(self.config))
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        """Also where another environment is to be played: the samplers play theirs."""
+        return bool(super()._should_create_evaluation_env_runners(eval_config) or eval_config.plays_elsewhere)
 
     def training_step(self) -> None:
         """One round."""
@@ -252,6 +293,8 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         if batch is None:  # every runner is down; RLlib restarts them before the next round
             return
         num_rows, settings = len(next(iter(batch.values()))), self._method.config
+        if not num_rows:  # all steps of the round only reset a session
+            return
         num_epochs = settings.num_epochs
         if self._replay is not None:
             self._replay.add(batch)
@@ -288,6 +331,8 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         # Learners whose shards hold different numbers of minibatches would wait for each other for ever.
         per_epoch = num_rows // (max(config.num_learners, 1) * config.minibatch_size)
         sampled = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        if self._method.data == "log":  # schedules count rows of the log, for nothing is played
+            sampled = self.iteration * config._rows_per_round()
         results: list[Any] = self.learner_group.update(
             batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=num_rows),
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
@@ -336,16 +381,20 @@ def request_shape_of(env: Any, env_config: Mapping[str, Any]) -> RequestShape:
     Raises:
         ValueError: an environment without a tensor twin.
     """
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):  # Ray's own names of environments
-        probe = _global_registry.get(ENV_CREATOR, env)(EnvContext({**env_config, "num_envs": 1}, worker_index=0))
-    else:
-        probe = gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
+    probe = _probe(env, env_config)
     base: Any = probe.unwrapped
     if not hasattr(base, "reset_tensors"):
         raise ValueError(f"the batched path needs an environment with reset_tensors, got {type(base).__name__}")
     shape = RequestShape.of(base.reset_tensors(0), len(base.world.catalogue), base.config.slate_size)
     probe.close()
     return shape
+
+
+def _probe(env: Any, env_config: Mapping[str, Any]) -> Any:
+    """A single environment of the kind that runners make."""
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):  # Ray's own names of environments
+        return _global_registry.get(ENV_CREATOR, env)(EnvContext({**env_config, "num_envs": 1}, worker_index=0))
+    return gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
 
 
 def check_gpus(config: AlgorithmConfig) -> None:
@@ -371,9 +420,12 @@ def _given(config: Any) -> dict[str, Any]:
     }
 
 
-def _feature_tables(runner: Any) -> dict[str, torch.Tensor]:
-    """The world's tables whose rows a replay need not keep."""
-    world = getattr(getattr(getattr(runner, "env", None), "unwrapped", None), "world", None)
+def _feature_tables(config: AlgorithmConfig) -> dict[str, torch.Tensor]:
+    """The world's tables whose rows a replay need not keep.
+
+    Asked of a new environment, for with remote runners there is none here.
+    """
+    world = getattr(_probe(config.env, config.env_config).unwrapped, "world", None)
     users, catalogue = getattr(world, "users", None), getattr(world, "catalogue", None)
     tables = {}
     if users is not None:

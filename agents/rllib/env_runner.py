@@ -147,6 +147,12 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
             self._call_back("on_sample_end", self.config.callbacks_on_sample_end, callbacks)
         return samples
 
+    def apply(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function with this runner; its error is heard, unless another runner is to take this one's place."""
+        if self.config.restart_failed_env_runners:
+            return super().apply(func, *args, **kwargs)
+        return func(self, *args, **kwargs)
+
     def get_metrics(self) -> Any:
         """What was logged since the last call."""
         return self.metrics.reduce()
@@ -212,7 +218,7 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
         if not explore:
             with as_used(network):
                 return Step(network(request, self._generator).items_BK, {})
-        played = self.num_env_steps_sampled_lifetime * max(self.config.num_env_runners, 1)
+        played = self.num_env_steps_sampled_lifetime  # of all runners: RLlib tells each the sum after every round
         return collect(self._method, network, request, self._operator, self._generator, played)
 
     def _on_device(self, request: Request) -> Request:

@@ -42,17 +42,21 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
             f"evaluation_duration_unit='episodes', got {duration!r} {algorithm.config.evaluation_duration_unit}"
         )
     runners = eval_runners or algorithm.env_runner_group
-    remote = runners.num_healthy_remote_workers()
+    remote = min(runners.num_healthy_remote_workers(), duration // 2)  # a share is 2 sessions at least
     seed = FIRST_SEED + (config.seed or 0) * duration
     if remote:
         shares = [duration // remote + (number < duration % remote) for number in range(remote)]
         begins = np.cumsum([0, *shares]).tolist()
+        players = runners.healthy_worker_ids()[:remote]
+        numbers = {player: number for number, player in enumerate(players)}
 
         def play(runner: Any) -> dict[str, np.ndarray]:
-            number = (runner.worker_index - 1) % remote
+            number = numbers[runner.worker_index]
             return play_paired(runner, shares[number], seed + begins[number])
 
-        parts = runners.foreach_env_runner(play, local_env_runner=False, timeout_seconds=config.sample_timeout_s)
+        parts = runners.foreach_env_runner(
+            play, local_env_runner=False, remote_worker_ids=players, timeout_seconds=config.sample_timeout_s
+        )
     else:
         parts = [play_paired(runners.local_env_runner, duration, seed)]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

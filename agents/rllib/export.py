@@ -17,7 +17,8 @@ def learned_network(algorithm: Algorithm, *, greedy: bool = True) -> Any:
     for part in path:
         state = state[part]
     network: Any = algorithm.config.make_method().network(algorithm.config.request_shape)
-    weights = {name.removeprefix("network."): torch.tensor(value) for name, value in state.items()}
+    # A module of the user's may hold more than the network.
+    weights = {n.removeprefix("network."): torch.tensor(v) for n, v in state.items() if n.startswith("network.")}
     network.load_state_dict(weights)
     if hasattr(network, "greedy"):
         network.greedy = greedy

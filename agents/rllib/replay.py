@@ -52,10 +52,14 @@ class Replay:
         rows = {name: torch.as_tensor(column).to(self.device) for name, column in columns.items()}
         if self._looked_up is None:
             self._looked_up = tuple(name for name in rows if self._is_lookup(name, rows))
+        for name in self._looked_up:
+            if not self._is_lookup(name, rows):  # rows of the table until now: kept whole from here on
+                self._ring[name] = self._look_up(name, self._ring)
+                self._looked_up = tuple(other for other in self._looked_up if other != name)
         rows = {name: column[-self.size :] for name, column in rows.items() if name not in self._looked_up}
         num_rows = len(next(iter(rows.values())))
         if not self._ring:
-            self._ring = {name: column.new_empty((self.size, *column.shape[1:])) for name, column in rows.items()}
+            self._ring = {name: column.new_zeros((self.size, *column.shape[1:])) for name, column in rows.items()}
         slot_M = (self._written + torch.arange(num_rows, device=self.device)) % self.size
         for name, column in rows.items():
             self._ring[name][slot_M] = column
@@ -81,7 +85,11 @@ class Replay:
         return {**kept, "_written": torch.tensor(self._written)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what ``state`` gave."""
+        """Takes over what ``state`` gave, the newest rows if there are more than fit.
+
+        Raises:
+            ValueError: rows of tables that this replay does not have.
+        """
         rows = {name: column for name, column in state.items() if name != "_written"}
         self._ring, self._written, self._looked_up = {}, 0, None
         if not rows:
@@ -89,10 +97,16 @@ class Replay:
         self._looked_up = tuple(
             prefix + name for prefix in ("", NEXT) for name in _GATHERED if self._misses(prefix, name, rows)
         )
-        self._ring = {n: c.new_empty((self.size, *c.shape[1:])).to(self.device) for n, c in rows.items()}
+        if lacking := [name for name in self._looked_up if name.removeprefix(NEXT) not in self._tables]:
+            raise ValueError(f"the saved replay needs the world's tables for {lacking}, and this replay has none")
+        saved, written = len(next(iter(rows.values()))), int(state["_written"])
+        if saved > self.size or saved < min(written, self.size):  # of a ring of another size: in the order of time
+            rows = {name: column.roll(-(written % saved), 0)[-self.size :] for name, column in rows.items()}
+            written = min(saved, self.size)
+        self._ring = {n: c.new_zeros((self.size, *c.shape[1:])).to(self.device) for n, c in rows.items()}
         for name, column in rows.items():
             self._ring[name][: len(column)] = column.to(self.device)
-        self._written = int(state["_written"])
+        self._written = written
 
     def _misses(self, prefix: str, name: str, rows: Mapping[str, Tensor]) -> bool:
         return prefix + name not in rows and prefix + _GATHERED[name] in rows

@@ -4,6 +4,7 @@ A run folder holds ``run.json`` (what is trained), ``checkpoints/<iteration>``, 
 end ``policy/``. A run that was killed goes on from its last checkpoint when it is started again.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -110,19 +111,23 @@ def train_method(
     )
     if configure is not None:
         configure(config)
-    check_gpus(config)  # before Ray starts, and before anything is written
+        method = config.make_method()  # with all that was configured, as it is written down and exported
+    if address is None:
+        check_gpus(config)  # before Ray starts, and before anything is written
     sampling = {"num_envs": num_envs, "steps_per_iteration": steps_per_iteration, "num_env_runners": num_env_runners}
-    new = claim(run_dir, _card(method, env, env_config, evaluator, sampling), name="run.json")
+    new = claim(run_dir, _card(method, env, env_config, evaluator, sampling, logged), name="run.json")
     if not new and not resume:
         raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
-    if isinstance(world, World):
-        world.save(run_dir / "world")
-    with running_ray(1 + num_env_runners + num_learners, address):
+    with contextlib.ExitStack() as stack:
         try:
+            if isinstance(world, World):
+                world.save(run_dir / "world")
+            stack.enter_context(running_ray(1 + num_env_runners + num_learners, address))
             algorithm = config.build_algo()
-        except ValueError:
+        except Exception:
             if new:  # what cannot begin must not keep the folder from what can
                 (run_dir / "run.json").unlink()
+                shutil.rmtree(run_dir / "world", ignore_errors=True)
             raise
         try:
             _train(algorithm, run_dir, iterations, checkpoint_every)
@@ -195,11 +200,13 @@ def _card(
     env_config: dict[str, Any],
     evaluator: ListEvaluator | str | None,
     sampling: dict[str, int],
+    logged: LoggedRequests | None = None,
 ) -> dict[str, Any]:
-    """What makes a run the run it is, the content of its world included."""
+    """What makes a run the run it is, the content of its world and of its log included."""
     world = env_config.get("world")
     named = {"world": f"object: {world.name}"} if isinstance(world, World) else {}
     content = {} if world is None else {"world_digest": resolve_world(world).digest}
+    content |= {} if logged is None else {"log_digest": logged.digest}
     return content | {
         "method": method_path(method),
         "config": dataclasses.asdict(method.config),
@@ -247,13 +254,16 @@ def _ray(num_cpus: int, address: str | None) -> Iterator[None]:
     # threads slow torch down many times.
     env_vars = {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
     local = {} if address else {"num_cpus": max(num_cpus, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(
-        address=address,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={"env_vars": env_vars},
-        **local,
-    )
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": env_vars},
+            **local,
+        )
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster at address {address!r}: {error}") from error
     try:
         yield
     finally:

@@ -184,6 +184,13 @@ def test_what_is_no_method_is_refused(name: str) -> None:
         method_class(f"agents.goalrank:{name}")
 
 
+def test_settings_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="lr must be a number, got 'abc'"):
+        make_method(GoalRank, {"lr": "abc"})
+    with pytest.raises(ValueError, match=r"gamma must be a number, got \[0.9\]"):
+        make_method(PPO, {"gamma": [0.9]})
+
+
 def test_replays_must_hold_a_minibatch() -> None:
     with pytest.raises(ValueError, match="need minibatch_size <= replay_size, got 64 and 10"):
         make_method(TD3, {"replay_size": 10})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.list_policy import ListPolicy
@@ -111,3 +113,18 @@ def test_weights_that_diverged_are_neither_saved_nor_loaded(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="training diverged: 1 of"):
         saved(tmp_path, policy)
     assert not (tmp_path / "policy").exists()
+
+
+class Tied(nn.Module):
+    """Two names for one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(2, 2)
+        self.other = self.one
+
+
+def test_weights_that_parts_of_a_network_share_are_saved(tmp_path: Path) -> None:
+    save_policy(tmp_path / "policy", GoalRank(GoalRankConfig()), Tied(), SHAPE)
+    kept = load_file(tmp_path / "policy" / "policy.safetensors")
+    assert torch.equal(kept["one.weight"], kept["other.weight"])

@@ -71,6 +71,33 @@ def test_a_checkpoint_gives_everything_back(tables: bool) -> None:
     assert torch.equal(a["code"], b["code"])
 
 
+@pytest.mark.parametrize(("size", "expected"), [(5, range(16, 21)), (20, range(11, 21))])
+def test_a_replay_of_another_size_takes_the_newest_rows(size: int, expected: range) -> None:
+    other = Replay(size, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS})
+    other.restore(full().state())
+    assert set(other.draw(1000, torch.Generator().manual_seed(0))["code"].tolist()) == set(expected)
+    other.add(rows(40, 3))
+    newest = set([*expected, 40, 41, 42][-size:])
+    assert set(other.draw(1000, torch.Generator().manual_seed(0))["code"].tolist()) == newest
+
+
+def test_a_replay_without_the_tables_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the world's tables for"):
+        Replay(10).restore(full().state())
+
+
+def test_features_that_leave_the_table_later_are_kept_from_then_on() -> None:
+    replay = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS})
+    replay.add(rows(0, 3))
+    columns = rows(3, 3)
+    columns["user_features_BD"] = columns["user_features_BD"] + 1
+    replay.add(columns)
+    drawn = replay.draw(100, torch.Generator().manual_seed(0))
+    shift = (drawn["code"] >= 3).float().unsqueeze(1)
+    assert torch.equal(drawn["user_features_BD"], USERS[drawn["user_B"]] + shift)
+    assert torch.equal(drawn["next_user_features_BD"], USERS[drawn["user_B"]])
+
+
 def test_an_empty_replay_says_so() -> None:
     with pytest.raises(ValueError, match="the replay is empty"):
         Replay(3).draw(1, torch.Generator())

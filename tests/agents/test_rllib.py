@@ -313,6 +313,35 @@ def test_what_cannot_begin_does_not_keep_its_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run.json").exists()
 
 
+def test_a_world_that_cannot_begin_leaves_its_folder_free(tmp_path: Path) -> None:
+    world = short_video_world(num_users=30, num_items=60)
+    env_config = {"world": world, "slate_size": 3, "num_candidates": 8}
+    how = {"iterations": 1, "run_dir": tmp_path, "num_envs": 4, "steps_per_iteration": 2}
+    with pytest.raises(ValueError, match="needs a list evaluator"):
+        train_method(GoalRank(SMALL), env_config, **how)
+    train_method(GoalRank(SMALL), env_config, evaluator=FirstPlace(), **how)
+
+
+def test_an_address_without_a_cluster_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ValueError, match=r"no Ray cluster at address '10\.0\.0\.9:1': nobody answers"):
+        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV, address="10.0.0.9:1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_configured_is_what_is_written_down(tmp_path: Path) -> None:
+    folder = train_method(
+        GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV, num_envs=8,
+        configure=lambda config: config.training(width=8, num_epochs=2),
+    )  # fmt: skip
+    assert load_policy(folder).config.width == 8
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["width"] == 8
+
+
 def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     sampling = {"num_envs": 64, "steps_per_iteration": 8, "num_env_runners": 0}
     wider = dataclasses.replace(SMALL, width=98)

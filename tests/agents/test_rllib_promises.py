@@ -13,13 +13,19 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from agents.goalrank import GoalRank, GoalRankConfig
+from agents.rl.behaviour_cloning import BehaviourCloning
+from agents.rl.ppo import PPO
 from agents.rl.td3 import TD3
+from agents.rllib import evaluation
 from agents.rllib.algorithm import MethodAlgorithmConfig
 from agents.rllib.env_runner import MethodEnvRunner, Session
 from agents.rllib.export import learned_network
 from agents.rllib.learner import MethodLearner
 from agents.rllib.module import MethodModule
 from agents.rllib.train import running_ray
+from recsim_env.data.requests import logged_requests
+from recsim_env.known_worlds import short_video_world
+from recsim_env.known_worlds.logs import synthetic_log
 from tests.helpers.list_game import ENV
 from tests.helpers.planted import planted_world
 
@@ -85,6 +91,81 @@ def test_contradictions_and_unknown_settings_are_refused() -> None:
         MethodAlgorithmConfig().environment(ENV).build_algo()
     with pytest.raises(ValueError, match="learns from a log: give"):
         MethodAlgorithmConfig("agents.rl.behaviour_cloning:BehaviourCloning").environment(ENV).build_algo()
+
+
+def test_settings_reach_the_method_by_every_way_that_rllib_has() -> None:
+    attribute, early = game(), MethodAlgorithmConfig().environment(ENV)
+    attribute.group_size = 5
+    early.update_from_dict({"group_size": 6, "width": 8})
+    early.training(method=GoalRank)
+    updated = game(group_size=8).update_from_dict({"group_size": 7})
+    assert [c.make_method().config.group_size for c in (attribute, early, updated)] == [5, 6, 7]
+    assert early.copy().make_method().config.group_size == 6
+    before = MethodAlgorithmConfig().environment(ENV).training(gamma=0.5).training(method=PPO)
+    set_later = MethodAlgorithmConfig(PPO).environment(ENV).training(gamma=0.4)
+    set_later.gamma = 0.99  # RLlib's own default, but given
+    plain = MethodAlgorithmConfig(PPO).environment(ENV)
+    assert [c.make_method().config.gamma for c in (before, set_later, plain)] == [0.5, 0.99, 0.95]
+    with pytest.raises(ValueError, match=r"has no gamma, so that gamma=0.5 would have no effect"):
+        game(gamma=0.5).validate()
+
+
+def test_a_run_that_does_not_explore_is_refused() -> None:
+    with pytest.raises(ValueError, match="explore=False would leave nothing to learn from"):
+        game().env_runners(explore=False).build_algo()
+
+
+class WithMore(MethodModule):
+    """A module with parameters beside the network's."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.more = torch.nn.Linear(1, 1).requires_grad_(False)
+
+
+def test_only_the_network_of_a_module_is_exported() -> None:
+    algorithm = (
+        game().rl_module(rl_module_spec=RLModuleSpec(module_class=WithMore, model_config=spec_of())).build_algo()
+    )
+    names = learned_network(algorithm).state_dict()
+    algorithm.stop()
+    assert not [name for name in names if "more" in name]
+
+
+def spec_of() -> dict[str, Any]:
+    """What the default module is built from."""
+    found: dict[str, Any] = game().get_default_rl_module_spec().model_config
+    return found
+
+
+def test_rounds_that_only_reset_sessions_are_passed_over() -> None:
+    config = session_game().environment("recsim_env/Request-v0").env_runners(rollout_fragment_length=1)
+    algorithm = config.build_algo()
+    rows = [algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"] for _ in range(3)]
+    algorithm.stop()
+    assert rows == [8, 8, 16]
+
+
+def test_a_schedule_follows_the_rows_of_a_log() -> None:
+    world = short_video_world(num_users=30, num_items=60)
+    log = synthetic_log(world, num_sessions=40, num_candidates=20, slate_size=3, max_requests=5)
+    logged = logged_requests(
+        log, item_features_ND=world.catalogue.features_ND, user_features_UD=world.users.features_UD,
+        users=world.population_P,
+    )  # fmt: skip
+    config = (
+        MethodAlgorithmConfig(BehaviourCloning)
+        .environment("recsim_env/Session-v0", env_config={"world": world, "slate_size": 3})
+        .env_runners(num_envs_per_env_runner=8, rollout_fragment_length=4)
+        .training(logged=logged, width=8, heads=2, num_candidates=20, lr=[[0, 1e-3], [64, 1e-4]])
+    )
+    algorithm = config.build_algo()
+    for _ in range(4):
+        algorithm.train()
+    (optimiser,) = algorithm.learner_group._learner._named_optimizers.values()
+    rate = optimiser.param_groups[0]["lr"]
+    algorithm.stop()
+    assert rate == pytest.approx(1e-4)
 
 
 def test_a_schedule_of_the_learning_rate_is_followed() -> None:
@@ -194,6 +275,24 @@ def test_evaluation_is_paired_and_plays_whole_sessions() -> None:
         session_game().evaluation(evaluation_duration=1).build_algo().evaluate()
 
 
+def test_another_world_is_evaluated_in_without_runners_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = []
+    play = evaluation.play_paired
+
+    def spy(runner: Any, *how: Any) -> Any:
+        played.append(runner.env.unwrapped.config.max_requests)
+        return play(runner, *how)
+
+    monkeypatch.setattr(evaluation, "play_paired", spy)
+    other = {"world": planted_world(num_items=20), "slate_size": 3, "max_requests": 2}
+    config = session_game().evaluation(evaluation_duration=4, evaluation_config={"env_config": other})
+    algorithm = config.build_algo()
+    found = algorithm.evaluate()["env_runners"]
+    algorithm.stop()
+    assert played == [2]
+    assert found["session_length"] <= 2
+
+
 def test_stock_evaluation_counts_the_sessions_asked_for() -> None:
     config = session_game().evaluation(evaluation_duration=7)
     config.custom_evaluation_function = None
@@ -239,6 +338,34 @@ def test_evaluation_with_remote_runners_plays_the_same_sessions(local_ray: None)
     remote.stop()
     assert found["num_sessions"] == 30
     assert found["session_watch_time"] == pytest.approx(expected["session_watch_time"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_more_remote_evaluators_than_sessions(local_ray: None) -> None:
+    algorithm = session_game().evaluation(evaluation_duration=3, evaluation_num_env_runners=3).build_algo()
+    found = algorithm.evaluate()["env_runners"]
+    algorithm.stop()
+    assert found["num_sessions"] == 3
+
+
+@pytest.mark.slow
+def test_an_error_of_a_remote_runner_is_heard(local_ray: None) -> None:
+    broken = game(evaluator="tests.agents.test_rllib:Broken").env_runners(num_env_runners=1).build_algo()
+    with pytest.raises(ValueError, match="Broken values some lists at NaN or infinity"):
+        broken.train()
+    broken.stop()
+
+
+@pytest.mark.slow
+def test_remote_runners_count_the_requests_of_all(local_ray: None) -> None:
+    algorithm = game().env_runners(num_env_runners=2).build_algo()
+    for _ in range(2):
+        results = algorithm.train()
+    told = algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: runner.num_env_steps_sampled_lifetime, local_env_runner=False
+    )
+    algorithm.stop()
+    assert told == [results["env_runners"]["num_env_steps_sampled_lifetime"]] * 2
 
 
 @pytest.mark.slow
