@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 
 from agents.baselines import BestOfLists, PointwiseGreedy
 from agents.policies import load_policy, policy_card
-from agents.rerankers.multi_generator import GeneratorEvaluator, GeneratorPool, SampledLists
-from experiments.recipes import TrainRun
-from experiments.tables import list_bench
-from experiments.tables.goalrank import GoalRankTable
-from experiments.tables.list_bench import (
+from agents.rerankers import list_bench
+from agents.rerankers.list_bench import (
     Bench,
     additive_cells,
     generator_cells,
@@ -22,6 +19,9 @@ from experiments.tables.list_bench import (
     reference_cells,
     search_cells,
 )
+from agents.rerankers.multi_generator import GeneratorEvaluator, GeneratorPool, SampledLists
+from experiments.recipes import TrainRun
+from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.reranker_training import (
     SEARCHES,
     SHARES_OF_LOG,
@@ -138,13 +138,13 @@ def _search(setting: Setting, budget: Budget, name: str) -> Entry:
 @cache
 def bench_of(setting: Setting, world: str, num_requests: int) -> Bench:
     """The requests of a world on which lists are valued."""
-    return Bench(worlds_of(setting)[world], num_requests, seed=FIRST_REQUEST)
+    return Bench(worlds_of(setting)[world], num_requests, SLATE, seed=FIRST_REQUEST)
 
 
 @cache
 def pool_of(setting: Setting) -> GeneratorPool:
     """MG-E's generators: hand-written ones, and what is fitted to logged slates."""
-    return generator_pool(worlds_of(setting)[TRAINING_WORLD], slate_generators(setting))
+    return generator_pool(worlds_of(setting)[TRAINING_WORLD], slate_generators(setting), SLATE)
 
 
 def in_sessions(bench: Bench, policies: Mapping[str, Policy]) -> dict[str, Cell]:

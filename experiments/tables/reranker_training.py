@@ -18,11 +18,11 @@ from agents.goalrank import GoalRank, GoalRankConfig
 from agents.method import Method
 from agents.policies import load_policy, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
+from agents.rerankers.list_bench import evaluator_of
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
 from agents.rerankers.logged_slates import fit_to_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
-from experiments.tables.list_bench import evaluator_of
 from experiments.tables.runs import fingerprint, slug
 from experiments.tables.settings import (
     SLATE,
