@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.report.frames import check_frame, markdown, pivot, rows_of
+from experiments.report.frames import check_frame, frame_of, markdown, pivot
 from experiments.tables.runs import (
     Measured,
     Run,
@@ -281,7 +281,7 @@ def show(finished: Finished, options: RunOptions) -> None:
     """Prints rows, checks and how often the deciding worlds were opened."""
     outline = finished.outline
     for setting, result in finished.results.items():
-        rows = rows_of(result)
+        rows = frame_of(result.rows())
         for metric, heading in outline.metrics.items():
             if metric in result.metrics:
                 shown = pivot(rows, metric, scale=outline.scale)

@@ -9,8 +9,8 @@ import pytest
 
 from agents.baselines import PointwiseGreedy, RandomSlate
 from agents.rerankers import list_bench
-from experiments.report.frames import rows_of
-from experiments.report.reranker_curves import curves
+from experiments.report.frames import frame_of
+from experiments.report.plots import reranker_curves
 from experiments.tables import reranker_methods, reranker_training, rerankers, settings
 from experiments.tables.runner import judged
 from experiments.tables.runs import BLOCKS, _plain_cell
@@ -97,7 +97,9 @@ def test_training_runs_are_distinct_and_share_their_budget(monkeypatch: pytest.M
 
 
 def test_curves_show_every_set_size_and_evaluator(cells: dict[str, Cell], tmp_path: Path) -> None:
-    figure = curves(rows_of(EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()})))
+    figure = reranker_curves(
+        frame_of(EvaluationResult(cells={(name, "truth"): cell for name, cell in cells.items()}).rows())
+    )
     figure.savefig(tmp_path / "curves.png")
     assert len(figure.axes) == 4
     assert len(figure.axes[1].lines[0].get_xdata()) == len(list_bench.LISTS_TRIED) + 1
