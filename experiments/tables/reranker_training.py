@@ -23,7 +23,6 @@ from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
 from agents.rerankers.logged_slates import fit_to_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
-from experiments.tables.runs import fingerprint, slug
 from experiments.tables.settings import (
     SLATE,
     TRAINING_WORLD,
@@ -33,6 +32,7 @@ from experiments.tables.settings import (
     in_setting,
     known_truth,
     log_of,
+    trained_folder,
     world_folders,
     worlds_of,
 )
@@ -202,5 +202,4 @@ def share_name(share: float) -> str:
 
 def _folder(setting: Setting, name: str, card: Mapping[str, Any]) -> Path:
     """A folder that no work of other settings, log or world can share."""
-    known = {"card": card, **digests(setting, TRAINING_WORLD)}
-    return setting.folder / "trained" / f"{slug(name)}-{fingerprint(known)}"
+    return trained_folder(setting, name, {"card": card, **digests(setting, TRAINING_WORLD)})

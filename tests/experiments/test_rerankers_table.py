@@ -13,7 +13,7 @@ from experiments.report.frames import frame_of
 from experiments.report.plots import reranker_curves
 from experiments.tables import reranker_methods, reranker_training, rerankers, settings
 from experiments.tables.runner import judged
-from experiments.tables.runs import BLOCKS, _plain_cell
+from experiments.tables.runs import BLOCKS
 from experiments.tables.settings import LogSource, Setting
 from recsim_env.results import Cell, EvaluationResult
 from tests.helpers.list_bench import all_generators, bench_cells, bench_world, mean
@@ -42,7 +42,7 @@ def checks_of(cells: dict[str, Cell], setting: str = "synthetic") -> dict[str, d
             ratios = {metric: (over[its], under[its]) for metric, (over, under) in cell.ratios.items()}
             one = dataclasses.replace(cell, ratios=ratios, totals={})
             card = {"setting": setting, "world": "truth", "seed": seed}
-            contents.append({"card": card, "cells": {name: _plain_cell(one)}, "checks": []})
+            contents.append({"card": card, "cells": {name: one.merged(BLOCKS).to_json()}, "checks": []})
     return {check["name"]: check for check in judged(rerankers.OUTLINE, contents).checks}
 
 
