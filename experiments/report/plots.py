@@ -8,7 +8,7 @@ global state.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -132,7 +132,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]
                 axes.plot(steps, values, color=LINES[number % len(LINES)], lw=1.4, label=run)
         axes.set_title(tag, fontsize=10)
         axes.set_xlabel("iteration")
-        clean(axes, "both")
+        _clean(axes)
     for axes in grid[len(tags) :]:
         axes.set_visible(False)
     if len(curves) > 1:
@@ -180,7 +180,7 @@ def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, lis
         axes.set_yticks(range(len(policies)), policies)
         axes.set_ylim(len(policies) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
-        clean(axes, "x")
+        _clean(axes, "x")
     for axes in grid[len(titles) :]:
         axes.set_visible(False)
     return figure, list(grid[: len(titles)])
@@ -219,11 +219,11 @@ def _heatmap(
         spine.set_visible(False)
 
 
-def clean(axes: Axes, grid: str) -> None:
-    """Leaves an axis its left and lower spine and a pale grid along ``grid``: "x", "y" or "both"."""
+def _clean(axes: Axes, grid: Literal["x", "both"] = "both") -> None:
+    """Leaves an axis its left and lower spine and a pale grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.grid(axis="x" if grid == "x" else "both", color=PALE, lw=0.6)
+    axes.grid(axis=grid, color=PALE, lw=0.6)
     axes.set_axisbelow(True)
 
 
@@ -256,7 +256,7 @@ def _best_of_k(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_xlabel("generators, k")
-    clean(axes, "y")
+    _clean(axes)
 
 
 def _pressure(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -276,7 +276,7 @@ def _pressure(axes: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_xticks(range(len(ticks)), [tick for tick, _ in ticks])
     axes.set_xlim(-0.5, len(ticks) + 0.2)
     axes.set_xlabel("lists drawn; evaluators by share of users")
-    clean(axes, "y")
+    _clean(axes)
 
 
 def _points(axes: Axes, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], label: str) -> None:
@@ -290,4 +290,4 @@ def _points(axes: Axes, rows: Mapping[str, Mapping[str, Any]], names: Mapping[st
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_xlabel(label)
-    clean(axes, "y")
+    _clean(axes)
