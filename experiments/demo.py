@@ -18,7 +18,7 @@ import tyro
 
 from experiments.build_world import fidelity_line
 from experiments.command import run_command
-from experiments.report.frames import MAIN_METRICS, check_frame, markdown, pivot, rows_of
+from experiments.report.frames import MAIN_METRICS, check_frame, frame_of, markdown, pivot
 from experiments.report.html import write_report
 from experiments.tables.goalrank import FIRST_SESSION, METHOD, OUTLINE, GoalRankTable
 from experiments.tables.runner import RunOptions, complete
@@ -111,7 +111,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         extra={"wall_seconds": time.perf_counter() - begun, **published_stamp()},
     )
     _say("\nsession watch time (s), mean and 95 % interval over sessions (one training seed)")
-    _say(f"\n{markdown(pivot(rows_of(result), 'session_watch_time'))}\n\n{markdown(check_frame(finished.checks))}")
+    watched = pivot(frame_of(result.rows()), "session_watch_time")
+    _say(f"\n{markdown(watched)}\n\n{markdown(check_frame(finished.checks))}")
     _say(f"\nreport:  {config.folder / 'report.html'}\ncurves:  .venv/bin/tensorboard --logdir {config.folder}")
     _say(f"took {(time.perf_counter() - begun) / 60:.1f} minutes")
     return dict(read_json(config.folder / "report.json"))

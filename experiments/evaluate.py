@@ -19,7 +19,7 @@ import tyro
 
 from experiments.command import run_command
 from experiments.policies import TO_BEAT, named_policies, worlds_in
-from experiments.report.frames import frame_of, markdown, pivot, rows_of, texts_of
+from experiments.report.frames import differences, frame_of, markdown, pivot, texts_of
 from experiments.report.html import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.files import claim, read_json, write_json
@@ -93,9 +93,7 @@ def run(arguments: Arguments) -> EvaluationResult:
 
 def leads(result: EvaluationResult, policies: tuple[str, ...]) -> str:
     """What these policies lead the baselines by, paired by session, as plain text."""
-    pairs = [(policy, baseline, world) for policy in policies for baseline in TO_BEAT for world in result.world_names
-             if policy != baseline and result.paired(policy, baseline, world)]  # fmt: skip
-    rows = [result.difference(*pair) for pair in pairs]
+    rows = [row for policy in policies for row in differences(result, [policy], TO_BEAT)]
     texts = texts_of(frame_of(rows), sign="+")
     return "\n".join(
         f"{row.policy} - {row.baseline}, {row.world}: {text}" for row, text in zip(rows, texts, strict=True)
@@ -106,7 +104,7 @@ def main(arguments: Arguments) -> None:
     """Evaluates, prints the table and says where the report is."""
     result = run(arguments)
     print("session watch time (s), mean and 95 % interval over sessions\n")
-    print(markdown(pivot(rows_of(result), "session_watch_time")))
+    print(markdown(pivot(frame_of(result.rows()), "session_watch_time")))
     if lines := leads(result, tuple(name.partition("=")[0] for name in arguments.policies)):
         print(f"\npaired differences on the same sessions (s)\n{lines}\n")
     print(f"report: {arguments.out / 'report.html'}")

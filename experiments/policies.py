@@ -20,13 +20,13 @@ from agents.policies import load_policy, policy_card
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
-from recsim_env.data.requests import logged_requests
 from recsim_env.evaluation import Contender, Oracle
 from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.known_worlds.names import resolve_world
 from recsim_env.plugins import load_object, nearest
 from recsim_env.types import Policy
 from recsim_env.world import World, load_worlds
+from reward_models.recommender.operator_requests import operator_requests
 
 CLONE_REQUESTS = 10_000
 """Logged requests that the logging clone is fitted to, at most."""
@@ -59,15 +59,7 @@ def baselines(world: World, slate_size: int) -> dict[str, Policy]:
 
 def logging_clone(log: LoggedDataset, world: World, slate_size: int) -> Policy:
     """The log's own ranker, imitated by world A's recommender on up to ``CLONE_REQUESTS`` of its requests."""
-    requests = logged_requests(
-        log,
-        item_features_ND=world.catalogue.features_ND,
-        user_features_UD=world.users.features_UD,
-        users=world.population_P,
-        last_date=world.provenance["days"]["fit_until"],
-        predictor=world.predictor,  # type: ignore[arg-type]
-        retriever=world.candidates,  # type: ignore[arg-type]
-    )
+    requests = operator_requests(log, world)
     ranked = (~requests.uniform_L).nonzero().squeeze(1)
     some = ranked[torch.randperm(len(ranked), generator=torch.Generator().manual_seed(0))[:CLONE_REQUESTS]]
     return fit_logging_clone(requests, slate_size, among=some)

@@ -18,10 +18,10 @@ from agents.policies import policy_card
 from experiments.command import run_command
 from experiments.recipes import RECIPES, TrainRun, recipe
 from recsim_env.data import load_log
-from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.files import write_json
 from recsim_env.known_worlds import resolve_world
 from recsim_env.plugins import load_object
+from reward_models.recommender.operator_requests import operator_requests
 
 
 def run(config: TrainRun) -> Path:
@@ -46,7 +46,7 @@ def run(config: TrainRun) -> Path:
         {"world": config.world} | ({} if config.device == "cpu" else {"device": config.device}),
         env=config.env,
         evaluator=config.evaluator,
-        logged=logged(config) if config.log is not None else None,
+        logged=None if config.log is None else operator_requests(load_log(config.log), resolve_world(config.world)),
         iterations=config.iterations,
         run_dir=config.run_dir,
         num_envs=config.num_envs,
@@ -58,22 +58,6 @@ def run(config: TrainRun) -> Path:
         gpus_per_env_runner=config.gpus_per_env_runner,
         configure=configure,
         address=config.address,
-    )
-
-
-def logged(config: TrainRun) -> LoggedRequests:
-    """The requests of the log that the world's recommender was fitted on, as this recommender sees them."""
-    world = resolve_world(config.world)
-    assert config.log is not None
-    days: Any = world.provenance.get("days", {})
-    return logged_requests(
-        load_log(config.log),
-        item_features_ND=world.catalogue.features_ND,
-        user_features_UD=world.users.features_UD,
-        users=world.population_P,
-        last_date=days.get("fit_until"),
-        predictor=world.predictor,  # type: ignore[arg-type]
-        retriever=world.candidates,  # type: ignore[arg-type]
     )
 
 

@@ -16,7 +16,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,52 @@ class Cell:
 
         ratios = {name: (added(over_Sn), added(under_Sn)) for name, (over_Sn, under_Sn) in self.ratios.items()}
         return dataclasses.replace(self, ratios=ratios, sessions=self.num_sessions)
+
+    @classmethod
+    def of_seeds(cls, cells: Sequence["Cell"]) -> "Cell":
+        """Several training seeds of one policy, measured on the same sessions, as one cell."""
+        first = cells[0]
+        ratios = {
+            name: (
+                np.concatenate([cell.ratios[name][0] for cell in cells]),
+                np.concatenate([cell.ratios[name][1] for cell in cells]),
+            )
+            for name in first.ratios
+        }
+        totals = {name: np.concatenate([cell.totals[name] for cell in cells]) for name in first.totals}
+        requests = max(cell.world_requests for cell in cells)
+        return dataclasses.replace(first, ratios=ratios, totals=totals, world_requests=requests)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that ``from_json`` reads, every number with seven digits."""
+        counts: list[list[list[float]]] = []
+        sums: dict[str, Any] = {}
+        for name, (over_Sn, under_Sn) in self.ratios.items():
+            over, under = _rounded(over_Sn), _rounded(under_Sn)
+            if under not in counts:  # most metrics share what they are divided by
+                counts.append(under)
+            sums[name] = {"sum": over, "over": counts.index(under)}
+        return {
+            "sessions": self.num_sessions,
+            "feedback": self.feedback,
+            "world_requests": self.world_requests,
+            "ratios": sums,
+            "counts": counts,
+            "totals": {name: _rounded(value_S) for name, value_S in self.totals.items()},
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Cell":
+        """The cell that ``to_json`` wrote."""
+        counts = [np.array(count, dtype=float) for count in plain["counts"]]
+        sums = {name: (np.array(part["sum"], dtype=float), part["over"]) for name, part in plain["ratios"].items()}
+        return cls(
+            ratios={name: (over_Sn, counts[index]) for name, (over_Sn, index) in sums.items()},
+            totals={name: np.array(value, dtype=float) for name, value in plain["totals"].items()},
+            feedback=plain["feedback"],
+            world_requests=plain["world_requests"],
+            sessions=plain["sessions"],
+        )
 
     def value(self, metric: str) -> Array:
         """The metric of each training seed, (S,); NaN where nothing was counted."""
@@ -199,9 +245,9 @@ class EvaluationResult:
         cell = self.cells.get((policy, world))
         return cell is not None and metric in cell.metrics
 
-    def paired(self, policy: str, baseline: str, world: str) -> bool:
+    def paired(self, policy: str, baseline: str, world: str, metric: str = "session_watch_time") -> bool:
         """Whether both played in this world, on the same sessions."""
-        both = self.measured(policy, world) and self.measured(baseline, world)
+        both = self.measured(policy, world, metric) and self.measured(baseline, world, metric)
         return both and self.cells[policy, world].num_sessions == self.cells[baseline, world].num_sessions
 
     def row(self, policy: str, world: str, metric: str) -> Row:
@@ -243,16 +289,26 @@ class EvaluationResult:
         Raises:
             ValueError: both have several seeds and their numbers differ, or a name is unknown.
         """
-        first, second = self._cell(policy, world, metric), self._cell(baseline, world, metric)
-        if first.num_sessions != second.num_sessions:
-            raise ValueError(
-                f"{policy!r} played {first.num_sessions} sessions in {world!r} and {baseline!r} "
-                f"{second.num_sessions}: only the same sessions can be paired"
-            )
+        first, second = self._pair(policy, baseline, world, metric)
         values = _paired(first.value(metric), second.value(metric), policy, baseline)
         moves = first.moves(metric) - second.moves(metric)
         row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline, seeds=len(values))
         return _with_intervals(row, values, _standard_error(moves), len(moves))
+
+    def ratio(self, policy: str, baseline: str, world: str, metric: str = "session_watch_time") -> Row:
+        """``policy`` over ``baseline`` in one world: a ratio of their sums, paired by session and by training seed.
+
+        Seeds that only one of them has are left out, unless the other has a single seed for all.
+
+        Raises:
+            ValueError: they did not play the same sessions, or a name is unknown.
+        """
+        first, second = self._pair(policy, baseline, world, metric)
+        over_Sn, under_Sn = first.ratios[metric][0], second.ratios[metric][0]
+        seeds = min((len(part) for part in (over_Sn, under_Sn) if len(part) > 1), default=1)
+        over_Sn, under_Sn = (np.broadcast_to(part[:seeds], (seeds, part.shape[1])) for part in (over_Sn, under_Sn))
+        cell = Cell(ratios={metric: (over_Sn, under_Sn)}, totals={}, sessions=first.sessions)
+        return EvaluationResult(cells={(policy, world): cell}).row(policy, world, metric)
 
     def gap(self, policy: str, world: str, other: str, metric: str = "session_watch_time") -> Row:
         """One policy in ``world`` minus the same policy in ``other``.
@@ -282,6 +338,15 @@ class EvaluationResult:
     def write_csv(self, path: str | Path) -> Path:
         """Writes one line for each row; the file appears whole or not at all."""
         return write_csv(path, self.rows())
+
+    def _pair(self, policy: str, baseline: str, world: str, metric: str) -> tuple[Cell, Cell]:
+        first, second = self._cell(policy, world, metric), self._cell(baseline, world, metric)
+        if first.num_sessions != second.num_sessions:
+            raise ValueError(
+                f"{policy!r} played {first.num_sessions} sessions in {world!r} and {baseline!r} "
+                f"{second.num_sessions}: only the same sessions can be paired"
+            )
+        return first, second
 
     def _cell(self, policy: str, world: str, metric: str) -> Cell:
         for kind, name, known in (
@@ -322,6 +387,11 @@ def write_csv(path: str | Path, rows: list[Row]) -> Path:
     writer.writeheader()
     writer.writerows(as_json(row) for row in rows)
     return write_text(path, text.getvalue())
+
+
+def _rounded(values: Array) -> Any:
+    """Seven digits: far finer than any interval, in half the bytes."""
+    return [_rounded(row) for row in values] if values.ndim > 1 else [float(f"{value:.7g}") for value in values]
 
 
 def _standard_error(moves_n: Array) -> float:

@@ -74,10 +74,7 @@ def test_importing_the_environment_does_not_import_ray() -> None:
 def test_only_evaluation_and_oracles_ask_for_the_truth() -> None:
     """``Simulator.expected`` and a world's ``outcomes`` are the doors to true probabilities."""
     allowed = {f"recsim_env/{name}.py" for name in ("evaluation", "session_metrics", "simulator", "checkers")}
-    allowed |= {
-        "recsim_env/known_worlds/logs.py",
-        "experiments/tables/response_measures.py",
-    }  # draws the log; measures a fit
+    allowed.add("recsim_env/known_worlds/logs.py")  # draws the log
     for layer in LAYERS:
         for path in sources(layer):
             name = str(path.relative_to(ROOT))

@@ -16,11 +16,11 @@ from agents.decoders import DECODERS
 from agents.goalrank import GoalRankConfig
 from agents.list_policy import ListPolicy, sized
 from agents.networks import RequestShape
+from agents.rerankers.list_bench import evaluator_of, generator_orders, generator_pool
 from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.benchmarks.timing import microseconds
-from experiments.tables.list_bench import evaluator_of, generator_orders, generator_pool
 from experiments.tables.reranker_training import CONTRAST, FROM_SLATES
 from experiments.tables.settings import SLATE
 from recsim_env.provenance import stamp
@@ -60,7 +60,7 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
     from_slates: dict[str, Policy] = {FROM_SLATES[name]: network for name, network in networks.items()}
     matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)
     from_slates["NAR4Rec, logged slates, contrastive"] = matching
-    pool = generator_pool(world, from_slates)
+    pool = generator_pool(world, from_slates, SLATE)
     order = generator_orders(len(pool.names), 1)[0]
     learned: dict[str, Policy] = {
         "sort": PointwiseGreedy(SLATE),

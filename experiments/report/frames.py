@@ -1,5 +1,6 @@
 """Results as pandas frames: rows with the wider of their intervals, policies by worlds, checks in words."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,28 +25,41 @@ VERDICTS = {
 """What each verdict says."""
 
 
-def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line for each row; ``low`` and ``high`` span its interval over seeds and the one over sessions."""
-    columns = ["policy", "world", "metric", "mean", "low", "high", "seeds", "sessions", "feedback", "world_requests",
-               "baseline", "baseline_world"]  # fmt: skip
-    lines = []
-    for row in rows:
-        low, high = row.widest
-        lines.append({name: getattr(row, name) for name in columns} | {"low": low, "high": high})
-    return pd.DataFrame(lines, columns=columns)
+def frame_of(rows: Iterable[Row | Mapping[str, Any]]) -> pd.DataFrame:
+    """One line for each row, given as such or as a file holds it; ``low`` and ``high`` span both its intervals."""
+    plain = [row if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
+    frame = pd.DataFrame(plain, columns=[field.name for field in dataclasses.fields(Row)])
+    ends = ["mean", "low", "high", "session_low", "session_high"]
+    frame[ends] = frame[ends].astype(float)
+    frame["low"] = frame[["low", "session_low"]].min(axis=1)
+    frame["high"] = frame[["high", "session_high"]].max(axis=1)
+    return frame.drop(columns=["interval", "session_low", "session_high"])
 
 
-def rows_of(result: EvaluationResult) -> pd.DataFrame:
-    """Every row of a result."""
-    return frame_of(result.rows())
+def differences(result: EvaluationResult, policies: Iterable[str], baselines: Iterable[str]) -> list[Row]:
+    """Each policy minus each baseline in every world where both played the same sessions."""
+    return [
+        result.difference(policy, baseline, world)
+        for baseline in baselines
+        for policy in policies
+        for world in result.world_names
+        if policy != baseline and result.paired(policy, baseline, world)
+    ]
 
 
-def figure(mean: float, low: float = math.nan, high: float = math.nan, *, sign: str = "", scale: float = 1.0) -> str:
+def figure(
+    mean: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    sign: str = "",
+    scale: float = 1.0,
+) -> str:
     """A figure with its interval, with as many decimals as the interval's width can carry."""
-    if _missing(mean):
+    mean, low, high = (math.nan if value is None else scale * value for value in (mean, low, high))
+    if math.isnan(mean):
         return ""
-    known = not (_missing(low) or _missing(high))
-    mean, low, high = (scale * value if not _missing(value) else math.nan for value in (mean, low, high))
+    known = not (math.isnan(low) or math.isnan(high))
     width = (high - low) / 2 if known and high > low else abs(mean) / 100
     digits = max(0, min(4, 1 - math.floor(math.log10(width)))) if width > 0 else 1
     digits = min(digits, 1) if abs(mean) >= 100 else digits
@@ -72,23 +86,27 @@ def pivot(rows: pd.DataFrame, metric: str, *, by: str = "world", sign: str = "",
     return wide(some, texts_of(some, sign=sign, scale=scale), by=by)
 
 
+def check_text(check: Mapping[str, Any]) -> str:
+    """The figure of a check with its interval, a difference with its sign."""
+    sign = "+" if " minus " in check["name"] or " - " in check["name"] else ""
+    return figure(check["value"], check["low"], check["high"], sign=sign)
+
+
 def check_frame(checks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Checks as text: where, what, the figure with its interval, the bar and the verdict."""
-    lines = []
-    for check in checks:
-        bar, side = check["bar"], check.get("side", "")
-        sign = "+" if " minus " in check["name"] or " - " in check["name"] else ""
-        lines.append(
-            {
-                "setting": check.get("setting", ""),
-                "world": check.get("world") or "",
-                "check": check["name"],
-                "value [95 % interval]": figure(check["value"], check["low"], check["high"], sign=sign),
-                "bar": "" if bar is None else bar if isinstance(bar, str) else f"{side} {bar:g}".strip(),
-                "verdict": check["verdict"],
-            }
-        )
-    found = pd.DataFrame(lines)
+
+    def line(check: Mapping[str, Any]) -> dict[str, str]:
+        bar = check["bar"]
+        return {
+            "setting": check.get("setting", ""),
+            "world": check.get("world") or "",
+            "check": check["name"],
+            "value [95 % interval]": check_text(check),
+            "bar": "" if bar is None else bar if isinstance(bar, str) else f"{check.get('side', '')} {bar:g}".strip(),
+            "verdict": check["verdict"],
+        }
+
+    found = pd.DataFrame(map(line, checks))
     return found.loc[:, [name for name in found.columns if name == "verdict" or (found[name] != "").any()]]
 
 
@@ -96,7 +114,3 @@ def markdown(frame: pd.DataFrame) -> str:
     """A Markdown table; a bar in a cell would end it."""
     texts = frame.map(lambda cell: str(cell).replace("|", "/"))
     return str(texts.to_markdown(index=False, disable_numparse=True))
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)

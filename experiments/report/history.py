@@ -4,12 +4,12 @@ Nothing is computed but the wider of two intervals: a figure is the one in its f
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from experiments.report.frames import frame_of
 from recsim_env.files import read_json
 
 TABLES = {
@@ -21,45 +21,43 @@ TABLES = {
 """Names of the files of each table."""
 
 
-@dataclass(frozen=True)
-class OldFile:
-    """One file of a table."""
+class Part(NamedTuple):
+    """What the files of one setting hold."""
 
-    path: Path
-    content: Mapping[str, Any]
     rows: pd.DataFrame
-    """``setting``, ``policy``, ``world``, ``metric``, ``mean``, ``low``, ``high``, ``seeds``."""
+    """As ``frames.frame_of`` makes them."""
     checks: list[dict[str, Any]]
+    files: list[tuple[Path, Mapping[str, Any]]]
+    """Each file with its content."""
 
 
-def old_files(folder: Path, table: str) -> Iterator[OldFile]:
-    """The files of a table, in the order of their names."""
+def old_parts(folder: Path, table: str) -> dict[str, Part]:
+    """Setting to what the files of a table hold; differences are left to the checks."""
+    parts: dict[str, Part] = {}
     for path in sorted(folder.glob(TABLES[table])):
         content = read_json(path)
-        yield OldFile(path, content, rows_in(content), list(_checks(content)))
+        rows, checks = _rows(content), list(_checks(content))
+        for name in rows["setting"].unique() if len(rows) else [content.get("setting", "")]:
+            before = parts.get(name, Part(pd.DataFrame(), [], []))
+            its = pd.concat([before.rows, rows[rows["setting"] == name]])
+            parts[name] = Part(its, before.checks + checks, [*before.files, (path, content)])
+    return parts
 
 
-def rows_in(content: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of a file, ``low`` and ``high`` being the wider interval; differences are left to the checks."""
-    lines = []
-    for row in content.get("rows", []):
-        if row.get("baseline") or row.get("baseline_world"):
-            continue
-        ends = [(row.get(f"{unit}low"), row.get(f"{unit}high")) for unit in ("", "session_", "request_")]
-        known = [(low, high) for low, high in ends if low is not None and high is not None]
-        lines.append(
-            {
-                "setting": content.get("setting") or f"{content.get('data', '')}, {row.get('setting', '')}",
-                "policy": row.get("policy") or row["method"],
-                "world": row.get("world", ""),
-                "metric": row["metric"],
-                "mean": row["mean"],
-                "low": min((low for low, _ in known), default=None),
-                "high": max((high for _, high in known), default=None),
-                "seeds": row["seeds"],
-            }
-        )
-    return pd.DataFrame(lines)
+def _rows(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a file, of which the protocol's named their methods and intervals otherwise, with their setting."""
+    found = [row for row in content.get("rows", []) if not (row.get("baseline") or row.get("baseline_world"))]
+    renamed = [
+        {
+            **row,
+            "policy": row.get("policy") or row["method"],
+            "session_low": row.get("session_low", row.get("request_low")),
+            "session_high": row.get("session_high", row.get("request_high")),
+        }
+        for row in found
+    ]
+    settings = [content.get("setting") or f"{content['data']}, {row['setting']}" for row in found]
+    return frame_of(renamed).assign(setting=settings)
 
 
 def _checks(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,9 +68,7 @@ def _checks(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             name = name.removesuffix(told)
         metric = "session_watch_time" if "session watch time" in check["name"] else "true_list_value"
         yield {**check, "setting": setting, "world": world, "name": name, "metric": metric}
-    for row in content.get("rows", []):
-        if row.get("baseline"):  # a difference in whole sessions, of which nothing was claimed
-            low, high = min(row["low"], row["session_low"]), max(row["high"], row["session_high"])
-            found = {"name": f"{row['policy']} - {row['baseline']}", "metric": row["metric"], "value": row["mean"]}
-            where = {"setting": setting, "world": row["world"], "low": low, "high": high}
-            yield {**found, **where, "bar": None, "side": "above", "verdict": "no bar", "seeds": row["seeds"]}
+    for row in frame_of(row for row in content.get("rows", []) if row.get("baseline")).itertuples():
+        found = {"name": f"{row.policy} - {row.baseline}", "metric": row.metric, "value": row.mean}
+        where = {"setting": setting, "world": row.world, "low": row.low, "high": row.high}
+        yield {**found, **where, "bar": None, "verdict": "no bar"}  # nothing was claimed of these differences

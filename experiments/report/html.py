@@ -11,8 +11,9 @@ import io
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 
 from experiments.policies import TO_BEAT
 from experiments.report import plots
-from experiments.report.frames import VERDICTS, check_frame, frame_of, pivot, rows_of, texts_of, wide
+from experiments.report.frames import VERDICTS, check_frame, differences, frame_of, pivot, texts_of, wide
 from experiments.tables.runs import slug
 from recsim_env.files import write_json, write_text, write_whole
 from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_csv
@@ -56,31 +57,32 @@ def write_report(
         The path of ``report.html``.
     """
     folder = Path(folder)
-    found = [name for name in TO_BEAT if name in result.policies]
-    differences, gaps = list(_differences(result, found)), list(_gaps(result))
-    figures = _figures(result, found, training_runs or {})
-    for name, (_, png) in figures.items():
-        write_whole(folder / "plots" / f"{name}.png", lambda path, png=png: path.write_bytes(png))  # type: ignore[misc]
+    rows, lead, gaps = result.rows(), differences(result, result.policies, TO_BEAT), list(_gaps(result))
+    curves = {name: read_curves(run) for name, run in (training_runs or {}).items()}
+    sections = list(_sections(frame_of(rows), frame_of(lead), frame_of(gaps), curves))
+    images = {section.name: _png(section.image) for section in sections if section.image}
+    for name, png in images.items():
+        write_whole(folder / "plots" / f"{name}.png", partial(Path.write_bytes, data=png))
     content = {
         "title": title,
         **result.to_json(),
-        "differences": [as_json(row) for row in differences],
+        "differences": [as_json(row) for row in lead],
         "gaps": [as_json(row) for row in gaps],
         "checks": list(checks),
         **(extra or {}),
     }
     write_json(folder / "report.json", to_plain(content))
-    write_csv(folder / "report.csv", [*result.rows(), *differences, *gaps])
+    write_csv(folder / "report.csv", [*rows, *lead, *gaps])
     write_scalars(result, folder / "tensorboard")
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("page.html").render(
         title=title,
         settings=result.settings,
-        sections=list(_sections(result, differences, gaps, figures)),
+        sections=sections,
+        images={name: base64.b64encode(png).decode() for name, png in images.items()},
         checks=check_frame(checks) if checks else None,
         verdicts=VERDICTS,
-        figures={name: (caption, base64.b64encode(png).decode()) for name, (caption, png) in figures.items()},
-        details={world: _metrics(result, world) for world in result.world_names} | dict(_world_tables(result)),
+        details=dict(_metrics(frame_of(rows))) | dict(_world_tables(result)),
     )
     return write_text(folder / "report.html", page)
 
@@ -117,14 +119,6 @@ def read_curves(run: str | Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags[:MAX_CURVES]}
 
 
-def _differences(result: EvaluationResult, baselines: Sequence[str]) -> Iterator[Row]:
-    for baseline in baselines:
-        for policy in result.policies:
-            for world in result.world_names:
-                if policy != baseline and result.paired(policy, baseline, world):
-                    yield result.difference(policy, baseline, world)
-
-
 def _gaps(result: EvaluationResult) -> Iterator[Row]:
     first, *others = result.world_names
     for policy in result.policies:
@@ -133,69 +127,59 @@ def _gaps(result: EvaluationResult) -> Iterator[Row]:
                 yield result.gap(policy, first, world)
 
 
-def _figures(
-    result: EvaluationResult, baselines: Sequence[str], training_runs: Mapping[str, str | Path]
-) -> dict[str, tuple[str, bytes]]:
-    """Name to (caption, PNG), in the order of the page."""
-    world = "truth" if "truth" in result.world_names else result.world_names[-1]  # the one that decides
-    curves = {name: read_curves(run) for name, run in training_runs.items()}
-    drawn: dict[str, tuple[str, Figure | None]] = {
-        "session_watch_time": (
-            "Session watch time by world, mean and 95 % interval; blue: no other policy is clearly better.",
-            plots.metric_by_world(result, "session_watch_time", "seconds watched per session"),
-        ),
-        **{
-            slug(f"minus {baseline}"): (
-                f"Each policy minus {baseline} on the same sessions; blue where the whole interval lies above zero, "
-                "orange where it lies below.",
-                plots.differences(result, baseline, "session_watch_time", "seconds per session"),
-            )
-            for baseline in baselines
-        },
-        "evaluator_against_truth": (
-            "What the evaluator promised of the lists that were shown, and what the world truly expects of "
-            "them. A diamond far to the right of its dot is over-optimism: the policy found the "
-            "evaluator's mistakes.",
-            plots.evaluator_against_truth(result),
-        ),
-        "durations": (f"What was shown, and watched, by duration; world {world}.", plots.durations(result, world)),
-        "what_was_shown": (
-            f"Coverage, concentration, diversity and cold videos; world {world}.",
-            plots.what_was_shown(result, world),
-        ),
-        "training_curves": (
-            "Training curves; in the first rounds only short sessions end, so their means rise by themselves.",
-            plots.training_curves(curves),
-        ),
-    }
-    return {name: (caption, _png(image)) for name, (caption, image) in drawn.items() if image is not None}
+class Section(NamedTuple):
+    """One part of the page, from top to bottom."""
+
+    heading: str
+    table: pd.DataFrame | None = None
+    name: str = ""
+    """Name of the figure's file."""
+    image: Figure | None = None
+    caption: str = ""
 
 
 def _sections(
-    result: EvaluationResult, differences: Sequence[Row], gaps: Sequence[Row], figures: Mapping[str, Any]
-) -> Iterator[tuple[str, pd.DataFrame | None, str]]:
-    """Heading, table and name of the figure of each section, from top to bottom."""
-    watch = pivot(rows_of(result), "session_watch_time").set_index("policy")
-    rows = {policy: next(row for row in result.rows() if row.policy == policy) for policy in result.policies}
-    watch["trained on"] = [rows[policy].feedback for policy in watch.index]
-    watch["world requests"] = [f"{rows[policy].world_requests:,}" for policy in watch.index]
-    watch["seeds"] = [str(rows[policy].seeds) for policy in watch.index]
-    yield "Session watch time (s)", watch.loc[plots.ranked(result)].reset_index(), "session_watch_time"
-    for baseline in dict.fromkeys(str(row.baseline) for row in differences):
-        some = frame_of(row for row in differences if row.baseline == baseline)
-        heading = f"Paired difference to {baseline} (s per session)"
-        yield heading, _coloured(some, "world"), slug(f"minus {baseline}")
-    for name, heading in (
-        ("evaluator_against_truth", "Evaluator against truth"),
-        ("durations", "Durations"),
-        ("what_was_shown", "What was shown"),
-        ("training_curves", "Training"),
-    ):
-        if name in figures:
-            yield heading, None, name
-    if gaps:
-        heading = f"Gap: {result.world_names[0]} minus the other worlds (s per session)"
-        yield heading, _coloured(frame_of(gaps), "baseline_world"), ""
+    rows: pd.DataFrame, lead: pd.DataFrame, gaps: pd.DataFrame, curves: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Section]:
+    """All of them, of rows, differences, gaps and the training curves of each run."""
+    worlds, order = list(rows["world"].unique()), plots.ranked(rows)
+    world = "truth" if "truth" in worlds else worlds[-1]  # the one that decides
+    first = rows.drop_duplicates("policy").set_index("policy").loc[order]
+    about = {"trained on": first["feedback"], "world requests": first["world_requests"].map("{:,}".format),
+             "seeds": first["seeds"].astype(str)}  # fmt: skip
+    watch = pivot(rows, "session_watch_time").set_index("policy").loc[order].assign(**about)
+    yield Section(
+        "Session watch time (s)",
+        watch.reset_index(),
+        "session_watch_time",
+        plots.metric_by_world(rows, "session_watch_time", "seconds watched per session"),
+        "Session watch time by world, mean and 95 % interval; blue: no other policy is clearly better.",
+    )
+    for baseline, some in lead.groupby("baseline", sort=False):
+        yield Section(
+            f"Paired difference to {baseline} (s per session)",
+            _coloured(some, "world"),
+            slug(f"minus {baseline}"),
+            plots.differences(some, [policy for policy in order if policy != baseline], "seconds per session"),
+            f"Each policy minus {baseline} on the same sessions; blue where the whole interval lies above zero, "
+            "orange where it lies below.",
+        )
+    if image := plots.evaluator_against_truth(rows):
+        caption = (
+            "What the evaluator promised of the lists that were shown, and what the world truly expects of them. A "
+            "diamond far to the right of its dot is over-optimism: the policy found the evaluator's mistakes."
+        )
+        yield Section("Evaluator against truth", None, "evaluator_against_truth", image, caption)
+    caption = f"What was shown, and watched, by duration; world {world}."
+    yield Section("Durations", None, "durations", plots.durations(rows, world), caption)
+    caption = f"Coverage, concentration, diversity and cold videos; world {world}."
+    yield Section("What was shown", None, "what_was_shown", plots.what_was_shown(rows, world), caption)
+    if image := plots.training_curves(curves):
+        caption = "Training curves; in the first rounds only short sessions end, so their means rise by themselves."
+        yield Section("Training", None, "training_curves", image, caption)
+    if len(gaps):
+        heading = f"Gap: {worlds[0]} minus the other worlds (s per session)"
+        yield Section(heading, _coloured(gaps, "baseline_world"))
 
 
 def _coloured(rows: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -205,11 +189,10 @@ def _coloured(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     return wide(rows, [span.format(*pair) for pair in zip(marks, texts_of(rows, sign="+"), strict=True)], by=by)
 
 
-def _metrics(result: EvaluationResult, world: str) -> pd.DataFrame:
-    """All metrics by policies in one world."""
-    rows = rows_of(result)
-    rows = rows[rows["world"] == world]
-    return wide(rows, texts_of(rows), index="metric", by="policy")
+def _metrics(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """World to all metrics by policies."""
+    for world, some in rows.groupby("world", sort=False):
+        yield str(world), wide(some, texts_of(some), index="metric", by="policy")
 
 
 def _world_tables(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -7,21 +7,11 @@ from typing import Any, NamedTuple
 
 from agents.baselines import BestOfLists, PointwiseGreedy
 from agents.policies import load_policy, policy_card
+from agents.rerankers import list_bench
+from agents.rerankers.list_bench import Bench
 from agents.rerankers.multi_generator import GeneratorEvaluator, GeneratorPool, SampledLists
 from experiments.recipes import TrainRun
-from experiments.tables import list_bench
 from experiments.tables.goalrank import GoalRankTable
-from experiments.tables.list_bench import (
-    Bench,
-    additive_cells,
-    generator_cells,
-    generator_list,
-    generator_orders,
-    generator_pool,
-    pressure_cells,
-    reference_cells,
-    search_cells,
-)
 from experiments.tables.reranker_training import (
     SEARCHES,
     SHARES_OF_LOG,
@@ -84,20 +74,20 @@ def entries(setting: Setting, budget: Budget, orders: int) -> dict[str, Entry]:
 def _baselines(bench: Bench, _: int) -> Measured:
     best = BestOfLists(bench.evaluator, SLATE, num_lists=100)
     played = in_sessions(bench, {"pointwise greedy": PointwiseGreedy(SLATE), "best of 100": best})
-    return Measured(cells=with_sessions(reference_cells(bench), played))
+    return Measured(cells=with_sessions(list_bench.reference_cells(bench), played))
 
 
 def _generators(setting: Setting, bench: Bench, orders: int) -> Measured:
     pool, fitted = pool_of(setting), slate_generators(setting)
-    cells = generator_cells(bench, pool, orders)
+    cells = list_bench.generator_cells(bench, pool, orders)
     if learned := [name for name in fitted if name in pool.names]:
-        cells |= generator_cells(bench, pool.without(learned), orders, note=", hand-written")
+        cells |= list_bench.generator_cells(bench, pool.without(learned), orders, note=", hand-written")
     most = max(list_bench.SET_SIZES)
-    largest = pool.some(generator_orders(len(pool.names), 1)[0][:most])
-    cells |= additive_cells(bench, largest)
+    largest = pool.some(list_bench.generator_orders(len(pool.names), 1)[0][:most])
+    cells |= list_bench.additive_cells(bench, largest)
     cells |= {name: bench.show([policy]) for name, policy in fitted.items()}
     played = in_sessions(bench, {f"MG-E-{most}": GeneratorEvaluator(largest, bench.evaluator)})
-    return Measured(cells=with_sessions(cells, played), extra={"generators": generator_list(bench, pool)})
+    return Measured(cells=with_sessions(cells, played), extra={"generators": list_bench.generator_list(bench, pool)})
 
 
 def _trained(name: str, runs: list[TrainRun]) -> Entry:
@@ -116,15 +106,16 @@ def _trained(name: str, runs: list[TrainRun]) -> Entry:
 
 
 def _share(setting: Setting, share: float) -> Entry:
-    return Entry(
-        lambda bench, _: Measured(cells=pressure_cells(bench, share_name(share), evaluator_of_share(setting, share)))
-    )
+    def show(bench: Bench, _: int) -> Measured:
+        return Measured(cells=list_bench.pressure_cells(bench, share_name(share), evaluator_of_share(setting, share)))
+
+    return Entry(show)
 
 
 def _search(setting: Setting, budget: Budget, name: str) -> Entry:
     def show(bench: Bench, seed: int) -> Measured:
         found = searched(setting, budget, name, seed)
-        cells = search_cells(bench, f"CLIG, {name}", [found])
+        cells = list_bench.search_cells(bench, f"CLIG, {name}", [found])
         return Measured(cells=consumed(cells, budget.iterations * 512 * (len(found) - 1)))
 
     return Entry(
@@ -138,13 +129,13 @@ def _search(setting: Setting, budget: Budget, name: str) -> Entry:
 @cache
 def bench_of(setting: Setting, world: str, num_requests: int) -> Bench:
     """The requests of a world on which lists are valued."""
-    return Bench(worlds_of(setting)[world], num_requests, seed=FIRST_REQUEST)
+    return Bench(worlds_of(setting)[world], num_requests, SLATE, seed=FIRST_REQUEST)
 
 
 @cache
 def pool_of(setting: Setting) -> GeneratorPool:
     """MG-E's generators: hand-written ones, and what is fitted to logged slates."""
-    return generator_pool(worlds_of(setting)[TRAINING_WORLD], slate_generators(setting))
+    return list_bench.generator_pool(worlds_of(setting)[TRAINING_WORLD], slate_generators(setting), SLATE)
 
 
 def in_sessions(bench: Bench, policies: Mapping[str, Policy]) -> dict[str, Cell]:

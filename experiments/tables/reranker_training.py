@@ -18,12 +18,11 @@ from agents.goalrank import GoalRank, GoalRankConfig
 from agents.method import Method
 from agents.policies import load_policy, save_policy
 from agents.rerankers.clig import CligConfig, search_generators
+from agents.rerankers.list_bench import evaluator_of
 from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
 from agents.rerankers.logged_slates import fit_to_slates
 from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.recipes import REQUEST_ENV, TrainRun
-from experiments.tables.list_bench import evaluator_of
-from experiments.tables.runs import fingerprint, slug
 from experiments.tables.settings import (
     SLATE,
     TRAINING_WORLD,
@@ -33,12 +32,14 @@ from experiments.tables.settings import (
     in_setting,
     known_truth,
     log_of,
+    trained_folder,
     world_folders,
     worlds_of,
 )
-from recsim_env.data.requests import LoggedRequests, logged_requests
+from recsim_env.data.requests import LoggedRequests
 from recsim_env.types import ListEvaluator, Policy
 from reward_models.recommender.list_evaluator import fit_list_evaluator
+from reward_models.recommender.operator_requests import operator_requests
 
 SEARCHES = {
     "reward and GC": CligConfig(reward_weight=1.0, gain_weight=0.3),
@@ -155,21 +156,6 @@ def searched(setting: Setting, budget: Budget, name: str, seed: int) -> list[Pol
     return [first, *learned]
 
 
-def operator_requests(setting: Setting, *, slates: bool = False, share: float = 1.0) -> LoggedRequests:
-    """The requests that world A's recommender was fitted to, or those of a share of its users."""
-    world = worlds_of(setting)[TRAINING_WORLD]
-    users = np.random.default_rng(0).permutation(np.asarray(world.population_P))
-    return logged_requests(
-        log_of(setting, keep_candidates=slates),
-        item_features_ND=world.catalogue.features_ND,
-        user_features_UD=world.users.features_UD,
-        users=users[: max(2, round(share * len(users)))],
-        last_date=world.provenance["days"]["fit_until"],
-        predictor=world.predictor,  # type: ignore[arg-type]
-        retriever=world.candidates,  # type: ignore[arg-type]
-    )
-
-
 @cache
 def slate_generators(setting: Setting) -> Mapping[str, Policy]:
     """Generators fitted to logged slates, which a real log here has none of; what is missing is fitted."""
@@ -179,7 +165,9 @@ def slate_generators(setting: Setting) -> Mapping[str, Policy]:
         method = log_method(name)
         folder = _folder(setting, f"slates-{name}", dataclasses.asdict(method.config))
         if not (folder / "policy" / "policy.json").exists():
-            requests = requests or operator_requests(setting, slates=True)
+            requests = requests or operator_requests(
+                log_of(setting, keep_candidates=True), worlds_of(setting)[TRAINING_WORLD]
+            )
             network = fit_to_slates(requests, method, SLATE, run_dir=folder / "fit")
             save_policy(folder / "policy", method, network, network.shape)
         policy = load_policy(folder / "policy")
@@ -192,7 +180,10 @@ def slate_generators(setting: Setting) -> Mapping[str, Policy]:
 @cache
 def evaluator_of_share(setting: Setting, share: float) -> ListEvaluator:
     """A list evaluator fitted to the slates of some users; predictor and retriever are those of all."""
-    return fit_list_evaluator(operator_requests(setting, share=share))
+    world = worlds_of(setting)[TRAINING_WORLD]
+    users = np.random.default_rng(0).permutation(np.asarray(world.population_P))
+    some = users[: max(2, round(share * len(users)))]
+    return fit_list_evaluator(operator_requests(log_of(setting), world, some))
 
 
 def share_name(share: float) -> str:
@@ -202,5 +193,4 @@ def share_name(share: float) -> str:
 
 def _folder(setting: Setting, name: str, card: Mapping[str, Any]) -> Path:
     """A folder that no work of other settings, log or world can share."""
-    known = {"card": card, **digests(setting, TRAINING_WORLD)}
-    return setting.folder / "trained" / f"{slug(name)}-{fingerprint(known)}"
+    return trained_folder(setting, name, {"card": card, **digests(setting, TRAINING_WORLD)})

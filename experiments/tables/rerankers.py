@@ -4,7 +4,7 @@
     python -m experiments.compare rerankers --data <folder>    a real log, with the declared list effect and without
 
 Every trained ranker is trained in ``Request-v0`` with the same number of requests. What is measured stands in
-``experiments.tables.list_bench``; a few methods are judged in whole sessions too. Comparisons are ratios of true list
+``agents.rerankers.list_bench``; a few methods are judged in whole sessions too. Comparisons are ratios of true list
 values.
 """
 

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from experiments.report.frames import check_frame, markdown, pivot, rows_of
+from experiments.report.frames import check_frame, frame_of, markdown, pivot
 from experiments.tables.runs import (
     Measured,
     Run,
@@ -30,7 +28,7 @@ from experiments.tables.runs import (
 )
 from recsim_env.files import differences, read_json
 from recsim_env.plugins import nearest
-from recsim_env.results import Cell, EvaluationResult, Row, as_json, judge
+from recsim_env.results import EvaluationResult, Row, as_json, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,19 +125,15 @@ def complete(table: Table, options: RunOptions) -> Finished:
     folder = options.results / table.outline.name
     table = dataclasses.replace(table, runs=chosen_runs(table.runs, options.worlds))
     missing = missing_runs(table.runs, folder, options.again)
-    print(
-        f"{table.outline.name}: {len(table.runs) - len(missing)} of {len(table.runs)} runs are kept in {folder}",
-        flush=True,
-    )
+    name, total = table.outline.name, len(table.runs)
+    print(f"{name}: {total - len(missing)} of {total} runs are kept in {folder}", flush=True)
     if missing:
         check_publishable(folder)
         begun = time.perf_counter()
         for number, (run, measured) in enumerate(_outcomes(table, missing, options), start=1):
             keep(run.path(folder), run, measured)
             minutes = (time.perf_counter() - begun) / 60
-            print(
-                f"{table.outline.name}: measured {number} of {len(missing)} ({run}); {minutes:.1f} minutes", flush=True
-            )
+            print(f"{name}: measured {number} of {len(missing)} ({run}); {minutes:.1f} minutes", flush=True)
     contents = [read_json(run.path(folder)) for run in table.runs]
     files: dict[tuple[str, str], set[str]] = {}
     for run, content in zip(table.runs, contents, strict=True):
@@ -174,10 +168,10 @@ def missing_runs(runs: Sequence[Run], folder: Path, again: bool = False) -> list
     missing, others = [], []
     for run in runs:
         path = run.path(folder)
-        if path.exists() and (changes := differences(read_json(path)["card"], run.full_card, most=3)):
+        changes = differences(read_json(path)["card"], run.full_card, most=3) if path.exists() else ""
+        if changes:
             others.append(f"{path} ({changes})")
-            missing.append(run)
-        elif not path.exists():
+        if changes or not path.exists():
             missing.append(run)
     if others and not again:
         raise ValueError(
@@ -227,8 +221,9 @@ def _as_tasks(table: Table, missing: Sequence[Run], options: RunOptions, jobs: i
 
 def judged(outline: Outline, contents: Sequence[Mapping[str, Any]]) -> Finished:
     """Rows and checks of the files of a table."""
-    settings = dict.fromkeys(content["card"]["setting"] for content in contents)
-    by_setting = {name: [one for one in contents if one["card"]["setting"] == name] for name in settings}
+    by_setting: dict[str, list[Mapping[str, Any]]] = {}
+    for content in contents:
+        by_setting.setdefault(content["card"]["setting"], []).append(content)
     results = {name: result_of(some) for name, some in by_setting.items()}
     checks = [check for name, result in results.items() for check in _checks(outline, name, result)]
     checks += [{"setting": one["card"]["setting"], "world": one["card"]["world"], **check}
@@ -261,27 +256,17 @@ def _checks(outline: Outline, setting: str, result: EvaluationResult) -> Iterato
 
 def compared(result: EvaluationResult, comparison: Comparison, world: str) -> Row | None:
     """The difference or ratio of two rows with both intervals, or nothing where they did not play the same sessions."""
-    name, other, metric = comparison.name, comparison.other, comparison.metric
-    if not (result.measured(name, world, metric) and result.measured(other, world, metric)):
+    asked = (comparison.name, comparison.other, world, comparison.metric)
+    if not result.paired(*asked):
         return None
-    first, second = result.cells[name, world], result.cells[other, world]
-    if first.num_sessions != second.num_sessions:
-        return None
-    if comparison.how == "minus":
-        return result.difference(name, other, world, metric)
-    over_Sb, under_Sb = first.ratios[metric][0], second.ratios[metric][0]
-    seeds = min((len(part) for part in (over_Sb, under_Sb) if len(part) > 1), default=1)
-    shape = (seeds, over_Sb.shape[1])
-    pair = tuple(np.broadcast_to(part[:seeds], shape) for part in (over_Sb, under_Sb))
-    cell = Cell(ratios={metric: (pair[0], pair[1])}, totals={}, sessions=first.sessions)
-    return EvaluationResult(cells={(name, world): cell}).row(name, world, metric)
+    return result.difference(*asked) if comparison.how == "minus" else result.ratio(*asked)
 
 
 def show(finished: Finished, options: RunOptions) -> None:
     """Prints rows, checks and how often the deciding worlds were opened."""
     outline = finished.outline
     for setting, result in finished.results.items():
-        rows = rows_of(result)
+        rows = frame_of(result.rows())
         for metric, heading in outline.metrics.items():
             if metric in result.metrics:
                 shown = pivot(rows, metric, scale=outline.scale)

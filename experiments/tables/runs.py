@@ -4,8 +4,6 @@ A run is a setting, a method, a training seed and a world. Its file holds ``card
 settings, sizes, digests of the log and the world), ``cells`` (by name of a row: sums over blocks of sessions, from
 which values, intervals and paired differences follow), ``checks`` and ``extra`` where a run brings its own, and
 ``command``, ``date``, ``commit``, ``machine``. A kept file is used again only if its card is the one asked for.
-
-Legend: S training seeds (1 in a file), b blocks of sessions.
 """
 
 import json
@@ -15,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from recsim_env.digests import digest_json
 from recsim_env.files import read_json, write_json, write_text
@@ -80,7 +76,7 @@ def keep(path: Path, run: Run, measured: Measured) -> None:
     """Writes a run's file, whole or not at all."""
     content = {
         "card": run.full_card,
-        "cells": {name: _plain_cell(cell) for name, cell in measured.cells.items()},
+        "cells": {name: cell.merged(BLOCKS).to_json() for name, cell in measured.cells.items()},
         "checks": list(measured.checks),
         "extra": dict(measured.extra),
         **published_stamp(),
@@ -94,60 +90,8 @@ def result_of(contents: Iterable[Mapping[str, Any]]) -> EvaluationResult:
     seeds: dict[tuple[str, str], list[Cell]] = {}
     for content in sorted(contents, key=lambda content: int(content["card"]["seed"])):
         for name, plain in content["cells"].items():
-            seeds.setdefault((name, content["card"]["world"]), []).append(_cell(plain))
-    return EvaluationResult(cells={key: _stacked(cells) for key, cells in seeds.items()})
-
-
-def _plain_cell(cell: Cell) -> dict[str, Any]:
-    merged = cell.merged(BLOCKS)
-    counts: list[list[list[float]]] = []
-    sums: dict[str, Any] = {}
-    for name, (over_Sb, under_Sb) in merged.ratios.items():
-        over, under = _rounded(over_Sb), _rounded(under_Sb)
-        if under not in counts:  # most metrics of a run share what they are divided by
-            counts.append(under)
-        sums[name] = {"sum": over, "over": counts.index(under)}
-    return {
-        "sessions": merged.num_sessions,
-        "feedback": cell.feedback,
-        "world_requests": cell.world_requests,
-        "ratios": sums,
-        "counts": counts,
-        "totals": {name: _rounded(value_S) for name, value_S in cell.totals.items()},
-    }
-
-
-def _cell(plain: Mapping[str, Any]) -> Cell:
-    counts = [np.array(count, dtype=float) for count in plain["counts"]]
-    return Cell(
-        ratios={
-            name: (np.array(part["sum"], dtype=float), counts[part["over"]]) for name, part in plain["ratios"].items()
-        },
-        totals={name: np.array(value, dtype=float) for name, value in plain["totals"].items()},
-        feedback=plain["feedback"],
-        world_requests=plain["world_requests"],
-        sessions=plain["sessions"],
-    )
-
-
-def _stacked(cells: Sequence[Cell]) -> Cell:
-    """Several training seeds of one policy as one cell."""
-    first = cells[0]
-    ratios = {
-        name: (
-            np.concatenate([cell.ratios[name][0] for cell in cells]),
-            np.concatenate([cell.ratios[name][1] for cell in cells]),
-        )
-        for name in first.ratios
-    }
-    totals = {name: np.concatenate([cell.totals[name] for cell in cells]) for name in first.totals}
-    requests = max(cell.world_requests for cell in cells)
-    return Cell(ratios=ratios, totals=totals, feedback=first.feedback, world_requests=requests, sessions=first.sessions)
-
-
-def _rounded(values: np.ndarray) -> Any:
-    """Seven digits: far finer than any interval, in half the bytes."""
-    return [_rounded(row) for row in values] if values.ndim > 1 else [float(f"{value:.7g}") for value in values]
+            seeds.setdefault((name, content["card"]["world"]), []).append(Cell.from_json(plain))
+    return EvaluationResult(cells={key: Cell.of_seeds(cells) for key, cells in seeds.items()})
 
 
 def fingerprint(card: Mapping[str, Any]) -> str:

@@ -184,11 +184,16 @@ def goalrank_run(config: GoalRankConfig, iterations: int, **settings: Any) -> Tr
     return TrainRun(method="agents.goalrank:GoalRank", config=config, iterations=iterations, **settings)
 
 
+def trained_folder(setting: Setting, name: str, card: Mapping[str, Any]) -> Path:
+    """A folder that no work with another card can share."""
+    return setting.folder / "trained" / f"{slug(name)}-{fingerprint(card)}"
+
+
 def in_setting(run: TrainRun, setting: Setting, name: str, seed: int) -> TrainRun:
     """A training run in the setting's world A, in a folder that no run of other settings or worlds can share."""
     setting = setting.trained_in
     card = {**method_card(run), "world": digests(setting, TRAINING_WORLD)["world_digest"]}
-    run_dir = setting.folder / "trained" / f"{slug(name)}-{seed}-{fingerprint(card)}"
+    run_dir = trained_folder(setting, f"{name}-{seed}", card)
     return dataclasses.replace(run, world=str(world_folders(setting)[TRAINING_WORLD]), run_dir=run_dir)
 
 

@@ -190,7 +190,7 @@ def test_compare_runs_what_is_missing_and_nothing_else(table: GoalRankTable, mon
     monkeypatch.undo()
     assert complete(table.table(), table.run).checks == finished.checks
     page = results_page.page(table.run.results)
-    assert "GoalRank beside the references" in page
+    assert "GoalRank beside the baselines" in page
 
 
 def test_runs_differ_where_their_logs_do(table: GoalRankTable) -> None:

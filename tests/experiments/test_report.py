@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments.report.frames import frame_of
 from experiments.report.html import read_curves, write_report
 from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult
@@ -168,7 +169,7 @@ def test_curves_are_read_back_and_a_folder_without_events_is_refused(folder: Pat
 
 
 def test_policies_are_ranked_best_first_even_where_one_played_in_one_world_only(result: EvaluationResult) -> None:
-    assert ranked(result) == ["oracle", "<ours>", "pointwise greedy", "random"]
+    assert ranked(frame_of(result.rows())) == ["oracle", "<ours>", "pointwise greedy", "random"]
 
 
 def test_a_result_without_evaluator_or_baselines_still_makes_a_report(tmp_path: Path) -> None:

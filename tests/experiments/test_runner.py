@@ -225,8 +225,7 @@ def test_a_changed_checkout_publishes_nothing(checkout: Callable[..., None], tmp
 
 def test_results_are_read_in_the_order_of_their_seeds() -> None:
     contents = [
-        {"card": {"seed": seed, "world": "A"}, "cells": {"ours": runs._plain_cell(drawn("ours", seed))}}
-        for seed in (10, 2, 0)
+        {"card": {"seed": seed, "world": "A"}, "cells": {"ours": drawn("ours", seed).to_json()}} for seed in (10, 2, 0)
     ]
     assert np.diff(result_of(contents).cells["ours", "A"].value("seconds")) == pytest.approx([2, 8])
 

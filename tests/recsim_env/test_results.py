@@ -185,3 +185,45 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cell_comes_back_from_json_and_seeds_join_in_order() -> None:
+    generator = np.random.default_rng(0)
+    ones = np.ones((1, 30))
+    cells = [
+        Cell(
+            ratios={"a": (generator.normal(size=(1, 30)), ones), "b": (ones, 2 * ones), "c": (ones, ones)},
+            totals={"t": np.array([float(seed)])},
+            feedback="one slate",
+            world_requests=10 + seed,
+        )
+        for seed in range(3)
+    ]
+    plain = json.loads(json.dumps(cells[0].merged(10).to_json()))
+    assert len(plain["counts"]) == 2  # what two metrics are divided by is kept once
+    back = Cell.from_json(plain)
+    assert (back.num_sessions, back.feedback, back.world_requests) == (30, "one slate", 10)
+    for metric in ("a", "b", "c", "t"):
+        assert back.value(metric) == pytest.approx(cells[0].value(metric), rel=1e-6)
+    joined = Cell.of_seeds(cells)
+    assert joined.value("t").tolist() == [0, 1, 2]
+    assert joined.value("a") == pytest.approx([cell.value("a")[0] for cell in cells])
+    assert joined.world_requests == 12
+
+
+def test_a_ratio_of_rows_is_paired_by_session() -> None:
+    luck, ones = np.random.default_rng(0).normal(100, 20, size=(1, 50)), np.ones((1, 50))
+    twice = np.concatenate([2 * luck, 3 * luck, 7 * luck])
+    cells = {
+        ("ours", "w"): Cell(ratios={"s": (twice, np.ones_like(twice))}, totals={}),
+        ("one", "w"): Cell(ratios={"s": (luck, ones)}, totals={}),
+        ("two", "w"): Cell(ratios={"s": (np.concatenate([luck, luck]), np.ones((2, 50)))}, totals={}),
+        ("few", "w"): Cell(ratios={"s": (luck[:, :9], ones[:, :9])}, totals={}),
+    }
+    result = EvaluationResult(cells=cells)
+    row = result.ratio("ours", "one", "w", "s")
+    assert (row.mean, row.seeds) == (pytest.approx(4), 3)
+    assert row.session_high - row.session_low == pytest.approx(0, abs=1e-9)  # the same luck in every session
+    assert result.ratio("ours", "two", "w", "s").mean == pytest.approx(2.5)  # of the seeds that both have
+    with pytest.raises(ValueError, match="only the same sessions can be paired"):
+        result.ratio("ours", "few", "w", "s")

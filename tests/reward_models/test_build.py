@@ -21,6 +21,7 @@ from reward_models.build import (
     with_recommender,
     without_list_effect,
 )
+from reward_models.recommender.operator_requests import operator_requests
 from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth
 
 
@@ -247,3 +248,16 @@ def test_what_cannot_be_built_is_said_first(log: LoggedDataset, tmp_path: Path) 
     assert len(found) == 1
     assert found[0].startswith("users of 'choosing' have no rows on the stopping days: take a log of more users")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_operators_requests_are_those_its_recommender_was_fitted_to(
+    log: LoggedDataset, worlds: dict[str, World]
+) -> None:
+    world = worlds["A"]
+    early = log.rows[log.rows["date"] <= world.provenance["days"]["fit_until"]]
+    population = set(np.asarray(world.population_P).tolist())
+    requests = operator_requests(log, world)
+    assert set(requests.user_L.tolist()) == set(early["user"]) & population
+    assert set(requests.user_L.tolist()) < set(early["user"])  # the judges' users are not among them
+    some = requests.user_L[:3]
+    assert set(operator_requests(log, world, some).user_L.tolist()) == set(some.tolist())

@@ -28,7 +28,6 @@ from agents.rerankers.multi_generator import (
     check_generators,
     items_of,
 )
-from experiments.tables.settings import SLATE
 from recsim_env.evaluation import true_list_values
 from recsim_env.results import Cell
 from recsim_env.simulator import Simulator
@@ -54,12 +53,13 @@ _REQUESTS_AT_ONCE = 100
 class Bench:
     """The first requests of some sessions in one world; values lists for them."""
 
-    def __init__(self, world: World, num_requests: int, seed: int):
-        self.simulator = Simulator(world, slate_size=SLATE)
+    def __init__(self, world: World, num_requests: int, slate_size: int, seed: int):
+        self.slate_size = slate_size
+        self.simulator = Simulator(world, slate_size=slate_size)
         self.state = self.simulator.start(num_requests, seed)
         self.request = self.state.request
         self.evaluator = evaluator_of(world)
-        usual = BestOfLists(self.evaluator, SLATE, num_lists=USUAL_LISTS)
+        usual = BestOfLists(self.evaluator, slate_size, num_lists=USUAL_LISTS)
         usual_BG = self.evaluated(usual.propose(self.request, torch.Generator().manual_seed(seed)))
         self.high_B = usual_BG.quantile(0.99, dim=1)
 
@@ -148,18 +148,19 @@ def evaluator_of(world: World) -> ListEvaluator:
 
 def reference_cells(bench: Bench) -> dict[str, Cell]:
     """What needs neither training nor generators."""
+    size, evaluator = bench.slate_size, bench.evaluator
     return {
-        "random": bench.show([RandomSlate(SLATE)]),
-        "pointwise greedy": bench.show([PointwiseGreedy(SLATE)]),
-        "best of 20": bench.show([BestOfLists(bench.evaluator, SLATE, num_lists=20)]),
-        "best of 100": bench.show([BestOfLists(bench.evaluator, SLATE, num_lists=100)]),
-        "evaluator search": bench.show([EvaluatorSearch(bench.evaluator, SLATE)]),
+        "random": bench.show([RandomSlate(size)]),
+        "pointwise greedy": bench.show([PointwiseGreedy(size)]),
+        "best of 20": bench.show([BestOfLists(evaluator, size, num_lists=20)]),
+        "best of 100": bench.show([BestOfLists(evaluator, size, num_lists=100)]),
+        "evaluator search": bench.show([EvaluatorSearch(evaluator, size)]),
     }
 
 
 def generator_cells(bench: Bench, pool: GeneratorPool, num_orders: int, note: str = "") -> dict[str, Cell]:
     """The evaluator's choice among k generators of a pool, in random orders, alone and beside the pointwise sort."""
-    check_generators(pool, bench.request, SLATE)
+    check_generators(pool, bench.request, bench.slate_size)
     lists_BGK = pool.propose(bench.request, torch.Generator())
     items_BGK = items_of(bench.request, lists_BGK)
     value_BG, true_BG = bench.evaluated(items_BGK), bench.true(items_BGK)
@@ -198,28 +199,29 @@ def additive_cells(bench: Bench, generators: Generators) -> dict[str, Cell]:
     whole = bench.evaluator
     if not (isinstance(whole, SlateEvaluator) and (whole.listwise or whole.list_effect is not None)):
         return {}
-    evaluator = whole.additive()
+    evaluator, size = whole.additive(), bench.slate_size
 
     def sort(request: Request, generator: torch.Generator) -> Decision:
         single_BC = evaluator.score(request, request.candidates_BC.unsqueeze(2)).value_BG
-        return Decision(best_first(request, single_BC, SLATE))
+        return Decision(best_first(request, single_BC, size))
 
     return {
         "additive evaluator, sort": bench.show([sort]),
-        "additive evaluator, best of 100": bench.show([BestOfLists(evaluator, SLATE, num_lists=100)]),
+        "additive evaluator, best of 100": bench.show([BestOfLists(evaluator, size, num_lists=100)]),
         "additive evaluator, MG-E-100": bench.show([GeneratorEvaluator(generators, evaluator)]),
-        "additive evaluator, search": bench.show([EvaluatorSearch(evaluator, SLATE)]),
+        "additive evaluator, search": bench.show([EvaluatorSearch(evaluator, size)]),
     }
 
 
 def pressure_cells(bench: Bench, name: str, evaluator: ListEvaluator) -> dict[str, Cell]:
     """An evaluator that chooses from more and more lists, and is climbed at last."""
-    tried = {f"best of {k}": BestOfLists(evaluator, SLATE, num_lists=k) for k in LISTS_TRIED}
-    policies: dict[str, Policy] = {**tried, "search": EvaluatorSearch(evaluator, SLATE)}
+    size = bench.slate_size
+    tried = {f"best of {k}": BestOfLists(evaluator, size, num_lists=k) for k in LISTS_TRIED}
+    policies: dict[str, Policy] = {**tried, "search": EvaluatorSearch(evaluator, size)}
     return {f"{name}, {how}": bench.show([policy], evaluator) for how, policy in policies.items()}
 
 
-def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> GeneratorPool:
+def generator_pool(world: World, from_slates: Mapping[str, Policy], slate_size: int) -> GeneratorPool:
     """The generators of MG-E: the heuristics and what is fitted to logged slates.
 
     Less those whose lists are an earlier one's, for first requests of the world: with one tag a video, say, every DPP
@@ -229,9 +231,9 @@ def generator_pool(world: World, from_slates: Mapping[str, Policy]) -> Generator
         ValueError: fewer are left than the largest set has.
     """
     pool = GeneratorPool(
-        [HeuristicGenerators.standard(world, SLATE), *([PolicyLists(from_slates)] if from_slates else [])]
+        [HeuristicGenerators.standard(world, slate_size), *([PolicyLists(from_slates)] if from_slates else [])]
     )
-    request = Simulator(world, slate_size=SLATE).start(DISTANCE_REQUESTS, seed=0).request
+    request = Simulator(world, slate_size=slate_size).start(DISTANCE_REQUESTS, seed=0).request
     lists_BGK = pool.propose(request, torch.Generator())
     distance_GG = list_distances(request, lists_BGK, lists_BGK, "pair_order").mean(dim=0)
     pool = pool.some(distinct(distance_GG, LEAST_DISTANCE))

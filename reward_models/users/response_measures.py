@@ -1,5 +1,7 @@
 """What learned users are measured by on the test days: ranking, watch time, rates and joint behaviour.
 
+The bars are those set for KuaiRand-Pure.
+
 Legend: P rows of the log, R test rows, F signals, M cells, L quantile levels, Q resamples of users.
 """
 
@@ -13,18 +15,17 @@ from scipy.stats import chi2
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.tables.boosted_trees import boosted, tree_inputs
 from recsim_env.data.features import known_durations
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.randomness import address, uniform
 from recsim_env.types import CONTEXT
 from reward_models.calibration import expected_calibration_error, rate_ratio
 from reward_models.metrics import auc, grouped_auc_terms, ordered_pair_share, pinball_crps
+from reward_models.users.boosted_trees import boosted, tree_inputs
 from reward_models.users.response import SequenceResponse
 from reward_models.users.sequences import Sequences
 from reward_models.users.watch_time import quantile
 
-TEST_FROM = 20220505
 RANKED = {"click": (0.742, 0.622), "long_view": (0.745, 0.635), "like": (0.873, 0.623)}
 """Bars of AUC and GAUC."""
 CAP_S = 300.0
@@ -46,6 +47,8 @@ class Resampling:
 class TestRows:
     """The rows of the test days and what the model says of them."""
 
+    first_day: int
+    """YYYYMMDD; the test days begin here."""
     index_R: NDArray[np.int64]
     user_R: NDArray[np.int64]
     tab_R: NDArray[np.int64]
@@ -65,9 +68,11 @@ class TestRows:
     """Probability of a watch time within 3 % of the duration."""
 
 
-def replay(model: SequenceResponse, dataset: LoggedDataset, sequences: Sequences, seed: int) -> TestRows:
-    """Plays the test days through the model as a simulation would, with the feedback that was logged."""
-    index_R = torch.nonzero(sequences.date_P >= TEST_FROM).squeeze(-1)
+def replay(
+    model: SequenceResponse, dataset: LoggedDataset, sequences: Sequences, first_day: int, seed: int
+) -> TestRows:
+    """Plays the days from ``first_day`` on through the model as a simulation would, with the feedback of the log."""
+    index_R = torch.nonzero(sequences.date_P >= first_day).squeeze(-1)
     user_R = sequences.user_P[index_R]
     is_first = torch.ones(len(user_R), dtype=torch.bool)
     is_first[1:] = user_R[1:] != user_R[:-1]
@@ -92,6 +97,7 @@ def replay(model: SequenceResponse, dataset: LoggedDataset, sequences: Sequences
     inside = (model.core.cells.config()["ratios"].index(0.97), model.core.cells.config()["ratios"].index(1.03))
     first_ratio = len(model.core.cells.seconds)
     return TestRows(
+        first_day,
         index_R.numpy(),
         user_R.numpy(),
         sequences.tab_P[index_R].numpy(),
@@ -154,8 +160,8 @@ def weighted_auc(scores_R: Array, labels_R: Array, weights_QR: NDArray[np.int64]
 
 def ranking(report: Report, rows: TestRows, dataset: LoggedDataset, sequences: Sequences, settings: Resampling) -> None:
     """AUC and GAUC beside trees on the same rows and features and beside tab + duration alone."""
-    inputs, frozen = tree_inputs(dataset, sequences, TEST_FROM)
-    train = (sequences.date_P < TEST_FROM).numpy()
+    inputs, frozen = tree_inputs(dataset, sequences, rows.first_day)
+    train = (sequences.date_P < rows.first_day).numpy()
     simple = np.stack([sequences.tab_P.numpy(), known_durations(dataset)[sequences.item_P.numpy()]], 1)
     weights_QR = user_weights(rows.user_R, settings.resamples, settings.seed)
     for name, (auc_bar, gauc_bar) in tqdm(RANKED.items(), desc="trees", leave=False):
@@ -205,7 +211,7 @@ def _against(report: Report, name: str, value: float, resampled_Q: Array) -> Non
 def watch_time(report: Report, rows: TestRows, dataset: LoggedDataset) -> None:
     """The watch-time distribution on tab 1 where the duration is known."""
     log = dataset.rows
-    past = log[(log["date"] < TEST_FROM) & (log["tab"] == 1) & log["duration"].notna()]
+    past = log[(log["date"] < rows.first_day) & (log["tab"] == 1) & log["duration"].notna()]
     here = (rows.tab_R == 1) & np.isfinite(rows.duration_R)
     actual, quantiles = rows.logged_RF[here, 0], rows.quantiles_RL[here]
     median = rows.coverage_R5[here, 2]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.tables.response_measures import _phi, user_weights, weighted_auc
 from reward_models.metrics import auc
+from reward_models.users.response_measures import _phi, user_weights, weighted_auc
 
 
 @pytest.fixture
