@@ -54,7 +54,7 @@ class DemoConfig:
     """Seed of the log and the worlds; the training seed is 0."""
     json: Path | None = None
     """Also write the report's main metrics here, with the plot of watch times beside it."""
-    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=SHORT_FIT, stopping_days=0))
+    build: BuildConfig = field(default_factory=lambda: BuildConfig(fit=SHORT_FIT, stopping_days=0, judge_dev=False))
     """How worlds are built: shorter fits than ``experiments.build_world`` by default, none stopped early."""
 
     @property

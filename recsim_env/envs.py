@@ -31,7 +31,7 @@ from torch import Tensor
 from recsim_env.actions import action_form
 from recsim_env.known_worlds.names import resolve_world
 from recsim_env.numerics import one_thread
-from recsim_env.observations import Observation, observation_form
+from recsim_env.observations import as_numpy, first_row, observation_form
 from recsim_env.plugins import nearest
 from recsim_env.rendering import describe, picture
 from recsim_env.rewards import Reward, scalar, watch_time_reward
@@ -285,7 +285,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
 
     def observe(self, request: Request) -> Any:
         """The observation of requests as a learner sees it, numpy arrays (B, ...) in the observation form."""
-        return _numpy(self._observation.encode(request))
+        return as_numpy(self._observation.encode(request))
 
     def slates_of(self, request: Request, actions: Any) -> Tensor:
         """Item codes (B, K) of the slates that a learner's actions (B, ...) mean.
@@ -363,7 +363,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
             ended_B = transition.terminated_B | transition.truncated_B
             if bool(ended_B.any()):
                 # Only rows that ended need candidates for their last request; elsewhere the observation goes on.
-                last = _numpy(self._observation.encode(transition.final_request.select(ended_B)))
+                last = as_numpy(self._observation.encode(transition.final_request.select(ended_B)))
                 infos["final_obs"] = _with_rows(observation, _array(ended_B), last)
                 infos["_final_obs"] = _array(ended_B)
         return infos
@@ -417,14 +417,14 @@ class RecEnv(gym.Env[Any, Any]):
         seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
         observation, _ = self._vector.reset(seed=seed, options=options)
-        return _row(observation), {}
+        return first_row(observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Shows one slate."""
         observation, reward, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
         info = {name: value[0] for name, value in infos.items() if not name.startswith("_")}
         info["rewards"] = dict(zip(self._vector.reward.names, info["rewards"].tolist(), strict=True))
-        return _row(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+        return first_row(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> Any:
         """The last slate and the current request as text in the mode "ansi", as a picture in "rgb_array"."""
@@ -436,12 +436,6 @@ def _array(tensor: Tensor) -> Array:
     return tensor.cpu().numpy()
 
 
-def _numpy(observation: Observation) -> Any:
-    if isinstance(observation, dict):
-        return {name: _array(tensor) for name, tensor in observation.items()}
-    return _array(observation)
-
-
 def _with_rows(observation: Any, mask: Array, rows: Any) -> Any:
     """A copy of an observation in which the rows of the mask are replaced."""
     if isinstance(observation, dict):
@@ -449,9 +443,3 @@ def _with_rows(observation: Any, mask: Array, rows: Any) -> Any:
     observation = observation.copy()
     observation[mask] = rows
     return observation
-
-
-def _row(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {name: array[0] for name, array in observation.items()}
-    return observation[0]

@@ -19,6 +19,7 @@ float32. ``both`` is a Dict of all of them. Seconds are divided by ``SECONDS``; 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -131,3 +132,17 @@ def _ids_spaces(simulator: Simulator) -> dict[str, gym.Space[np.ndarray]]:
         "feedback": gym.spaces.Box(-BOUND, BOUND, (length * len(simulator.world.signals),), np.float32),
         "candidates": gym.spaces.Box(0, last, (simulator.num_candidates,), np.int64),
     }
+
+
+def as_numpy(observation: Observation) -> Any:
+    """The same observation as numpy arrays on the CPU."""
+    if isinstance(observation, dict):
+        return {name: tensor.cpu().numpy() for name, tensor in observation.items()}
+    return observation.cpu().numpy()
+
+
+def first_row(observation: Any) -> Any:
+    """The observation of the first environment of a batch."""
+    if isinstance(observation, dict):
+        return {name: array[0] for name, array in observation.items()}
+    return observation[0]
