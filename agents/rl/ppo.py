@@ -4,7 +4,7 @@ A list policy draws slates of different videos with exact probabilities; a value
 rest of the session is worth, in units of ``reward_unit``.
 
 Implemented: the clipped objective on the ratio of whole slates, generalised advantage estimation (1506.02438) that
-bootstraps where a session is cut and not where the user left, advantages standardised over each batch, a value loss
+bootstraps where a session is cut and not where the user left, advantages standardised over each minibatch, a value loss
 and an entropy bonus. Changed: the entropy is that of the first place, since that of a list has no closed form. Left
 out: value clipping, early stopping on the divergence.
 

@@ -411,13 +411,13 @@ def check_gpus(config: AlgorithmConfig) -> None:
 
 
 def _given(config: Any) -> dict[str, Any]:
-    """The fields of a config that differ from its defaults: what somebody chose."""
+    """The fields of a whole config; those that RLlib has too only where they differ from the default.
+
+    A default of these says nothing: RLlib's own setting, given before or after, is what somebody chose.
+    """
     default = type(config)()
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(default, field.name)
-    }
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: v for name, v in fields.items() if name not in _BY_RLLIB or v != getattr(default, name)}
 
 
 def _feature_tables(config: AlgorithmConfig) -> dict[str, torch.Tensor]:

@@ -114,7 +114,15 @@ def train_method(
         method = config.make_method()  # with all that was configured, as it is written down and exported
     if address is None:
         check_gpus(config)  # before Ray starts, and before anything is written
-    sampling = {"num_envs": num_envs, "steps_per_iteration": steps_per_iteration, "num_env_runners": num_env_runners}
+    spec = getattr(config, "_rl_module_spec", None)
+    sampling = {
+        "num_envs": num_envs,
+        "steps_per_iteration": steps_per_iteration,
+        "num_env_runners": num_env_runners,
+        "num_learners": num_learners,
+        "learner": config.learner_class.__qualname__,
+        "module": None if spec is None else spec.module_class.__qualname__,
+    }
     new = claim(run_dir, _card(method, env, env_config, evaluator, sampling, logged), name="run.json")
     if not new and not resume:
         raise ValueError(f"{run_dir} already holds a run; choose another folder, or resume it")
@@ -199,7 +207,7 @@ def _card(
     env: str,
     env_config: dict[str, Any],
     evaluator: ListEvaluator | str | None,
-    sampling: dict[str, int],
+    sampling: dict[str, Any],
     logged: LoggedRequests | None = None,
 ) -> dict[str, Any]:
     """What makes a run the run it is, the content of its world and of its log included."""

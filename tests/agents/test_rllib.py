@@ -343,7 +343,8 @@ def test_what_is_configured_is_what_is_written_down(tmp_path: Path) -> None:
 
 
 def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    sampling = {"num_envs": 64, "steps_per_iteration": 8, "num_env_runners": 0}
+    sampling = {"num_envs": 64, "steps_per_iteration": 8, "num_env_runners": 0, "num_learners": 0}
+    sampling |= {"learner": "MethodLearner", "module": None}
     wider = dataclasses.replace(SMALL, width=98)
     (tmp_path / "run.json").write_text(json.dumps(_card(GoalRank(wider), ENV, {}, None, sampling)))
     with pytest.raises(ValueError, match=r"holds other work .*config.width was 98, now 16"):

@@ -77,6 +77,12 @@ def test_defaults_are_the_methods_own() -> None:
     assert (config.lr, config.grad_clip, config.num_epochs, config.minibatch_size) == (2e-3, 5.0, 2, 16)
 
 
+def test_what_is_said_last_counts() -> None:
+    whole = MethodAlgorithmConfig(GoalRank).training(group_size=4).training(method_config=GoalRankConfig())
+    assert whole.make_method().config.group_size == GoalRankConfig().group_size
+    assert whole.training(group_size=4).make_method().config.group_size == 4
+
+
 def test_contradictions_and_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lr was given twice: 0.1 in the method's config, 1e-05 to RLlib; give one"):
         game(method_config=GoalRankConfig(lr=0.1), lr=1e-5).build_algo()
