@@ -90,7 +90,7 @@ def load_policy(
         module = str(card["method"]).partition(":")[0].partition(".")[0]
         raise ValueError(
             f"{folder} names a method of another project, whose code would run ({error}); if you trust it, give "
-            f"trusted=({module!r},)"
+            f"trusted=({module!r},), or --trust {module}"
         ) from error
     try:
         network: Any = make_method(card["method"], card["config"]).network(RequestShape(**card["shape"]))
