@@ -54,8 +54,8 @@ class MethodConfig:
 
     lr: float = 1e-3
     """Learning rate of Adam."""
-    grad_clip: float = 5.0
-    """Largest norm of the gradient, of each optimiser's parameters together."""
+    grad_clip: float | None = 5.0
+    """Largest norm of the gradient, of each optimiser's parameters together; None for no limit."""
     minibatch_size: int = 64
     """Rows for each gradient step of one learner."""
     num_epochs: int = 1
@@ -68,7 +68,7 @@ class MethodConfig:
             value = getattr(self, field.name)
             if field.type in (int, "int") and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"{field.name} must be a whole number, got {value!r}")
-        require_positive(self, "lr", "grad_clip")
+        require_positive(self, "lr", *([] if self.grad_clip is None else ["grad_clip"]))
         require_at_least(self, 1, "minibatch_size", "num_epochs")
         require_at_least(self, 0, "seed")
 

@@ -61,7 +61,7 @@ def played(arguments: Arguments, contenders: Mapping[str, Any], worlds: Mapping[
     if arguments.address:
         import ray
 
-        from agents.rllib.train import running_ray
+        from agents.rllib.cluster import running_ray
 
         with running_ray(1, arguments.address):
             return list(ray.get([ray.remote(play).remote(name) for name in worlds]))

@@ -1,24 +1,20 @@
-"""Named runs: each recipe is a function that returns a full configuration.
+"""Named runs: a table of methods with their settings.
 
 ``python -m experiments.train <recipe> [--field value]`` runs one; every field can be overridden. A method without a
 recipe runs by its class path, ``python -m experiments.train my_module:MyMethod``.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from agents.goalrank import GoalRankConfig
 from agents.list_policy import ListPolicyConfig, sized
 from agents.method import Method, MethodConfig, make_method, method_class, method_path
-from agents.rerankers.log_methods import LOG_METHODS, LogMethodName, log_method
-from agents.rl.behaviour_cloning import BehaviourCloningConfig
-from agents.rl.ppo import PPOConfig
-from agents.rl.td3 import TD3Config
+from agents.rerankers.log_methods import LOG_METHODS, log_method
 from recsim_env.plugins import nearest
 
+SESSION_ENV = "recsim_env:recsim_env/Session-v0"
 REQUEST_ENV = "recsim_env:recsim_env/Request-v0"
 
 
@@ -33,7 +29,7 @@ class TrainRun:
     size: Literal["1k", "10k", "100k", "1m", "10m", "100m"] | None = None
     """Number of parameters of a list policy: replaces width, layers, heads and embedding, and adapts the learning
     rate."""
-    env: str = "recsim_env:recsim_env/Session-v0"
+    env: str = SESSION_ENV
     """Environment id, with the module that registers it."""
     world: str = "runs/worlds/A"
     """World folder, or the name of a known world."""
@@ -84,85 +80,64 @@ class TrainRun:
         return make_method(self.method, dataclasses.asdict(config))
 
 
-def _goalrank(name: str, **settings: Any) -> TrainRun:
-    return TrainRun(method="agents.goalrank:GoalRank", config=GoalRankConfig(**settings), run_dir=Path("runs") / name)
+class Recipe(NamedTuple):
+    """A row of the table."""
+
+    summary: str
+    method: str
+    """Class path."""
+    settings: dict[str, Any]
+    """Those that differ from the method's defaults."""
+    env: str = SESSION_ENV
 
 
-def goalrank() -> TrainRun:
-    """GoalRank as published: cross-entropy to the group-relative reference, in whole sessions."""
-    return _goalrank("goalrank")
+_GOALRANK = "agents.goalrank:GoalRank"
+_SINGLE: dict[str, Any] = {"decoder": "one_softmax"}
 
-
-def goalrank_request() -> TrainRun:
-    """The same in single requests."""
-    return dataclasses.replace(_goalrank("goalrank-request"), env=REQUEST_ENV)
-
-
-def goalrank_grpo() -> TrainRun:
-    """The clipped policy gradient on the same groups: the comparison that the paper lacks."""
-    return _goalrank("goalrank-grpo", objective="grpo")
-
-
-def goalrank_one_softmax() -> TrainRun:
-    """One softmax over the candidates with its exact Plackett-Luce probability."""
-    return _goalrank("goalrank-one-softmax", decoder="one_softmax")
-
-
-def goalrank_warm() -> TrainRun:
-    """Half of each group from auxiliary heuristics during the first 5,000 requests."""
-    return _goalrank("goalrank-warm", auxiliary_share=0.5)
-
-
-def goalrank_prm() -> TrainRun:
-    """PRM's network: self-attention over the candidates and their initial ranks, one softmax."""
-    return _goalrank("goalrank-prm", decoder="one_softmax", initial_ranks=50)
-
-
-def goalrank_setrank() -> TrainRun:
-    """SetRank's network: induced self-attention, one softmax."""
-    return _goalrank("goalrank-setrank", decoder="one_softmax", mixing="induced")
-
-
-def goalrank_nar4rec() -> TrainRun:
-    """NAR4Rec's network: candidates matched with places, all places at once."""
-    return _goalrank("goalrank-nar4rec", decoder="matching")
-
-
-def ppo() -> TrainRun:
-    """PPO on scores: Plackett-Luce slates, returns over the session."""
-    return TrainRun(method="agents.rl.ppo:PPO", config=PPOConfig(), run_dir=Path("runs/ppo"))
-
-
-def td3() -> TrainRun:
-    """TD3 on scores, from a replay."""
-    return TrainRun(method="agents.rl.td3:TD3", config=TD3Config(), run_dir=Path("runs/td3"))
-
-
-def behaviour_cloning() -> TrainRun:
-    """The log's own slates, place by place: next-item prediction, no world asked (``--log``)."""
-    return TrainRun(
-        method="agents.rl.behaviour_cloning:BehaviourCloning",
-        config=BehaviourCloningConfig(),
-        run_dir=Path("runs/behaviour-cloning"),
+RECIPES = {
+    "goalrank": Recipe(
+        "GoalRank as published: cross-entropy to the group-relative reference, in whole sessions.", _GOALRANK, {}
+    ),
+    "goalrank-request": Recipe("The same in single requests.", _GOALRANK, {}, env=REQUEST_ENV),
+    "goalrank-grpo": Recipe(
+        "The clipped policy gradient on the same groups: the comparison that the paper lacks.",
+        _GOALRANK,
+        {"objective": "grpo"},
+    ),
+    "goalrank-one-softmax": Recipe(
+        "One softmax over the candidates with its exact Plackett-Luce probability.", _GOALRANK, _SINGLE
+    ),
+    "goalrank-warm": Recipe(
+        "Half of each group from auxiliary heuristics during the first 5,000 requests.",
+        _GOALRANK,
+        {"auxiliary_share": 0.5},
+    ),
+    "goalrank-prm": Recipe(
+        "PRM's network: self-attention over the candidates and their initial ranks, one softmax.",
+        _GOALRANK,
+        _SINGLE | {"initial_ranks": 50},
+    ),
+    "goalrank-setrank": Recipe(
+        "SetRank's network: induced self-attention, one softmax.", _GOALRANK, _SINGLE | {"mixing": "induced"}
+    ),
+    "goalrank-nar4rec": Recipe(
+        "NAR4Rec's network: candidates matched with places, all places at once.", _GOALRANK, {"decoder": "matching"}
+    ),
+    "ppo": Recipe("PPO on scores: Plackett-Luce slates, returns over the session.", "agents.rl.ppo:PPO", {}),
+    "td3": Recipe("TD3 on scores, from a replay.", "agents.rl.td3:TD3", {}),
+    "behaviour-cloning": Recipe(
+        "The log's own slates, place by place: next-item prediction, no world asked (--log).",
+        "agents.rl.behaviour_cloning:BehaviourCloning",
+        {},
+    ),
+} | {
+    name: Recipe(
+        f"{name} fitted to logged slates and their candidate lists (--log).",
+        method_path(log_method(name)),
+        dataclasses.asdict(log_method(name).config),
     )
-
-
-def _from_slates(name: LogMethodName) -> Callable[[], TrainRun]:
-    def run() -> TrainRun:
-        method = log_method(name)
-        return TrainRun(method=method_path(method), config=method.config, run_dir=Path("runs") / name)
-
-    run.__name__, run.__doc__ = name, f"{name} fitted to logged slates and their candidate lists (``--log``)."
-    return run
-
-
-RECIPES: dict[str, Callable[[], TrainRun]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        goalrank, goalrank_request, goalrank_grpo, goalrank_one_softmax, goalrank_warm, goalrank_prm, goalrank_setrank,
-        goalrank_nar4rec, ppo, td3, behaviour_cloning, *map(_from_slates, LOG_METHODS),
-    )
-}  # fmt: skip
+    for name in LOG_METHODS
+}
 """Recipes by name."""
 
 
@@ -172,15 +147,15 @@ def recipe(name: str) -> TrainRun:
     Raises:
         ValueError: neither, with the nearest name.
     """
-    if name in RECIPES:
-        return RECIPES[name]()
-    if ":" in name:
-        kind: Any = method_class(name)
-        try:
-            config = kind.Config()
-        except TypeError as error:
-            raise ValueError(f"every setting of a method needs a default: {error}") from error
-        return TrainRun(method=name, config=config, run_dir=Path("runs") / name.partition(":")[2].lower())
-    raise ValueError(
-        f"no recipe {name!r}{nearest(name, RECIPES)}: give one of {sorted(RECIPES)}, or a method as module:Class"
-    )
+    if name not in RECIPES and ":" not in name:
+        raise ValueError(
+            f"no recipe {name!r}{nearest(name, RECIPES)}: give one of {sorted(RECIPES)}, or a method as module:Class"
+        )
+    found = RECIPES.get(name) or Recipe("", name, {})
+    kind: Any = method_class(found.method)
+    try:
+        config = kind.Config(**found.settings)
+    except TypeError as error:
+        raise ValueError(f"every setting of a method needs a default: {error}") from error
+    folder = Path("runs") / name.rpartition(":")[2].lower()
+    return TrainRun(method=found.method, config=config, env=found.env, run_dir=folder)

@@ -10,7 +10,7 @@ A run that was killed goes on from its last checkpoint when the same command is 
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -23,52 +23,76 @@ from recsim_env.known_worlds import resolve_world
 from recsim_env.plugins import load_object
 from reward_models.recommender.operator_requests import operator_requests
 
+if TYPE_CHECKING:
+    from agents.rllib.algorithm import MethodAlgorithmConfig
+
+
+def rllib_config(run: TrainRun) -> "MethodAlgorithmConfig":
+    """The run as RLlib is told of it.
+
+    Raises:
+        ValueError: a log for a method that plays, none for one that learns from it, or a size or class that is not
+            there.
+    """
+    from agents.rllib.algorithm import MethodAlgorithmConfig  # imports ray
+
+    method = run.make_method()
+    if (method.data == "log") != (run.log is not None):
+        needs = "learns from a log: give --log" if run.log is None else "learns from play, not from --log"
+        raise ValueError(f"{run.method} {needs}")
+    config: MethodAlgorithmConfig = (
+        MethodAlgorithmConfig(run.method)
+        .environment(run.env, env_config={"world": run.world} | ({} if run.device == "cpu" else {"device": run.device}))
+        .env_runners(
+            num_env_runners=run.num_env_runners,
+            num_envs_per_env_runner=run.num_envs,
+            rollout_fragment_length=run.steps_per_iteration,
+            num_gpus_per_env_runner=run.gpus_per_env_runner,
+        )
+        .learners(num_learners=run.num_learners, num_gpus_per_learner=run.gpus_per_learner)
+        .training(
+            method_config=method.config,
+            evaluator=run.evaluator,
+            logged=None if run.log is None else operator_requests(load_log(run.log), resolve_world(run.world)),
+        )
+    )
+    if run.learner_class is not None:
+        config.learners(learner_class=load_object(run.learner_class))
+    if run.module_class is not None:
+        spec = config.get_default_rl_module_spec()
+        spec.module_class = load_object(run.module_class)
+        config.rl_module(rl_module_spec=spec)
+    return config
+
 
 def run(config: TrainRun) -> Path:
     """Trains and returns the folder of the exported policy."""
     from agents.rllib.train import train_method  # imports ray
 
-    method = config.make_method()
-    if (method.data == "log") != (config.log is not None):
-        needs = "learns from a log: give --log" if config.log is None else "learns from play, not from --log"
-        raise ValueError(f"{config.method} {needs}")
-
-    def configure(algorithm_config: Any) -> None:
-        if config.learner_class is not None:
-            algorithm_config.training(learner_class=load_object(config.learner_class))
-        if config.module_class is not None:
-            spec = algorithm_config.get_default_rl_module_spec()
-            spec.module_class = load_object(config.module_class)
-            algorithm_config.rl_module(rl_module_spec=spec)
-
     return train_method(
-        method,
-        {"world": config.world} | ({} if config.device == "cpu" else {"device": config.device}),
-        env=config.env,
-        evaluator=config.evaluator,
-        logged=None if config.log is None else operator_requests(load_log(config.log), resolve_world(config.world)),
+        rllib_config(config),
         iterations=config.iterations,
         run_dir=config.run_dir,
-        num_envs=config.num_envs,
-        steps_per_iteration=config.steps_per_iteration,
         checkpoint_every=config.checkpoint_every,
-        num_env_runners=config.num_env_runners,
-        num_learners=config.num_learners,
-        gpus_per_learner=config.gpus_per_learner,
-        gpus_per_env_runner=config.gpus_per_env_runner,
-        configure=configure,
         address=config.address,
     )
 
 
 def parse() -> TrainRun:
-    """Reads the recipe and its overrides from the command line."""
-    wanted = sys.argv[1] if len(sys.argv) > 1 else "-"
-    if not wanted.startswith("-") and wanted not in RECIPES:
-        chosen = recipe(wanted)  # a class path, or an error that knows the nearest name
-        return tyro.cli(TrainRun, args=sys.argv[2:], default=chosen, description=__doc__)
-    presets = {name: (function.__doc__ or "", function()) for name, function in RECIPES.items()}
-    return tyro.extras.overridable_config_cli(presets, description=__doc__)
+    """Reads the recipe and its overrides from the command line.
+
+    Raises:
+        ValueError: no recipe, or options before it.
+    """
+    wanted, *options = sys.argv[1:] or ["--help"]
+    if wanted in ("-h", "--help"):
+        recipes = "".join(f"\n  {name:22}{found.summary}" for name, found in RECIPES.items())
+        print(f"{__doc__}\nRecipes ('<recipe> --help' lists what can be set):{recipes}")
+        sys.exit(0)
+    if wanted.startswith("-"):
+        named = next((word for word in options if word in RECIPES), "<recipe>")
+        raise ValueError(f"the recipe comes before its options: python -m experiments.train {named} {wanted} ...")
+    return tyro.cli(TrainRun, args=options, default=recipe(wanted), description=__doc__)
 
 
 def main(config: TrainRun) -> None:

@@ -10,6 +10,7 @@ tune in the world of training only.
 
 import ast
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from agents.method import method_class
+from agents.method import make_method
 from experiments.command import run_command
 from experiments.recipes import recipe
+from experiments.train import rllib_config
 from recsim_env.files import claim, write_text
-from recsim_env.known_worlds import resolve_world
+from recsim_env.known_worlds import KNOWN_WORLDS, resolve_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +82,27 @@ def _value(text: str) -> Any:
 
 def run(sweep: Sweep) -> pd.DataFrame:
     """Runs what is missing and returns one row for each trial."""
-    from agents.rllib.sweep import combinations, sweep_method  # imports ray
+    from agents.rllib.sweep import sweep_method  # imports ray
 
     base, grid = recipe(sweep.recipe), values_of(sweep.grid)
-    kind: Any = method_class(base.method)
-    if kind.data == "log":
+    if base.make_method().data == "log":
         raise ValueError(f"{base.method} learns from a log, and a sweep has none; train its settings one by one")
     if min(sweep.seeds, sweep.iterations, sweep.jobs) < 1 or sweep.num_sessions < 2:
         raise ValueError("seeds, iterations and jobs must be at least 1, and num_sessions at least 2")
-    combinations(base.method, base.config, grid)  # refuses what cannot work, before anything is written
+    for values in itertools.product(*grid.values()):  # refuses what cannot work, before anything is written
+        make_method(base.method, {**dataclasses.asdict(base.config), **dict(zip(grid, values, strict=True))})
     same = {name: value for name, value in dataclasses.asdict(sweep).items() if name not in ("out", "jobs", "address")}
     claim(sweep.out, {**same, "world_digest": resolve_world(sweep.world).digest}, name="sweep.json")
+    world = sweep.world if sweep.world in KNOWN_WORLDS else str(Path(sweep.world).resolve())  # trials run elsewhere
+    trial = dataclasses.replace(base, world=world, gpus_per_learner=sweep.gpus_per_trial)
     return sweep_method(
-        base.method,
-        base.config,
+        rllib_config(trial).evaluation(evaluation_duration=sweep.num_sessions),
         grid,
         seeds=sweep.seeds,
-        env=base.env,
-        world=sweep.world,
         iterations=sweep.iterations,
-        num_envs=base.num_envs,
-        steps_per_iteration=base.steps_per_iteration,
-        num_sessions=sweep.num_sessions,
         jobs=sweep.jobs,
-        gpus_per_trial=sweep.gpus_per_trial,
-        address=sweep.address,
         folder=sweep.out,
+        address=sweep.address,
     )
 
 

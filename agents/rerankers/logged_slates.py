@@ -9,6 +9,7 @@ N items, D features; Q and P as in ``recsim_env.data.requests``.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def _trainer(config: MethodConfig, max_epochs: int, patience: int) -> TrainConfi
         learning_rate=config.lr,
         learning_rate_decay=0.75,
         weight_decay=1e-3,
-        gradient_clip=config.grad_clip,
+        gradient_clip=math.inf if config.grad_clip is None else config.grad_clip,
         averaging=0.99,
     )
 

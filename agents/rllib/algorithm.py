@@ -17,19 +17,15 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.env_context import EnvContext
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -40,20 +36,24 @@ from ray.rllib.utils.metrics import (
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
-from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from agents.method import Method, log_columns, make_method, method_class, method_path
 from agents.networks import RequestShape
+from agents.rllib.cluster import check_gpus
 from agents.rllib.env_runner import MethodEnvRunner
 from agents.rllib.evaluation import paired_evaluation
 from agents.rllib.learner import MethodLearner
 from agents.rllib.module import MethodModule
+from agents.rllib.probe import feature_tables, request_shape_of
 from agents.rllib.replay import Replay
 from recsim_env.data.requests import LoggedRequests
 from recsim_env.types import ListEvaluator
 
-_BY_RLLIB = ("lr", "grad_clip", "minibatch_size", "num_epochs", "seed", "gamma")
-"""Settings that a method and RLlib both have; ``gamma`` only some methods."""
+_OWN = "the method's own"
+"""Value of a shared setting that nobody gave."""
+
+_SHARED = ("lr", "grad_clip", "minibatch_size", "num_epochs", "seed", "gamma")
+"""Settings that a method and RLlib both have, kept as RLlib's attributes; ``gamma`` only some methods."""
 
 _ATTRIBUTES = {
     *vars(AlgorithmConfig()),
@@ -65,6 +65,30 @@ _ATTRIBUTES = {
     "plays_elsewhere",
 }
 """Attributes of a configuration that are no settings of a method, whatever a method may call its own."""
+
+_NO_EPISODES = (
+    "it moves tensors and no episodes; change what the policy sees in its network, or use RLlib's own PPO, SAC or DQN "
+    "on the same environment"
+)
+_NO_ACTIONS = "it shows slates and takes rewards as they are; env_config sets the reward"
+_NETWORK = "the method builds its network; give the method's own settings"
+_NO_PLACE = {
+    "env_to_module_connector": _NO_EPISODES,
+    "module_to_env_connector": _NO_EPISODES,
+    "learner_connector": _NO_EPISODES,
+    "model": _NETWORK,
+    "model_config": _NETWORK,
+    "optimizer": "the method names its optimisers; give lr",
+    "shuffle_batch_per_epoch": "every pass is shuffled",
+    "batch_mode": "a batch holds steps, whether or not their sessions have ended",
+    "train_batch_size": "num_envs_per_env_runner and rollout_fragment_length say what a round samples",
+    "observation_filter": _NO_EPISODES,
+    "clip_rewards": _NO_ACTIONS,
+    "clip_actions": _NO_ACTIONS,
+    "normalize_actions": _NO_ACTIONS,
+    "input_": "give .training(logged=...) to a method that learns from a log",
+}
+"""RLlib's settings that would change nothing here, and why."""
 
 _UNCALLED = ("on_episode_created", "on_episode_start", "on_episode_step")
 """Callbacks that the batched path has no place for: it has no episodes while they run."""
@@ -95,14 +119,14 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         self.evaluation_duration = 200
         # A method's error would kill a runner, and RLlib would begin another for ever; a run can be resumed instead.
         self.restart_failed_env_runners = False
-        # None: not given, so the method's own value counts.
-        self.lr = self.num_epochs = self.gamma = None
+        self.shuffle_batch_per_epoch = True
+        self.lr = self.grad_clip = self.minibatch_size = self.num_epochs = self.gamma = _OWN
         if method is not None:
             self.training(method=method)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Takes a method's setting for what it is: Tune and ``update_from_dict`` set attributes."""
-        if name not in _ATTRIBUTES and name in self._method_fields():
+        if name in self._method_fields() - _ATTRIBUTES:
             name, value = "method_config", {**self.method_config, name: value}
         super().__setattr__(name, value)
         if name == "method" and value is not None:  # what was set before the method was known
@@ -119,7 +143,7 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         logged: LoggedRequests | None = None,
         **settings: Any,
     ) -> "MethodAlgorithmConfig":
-        """Sets the training options.
+        """Sets the training options; what is given last counts.
 
         Args:
             method: the method's class, or its path "module:Class".
@@ -132,23 +156,25 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
                 of a name (lr, grad_clip, minibatch_size, num_epochs), it is the same setting.
 
         Raises:
-            ValueError: a setting that neither the method nor RLlib has.
+            ValueError: a setting that neither the method nor RLlib has, or one that is given two values at once.
         """
         if method is not None:
             self.method = method if isinstance(method, str) else method_path(method)
-        if method_config is not None:
-            given = _given(method_config) if dataclasses.is_dataclass(method_config) else dict(method_config)
-            self.method_config = {**self.method_config, **given}
+        given = _given(method_config) if dataclasses.is_dataclass(method_config) else dict(method_config or {})
+        for name in given.keys() & settings.keys() & set(_SHARED):
+            if given[name] != settings[name]:
+                raise ValueError(
+                    f"{name} was given twice: {given[name]!r} in method_config, {settings[name]!r} beside it; give one"
+                )
+        own = given | {name: settings.pop(name) for name in self._method_fields() & settings.keys()}
+        for name in own.keys() & set(_SHARED):
+            setattr(self, name, own.pop(name))
+        self.method_config = {**self.method_config, **own}
         self.request_shape = request_shape or self.request_shape
         self.evaluator = evaluator if evaluator is not None else self.evaluator
         self.logged = logged if logged is not None else self.logged
-        own = {name: settings.pop(name) for name in list(settings) if name in self._method_fields()}
-        shared = {name: own.pop(name) for name in _BY_RLLIB if name in own and name != "seed"}
-        if "seed" in own:
-            self.seed = own.pop("seed")
-        self.method_config = {**self.method_config, **own}
         try:
-            super().training(**settings, **shared)
+            super().training(**settings)
         except TypeError as error:
             raise ValueError(f"{error}; settings of the method: {sorted(self._method_fields())}") from error
         return self
@@ -161,21 +187,14 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         """
         if self.method is None:
             raise ValueError("no method to train: call .training(method=...), such as 'agents.goalrank:GoalRank'")
-        settings = dict(self.method_config)
-        for name in _BY_RLLIB:
-            value = getattr(self, name)
-            if isinstance(value, list):  # a schedule: RLlib follows it from its first value
-                value = value[0][1]
-            if value is None:
-                continue
-            if name not in self._method_fields():
-                raise ValueError(f"{self.method} has no {name}, so that {name}={value!r} would have no effect")
-            if name in settings and settings[name] != value:
-                raise ValueError(
-                    f"{name} was given twice: {settings[name]!r} in the method's config, {value!r} to RLlib; give one"
-                )
-            settings[name] = value
-        return make_method(self.method, settings)
+        given = {name: getattr(self, name) for name in _SHARED if getattr(self, name) != _OWN}
+        if given["seed"] is None:  # as RLlib says that nobody gave one
+            del given["seed"]
+        for name in given.keys() - self._method_fields():
+            raise ValueError(f"{self.method} has no {name}, so that {name}={given[name]!r} would have no effect")
+        if isinstance(given.get("lr"), list):  # a schedule: its highest rate stands for it
+            given["lr"] = max(rate for _, rate in given["lr"])
+        return make_method(self.method, {**self.method_config, **given})
 
     def get_default_learner_class(self) -> type:
         """The learner."""
@@ -193,10 +212,10 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
 
     def validate(self) -> None:
         """Checks the settings and writes them down as they will be used; refuses what would have no effect."""
-        method = self.make_method()
-        self._settle(method)
+        method = self._settle()
+        if not self.in_evaluation:  # RLlib sets some of these itself for evaluation
+            self._refuse_what_has_no_place(method)
         super().validate()
-        self._refuse_what_has_no_place()
         check_gpus(self)
         if not (self.explore or self.in_evaluation or method.data == "log"):
             raise ValueError("explore=False would leave nothing to learn from; evaluate() does not explore as it is")
@@ -205,7 +224,7 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
 
     def build_learner(self, **kwargs: Any) -> Any:
         """A learner by itself, as tests and custom loops use it."""
-        self._settle(self.make_method())
+        self._settle()
         return super().build_learner(**kwargs)
 
     def get_evaluation_config_object(self) -> "MethodAlgorithmConfig | None":
@@ -216,20 +235,26 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
             found.plays_elsewhere = isinstance(given, AlgorithmConfig) or bool({"env", "env_config"} & given.keys())
         return found
 
-    def _settle(self, method: Method) -> None:
-        """Writes the settings down where RLlib looks for them."""
-        for name in _BY_RLLIB:
+    def _settle(self) -> Method:
+        """The method; its settings are written down where RLlib looks for them."""
+        method = self.make_method()
+        for name in _SHARED:
             if hasattr(method.config, name) and not isinstance(getattr(self, name), list):
                 setattr(self, name, getattr(method.config, name))
         self.request_shape = self.request_shape or request_shape_of(self.env, self.env_config)
+        return method
 
-    def _refuse_what_has_no_place(self) -> None:
-        for name in ("_env_to_module_connector", "_module_to_env_connector", "_learner_connector"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name.strip('_')} has no place in the batched path, which moves tensors and no episodes; change "
-                    "what the policy sees in its network, or use RLlib's own PPO, SAC or DQN on the same environment"
-                )
+    def _refuse_what_has_no_place(self, method: Method) -> None:
+        mine, default = vars(self), vars(MethodAlgorithmConfig())
+        for name, why in _NO_PLACE.items():
+            attribute = name if name in default else f"_{name}"
+            if mine[attribute] != default[attribute]:
+                raise ValueError(f"{name} has no place in the batched path: {why}")
+        if method.data == "replay" and method.config.num_epochs != 1:
+            raise ValueError(
+                f"num_epochs={method.config.num_epochs} would have no effect on what learns from a replay; "
+                "updates_per_round says how many minibatches are drawn"
+            )
         functions = [name for name in _UNCALLED if getattr(self, f"callbacks_{name}", None)]
         classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
         overridden = [
@@ -279,7 +304,9 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
             self._logged = self._method.prepare_log(self._logged)
         self._replay: Replay | None = None
         if self._method.data == "replay":
-            self._replay = Replay(self._method.config.replay_size, _feature_tables(self.config))
+            self._replay = Replay(
+                self._method.config.replay_size, feature_tables(self.config.env, self.config.env_config)
+            )
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
@@ -316,15 +343,13 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, and the replay."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
-        if self._replay is not None:
-            state["replay"] = {name: tensor.numpy() for name, tensor in self._replay.state().items()}
-        return state
+        return state if self._replay is None else {**state, "replay": self._replay.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over a state."""
         super().set_state(state)
         if self._replay is not None and "replay" in state:
-            self._replay.restore({name: torch.as_tensor(column) for name, column in state["replay"].items()})
+            self._replay.restore(state["replay"])
 
     def _update(self, batch: SampleBatch, num_rows: int, num_epochs: int) -> list[Any]:
         config = self.config
@@ -375,41 +400,6 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         return {name: column[order] for name, column in columns.items()}
 
 
-def request_shape_of(env: Any, env_config: Mapping[str, Any]) -> RequestShape:
-    """Sizes of an environment's requests, found by asking one.
-
-    Raises:
-        ValueError: an environment without a tensor twin.
-    """
-    probe = _probe(env, env_config)
-    base: Any = probe.unwrapped
-    if not hasattr(base, "reset_tensors"):
-        raise ValueError(f"the batched path needs an environment with reset_tensors, got {type(base).__name__}")
-    shape = RequestShape.of(base.reset_tensors(0), len(base.world.catalogue), base.config.slate_size)
-    probe.close()
-    return shape
-
-
-def _probe(env: Any, env_config: Mapping[str, Any]) -> Any:
-    """A single environment of the kind that runners make."""
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):  # Ray's own names of environments
-        return _global_registry.get(ENV_CREATOR, env)(EnvContext({**env_config, "num_envs": 1}, worker_index=0))
-    return gym.make_vec(env, num_envs=1, vectorization_mode="vector_entry_point", **env_config)
-
-
-def check_gpus(config: AlgorithmConfig) -> None:
-    """Raises a ValueError if more GPUs are asked for than there are; Ray would wait for them for ever."""
-    learners = max(config.num_learners, 1) * config.num_gpus_per_learner
-    runners = config.num_env_runners * config.num_gpus_per_env_runner
-    wanted = learners + runners
-    found = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
-    if wanted > found:
-        raise ValueError(
-            f"asked for {wanted:g} GPUs ({learners:g} for learners, {runners:g} for env runners), found "
-            f"{found:g}; lower num_gpus_per_learner, num_learners or num_gpus_per_env_runner"
-        )
-
-
 def _given(config: Any) -> dict[str, Any]:
     """The fields of a whole config; those that RLlib has too only where they differ from the default.
 
@@ -417,19 +407,4 @@ def _given(config: Any) -> dict[str, Any]:
     """
     default = type(config)()
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: v for name, v in fields.items() if name not in _BY_RLLIB or v != getattr(default, name)}
-
-
-def _feature_tables(config: AlgorithmConfig) -> dict[str, torch.Tensor]:
-    """The world's tables whose rows a replay need not keep.
-
-    Asked of a new environment, for with remote runners there is none here.
-    """
-    world = getattr(_probe(config.env, config.env_config).unwrapped, "world", None)
-    users, catalogue = getattr(world, "users", None), getattr(world, "catalogue", None)
-    tables = {}
-    if users is not None:
-        tables["user_features_BD"] = users.features_UD.cpu()
-    if catalogue is not None:
-        tables["candidate_features_BCD"] = catalogue.features_ND.cpu()
-    return tables
+    return {name: v for name, v in fields.items() if name not in _SHARED or v != getattr(default, name)}

@@ -12,6 +12,8 @@ from agents.method import follow, optimisers, targets
 class MethodLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
     """Fits the module's network by ``method.loss``."""
 
+    _gradient_steps = 0
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the method's optimisers, each with its own parameters and learning rate.
 
@@ -30,6 +32,15 @@ class MethodLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
                 lr_or_lr_schedule=config.lr if follows else optimiser.lr,
             )
 
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, and whose turn it is among optimisers that do not step every time."""
+        return {**super().get_state(*args, **kwargs), "gradient_steps": self._gradient_steps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over a state."""
+        super().set_state(state)
+        self._gradient_steps = state.get("gradient_steps", self._gradient_steps)
+
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Tensor], fwd_out: dict[str, Tensor]
     ) -> Tensor:
@@ -44,7 +55,7 @@ class MethodLearner(TorchLearner):  # type: ignore[misc]  # ray is untyped
 
         An optimiser that waits gets no gradients: Adam's momentum would move its parameters even on zeros.
         """
-        self._gradient_steps = getattr(self, "_gradient_steps", 0) + 1
+        self._gradient_steps += 1
         waiting = {name for name, every in self._every.items() if self._gradient_steps % every}
         held = {id(p) for name in waiting for p in self._named_optimizers[name].param_groups[0]["params"]}
         for parameter_ref, parameter in self._params.items():

@@ -8,12 +8,14 @@ Shape legend: M rows added, S rows kept, B rows drawn.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.method import NEXT, Columns
+from recsim_env.digests import digest_tensors
 
 _GATHERED = {"user_features_BD": "user_B", "candidate_features_BCD": "candidates_BC"}
 """Columns that are rows of a table, and the codes that name the rows."""
@@ -79,27 +81,35 @@ class Replay:
             batch[name] = self._look_up(name, batch)
         return batch
 
-    def state(self) -> Columns:
-        """Everything as tensors, to be kept in a checkpoint."""
-        kept = {name: column[: len(self)].cpu() for name, column in self._ring.items()}
-        return {**kept, "_written": torch.tensor(self._written)}
+    def state(self) -> dict[str, Any]:
+        """Everything, to be kept in a checkpoint: rows as arrays, and which tables' rows it does without."""
+        looked_up = self._looked_up or ()
+        return {
+            "rows": {name: column[: len(self)].cpu().numpy() for name, column in self._ring.items()},
+            "written": self._written,
+            "looked_up": {name: digest_tensors({"": self._table(name)}) for name in looked_up},
+        }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state`` gave, the newest rows if there are more than fit.
 
         Raises:
             ValueError: rows of tables that this replay does not have.
         """
-        rows = {name: column for name, column in state.items() if name != "_written"}
+        rows = {name: torch.as_tensor(column) for name, column in state["rows"].items()}
+        for name, digest in state["looked_up"].items():
+            if name.removeprefix(NEXT) not in self._tables:
+                raise ValueError(f"the saved replay needs the world's tables for {name}, and this replay has none")
+            if digest_tensors({"": self._table(name)}) != digest:
+                raise ValueError(
+                    f"the saved replay was filled in another world: {name} are rows of other tables than this world's; "
+                    "restore it in the world that it comes from"
+                )
         self._ring, self._written, self._looked_up = {}, 0, None
         if not rows:
             return
-        self._looked_up = tuple(
-            prefix + name for prefix in ("", NEXT) for name in _GATHERED if self._misses(prefix, name, rows)
-        )
-        if lacking := [name for name in self._looked_up if name.removeprefix(NEXT) not in self._tables]:
-            raise ValueError(f"the saved replay needs the world's tables for {lacking}, and this replay has none")
-        saved, written = len(next(iter(rows.values()))), int(state["_written"])
+        self._looked_up = tuple(state["looked_up"])
+        saved, written = len(next(iter(rows.values()))), int(state["written"])
         if saved > self.size or saved < min(written, self.size):  # of a ring of another size: in the order of time
             rows = {name: column.roll(-(written % saved), 0)[-self.size :] for name, column in rows.items()}
             written = min(saved, self.size)
@@ -108,8 +118,8 @@ class Replay:
             self._ring[name][: len(column)] = column.to(self.device)
         self._written = written
 
-    def _misses(self, prefix: str, name: str, rows: Mapping[str, Tensor]) -> bool:
-        return prefix + name not in rows and prefix + _GATHERED[name] in rows
+    def _table(self, name: str) -> Tensor:
+        return self._tables[name.removeprefix(NEXT)]
 
     def _is_lookup(self, name: str, rows: Columns) -> bool:
         plain = name.removeprefix(NEXT)
@@ -120,4 +130,4 @@ class Replay:
     def _look_up(self, name: str, rows: Columns) -> Tensor:
         plain = name.removeprefix(NEXT)
         prefix = NEXT if name != plain else ""
-        return self._tables[plain][rows[prefix + _GATHERED[plain]]]
+        return self._table(name)[rows[prefix + _GATHERED[plain]]]

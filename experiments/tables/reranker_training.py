@@ -133,15 +133,15 @@ def search_card(budget: Budget, name: str, seed: int) -> dict[str, Any]:
 @cache
 def searched(setting: Setting, budget: Budget, name: str, seed: int) -> list[Policy]:
     """The generators of a search, the pointwise sort first; what is missing is trained."""
-    from agents.rllib.train import train_method  # imports ray
+    from agents.rllib.algorithm import MethodAlgorithmConfig  # imports ray
+    from agents.rllib.train import train_method
 
     world = world_folders(setting)[TRAINING_WORLD]
 
     def train_one(method: Method, evaluator: ListEvaluator, run_dir: Path) -> Path:
-        return train_method(
-            method, {"world": str(world)}, env=REQUEST_ENV, evaluator=evaluator, iterations=budget.iterations,
-            run_dir=run_dir,
-        )  # fmt: skip
+        config = MethodAlgorithmConfig(type(method)).environment(REQUEST_ENV, env_config={"world": str(world)})
+        config.training(method_config=method.config, evaluator=evaluator)
+        return train_method(config, iterations=budget.iterations, run_dir=run_dir)
 
     first = PointwiseGreedy(SLATE)
     learned = search_generators(

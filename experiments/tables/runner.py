@@ -199,7 +199,7 @@ def _as_tasks(table: Table, missing: Sequence[Run], options: RunOptions, jobs: i
     """Ray tasks, a few more than there are cores at a time; what is shared is prepared once, before its runs."""
     import ray
 
-    from agents.rllib.train import running_ray
+    from agents.rllib.cluster import running_ray
 
     with running_ray(jobs, options.address):
         prepare = ray.remote(num_cpus=1)(lambda run: table.prepare(run))

@@ -86,6 +86,16 @@ def test_a_replay_without_the_tables_is_refused() -> None:
         Replay(10).restore(full().state())
 
 
+def test_a_replay_of_another_world_is_refused() -> None:
+    other = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS + 1})
+    with pytest.raises(ValueError, match=r"filled in another world: candidate_features_BCD are rows of other tables"):
+        other.restore(full().state())
+    assert len(other) == 0
+    other.restore(full(tables=False).state())  # rows that were kept whole need no tables
+    drawn = other.draw(50, torch.Generator())
+    assert torch.equal(drawn["candidate_features_BCD"], ITEMS[drawn["candidates_BC"]])
+
+
 def test_features_that_leave_the_table_later_are_kept_from_then_on() -> None:
     replay = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS})
     replay.add(rows(0, 3))

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +28,10 @@ from agents.rerankers.clig import CligConfig, search_generators
 from agents.rerankers.complementarity import list_distances
 from agents.rerankers.heuristics import HeuristicGenerators, standard_heuristics
 from agents.rerankers.multi_generator import PolicyLists
-from agents.rllib.algorithm import MethodAlgorithmConfig, check_gpus
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.cluster import check_gpus, running_ray
 from agents.rllib.env_runner import MethodEnvRunner
-from agents.rllib.train import _card, latest_checkpoint, train_method
+from agents.rllib.train import alone_in, latest_checkpoint, run_card, train_method
 from recsim_env.known_worlds import short_video_world
 from recsim_env.types import ListEvaluator, ListValue, Request
 from recsim_env.world import World
@@ -299,61 +302,98 @@ def test_missing_gpus_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_run_without_its_gpu_leaves_nothing_behind(tmp_path: Path) -> None:
+    greedy = settings().learners(num_learners=2, num_gpus_per_learner=64)
     with pytest.raises(ValueError, match="GPUs"):
-        train_method(
-            GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path / "run", env=ENV, num_learners=2, gpus_per_learner=64
-        )
+        train_method(greedy, iterations=1, run_dir=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
     assert not ray.is_initialized()
 
 
 def test_what_cannot_begin_does_not_keep_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a list evaluator"):
-        train_method(GoalRank(SMALL), {"evaluator": False}, iterations=1, run_dir=tmp_path, env=ENV)
-    assert not (tmp_path / "run.json").exists()
-
-
-def test_a_world_that_cannot_begin_leaves_its_folder_free(tmp_path: Path) -> None:
-    world = short_video_world(num_users=30, num_items=60)
-    env_config = {"world": world, "slate_size": 3, "num_candidates": 8}
-    how = {"iterations": 1, "run_dir": tmp_path, "num_envs": 4, "steps_per_iteration": 2}
-    with pytest.raises(ValueError, match="needs a list evaluator"):
-        train_method(GoalRank(SMALL), env_config, **how)
-    train_method(GoalRank(SMALL), env_config, evaluator=FirstPlace(), **how)
-
-
-def test_an_address_without_a_cluster_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
-        raise ConnectionError("nobody answers")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ValueError, match=r"no Ray cluster at address '10\.0\.0\.9:1': nobody answers"):
-        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV, address="10.0.0.9:1")
+        train_method(settings(evaluator=False), iterations=1, run_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_world_that_cannot_begin_leaves_its_folder_free(tmp_path: Path) -> None:
+    config = MethodAlgorithmConfig(GoalRank).environment(
+        "recsim_env:recsim_env/Session-v0",
+        env_config={
+            "world": short_video_world(num_users=30, num_items=60),
+            "slate_size": 3,
+            "num_candidates": 8,
+        },
+    )
+    config.env_runners(num_envs_per_env_runner=4, rollout_fragment_length=2).training(method_config=SMALL)
+    with pytest.raises(ValueError, match="needs a list evaluator"):
+        train_method(config, iterations=1, run_dir=tmp_path)
+    train_method(config.training(evaluator=FirstPlace()), iterations=1, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_an_address_that_nobody_answers_at_is_said_at_once(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(**_: object) -> None:
+        raise AssertionError("Ray itself would try for minutes")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", never)
+    with socket.socket() as bound:  # bound, but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        address = form.format(port)
+        with pytest.raises(ValueError, match=rf"no Ray cluster at address '{address}': .*refused"):
+            train_method(settings(), iterations=1, run_dir=tmp_path, address=address)
+    with pytest.raises(ValueError, match="address must be 'host:port'"):
+        train_method(settings(), iterations=1, run_dir=tmp_path, address="somewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ray_that_runs_elsewhere_is_not_taken_for_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    for same in (None, "auto", "10.0.0.1:6379"):
+        with running_ray(1, same):
+            pass
+    with (
+        pytest.raises(ValueError, match=r"already, at 10\.0\.0\.1:6379, and not at '10\.0\.0\.9:6379'"),
+        running_ray(1, "10.0.0.9:6379"),
+    ):
+        pass
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(run_card(settings())))
+    with alone_in(tmp_path), pytest.raises(ValueError, match=r"another process is at work in .*; wait for it, end it"):
+        train_method(settings(), iterations=1, run_dir=tmp_path)
+    assert (tmp_path / "run.json").exists()  # the other's
+    train_method(settings(), iterations=1, run_dir=tmp_path)
+
+
 def test_what_is_configured_is_what_is_written_down(tmp_path: Path) -> None:
-    folder = train_method(
-        GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV, num_envs=8,
-        configure=lambda config: config.training(width=8, num_epochs=2),
-    )  # fmt: skip
+    config = settings(num_envs=8).training(width=8, num_epochs=2)
+    folder = train_method(config, iterations=1, run_dir=tmp_path)
     assert load_policy(folder).config.width == 8
     assert json.loads((tmp_path / "run.json").read_text())["config"]["width"] == 8
+    with pytest.raises(ValueError, match="already holds a run; choose another folder, or resume it"):
+        train_method(config, iterations=1, run_dir=tmp_path, resume=False)
+    later = config.copy(copy_frozen=False).training(lr=[[0, 0.0], [500, SMALL.lr]])  # the same highest rate
+    with pytest.raises(ValueError, match=r"config\.lr was 0\.003, now \[\[0, 0\.0\], \[500, 0\.003\]\]"):
+        train_method(later, iterations=1, run_dir=tmp_path)
 
 
 def test_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    sampling = {"num_envs": 64, "steps_per_iteration": 8, "num_env_runners": 0, "num_learners": 0}
-    sampling |= {"learner": "MethodLearner", "module": None}
-    wider = dataclasses.replace(SMALL, width=98)
-    (tmp_path / "run.json").write_text(json.dumps(_card(GoalRank(wider), ENV, {}, None, sampling)))
+    wider = settings().training(width=98)
+    (tmp_path / "run.json").write_text(json.dumps(run_card(wider)))
     with pytest.raises(ValueError, match=r"holds other work .*config.width was 98, now 16"):
-        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV)
+        train_method(settings(), iterations=1, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        train_method(GoalRank(SMALL), {}, iterations=1, run_dir=tmp_path, env=ENV)
+        train_method(settings(), iterations=1, run_dir=tmp_path)
     with pytest.raises(ValueError, match="at least 1"):
-        train_method(GoalRank(SMALL), {}, iterations=0, run_dir=tmp_path, env=ENV)
+        train_method(settings(), iterations=0, run_dir=tmp_path)
     assert not ray.is_initialized()
 
 
@@ -361,31 +401,32 @@ def test_a_changed_world_is_not_taken_for_the_one_trained_in(tmp_path: Path) -> 
     world, other = (short_video_world(num_users=30, num_items=60, seed=seed) for seed in (1, 2))
     sizes = {"slate_size": 3, "num_candidates": 8, "max_requests": 4}
 
-    def train(world: World, iterations: int = 1, **how: int) -> Path:
+    def train(world: World, iterations: int = 1, num_envs: int = 4) -> Path:
         world.save(tmp_path / "world")
-        env_config = {"world": str(tmp_path / "world"), **sizes}
-        return train_method(
-            GoalRank(SMALL), env_config, iterations=iterations, run_dir=tmp_path / "run", evaluator=FirstPlace(), **how
+        config = (
+            MethodAlgorithmConfig(GoalRank)
+            .environment("recsim_env:recsim_env/Session-v0", env_config={"world": str(tmp_path / "world"), **sizes})
+            .env_runners(num_envs_per_env_runner=num_envs, rollout_fragment_length=4)
+            .training(method_config=SMALL, evaluator=FirstPlace())
         )
+        return train_method(config, iterations=iterations, run_dir=tmp_path / "run")
 
-    train(world, num_envs=4, steps_per_iteration=4)
+    train(world)
     with pytest.raises(ValueError, match=r"holds other work \(world_digest was"):
-        train(other, num_envs=4, steps_per_iteration=4)
+        train(other)
     with pytest.raises(ValueError, match=r"sampling.num_envs was 4, now 8"):
-        train(world, num_envs=8, steps_per_iteration=4)
-    train(world, iterations=2, num_envs=4, steps_per_iteration=4)
+        train(world, num_envs=8)
+    train(world, iterations=2)
     assert policy_card(tmp_path / "run" / "policy")["training"]["iterations"] == 2
     with pytest.raises(ValueError, match="was trained for 2 iterations, 1 were asked for"):
-        train(world, num_envs=4, steps_per_iteration=4)
+        train(world)
 
 
 PROGRAM = """
 import sys
-from pathlib import Path
-from tests.agents.test_rllib import ENV, SMALL, GoalRank, train_method
+from tests.agents.test_rllib import settings, train_method
 if __name__ == "__main__":
-    train_method(GoalRank(SMALL), {}, iterations=int(sys.argv[2]), run_dir=sys.argv[1], env=ENV, num_envs=16,
-                   checkpoint_every=5)
+    train_method(settings(), iterations=int(sys.argv[2]), run_dir=sys.argv[1], checkpoint_every=5)
 """
 
 
@@ -409,6 +450,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             assert running.poll() is None
             time.sleep(0.05)
+        with pytest.raises(ValueError, match="another process is at work in"):
+            train_method(settings(), iterations=100000, run_dir=run_dir)
     finally:
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
@@ -425,7 +468,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_learners_and_two_runners_learn(tmp_path: Path) -> None:
     config = GoalRankConfig(width=32, item_embedding=4, lr=3e-3, minibatch_size=100)
-    folder = train_method(
-        GoalRank(config), {}, iterations=30, run_dir=tmp_path, env=ENV, num_envs=64, num_learners=2, num_env_runners=2
-    )
+    asked = settings(config, num_envs=64).env_runners(num_env_runners=2).learners(num_learners=2)
+    folder = train_method(asked, iterations=30, run_dir=tmp_path)
     assert share_of_optimum(load_policy(folder)) > 0.9

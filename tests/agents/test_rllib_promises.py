@@ -18,16 +18,17 @@ from agents.rl.ppo import PPO
 from agents.rl.td3 import TD3
 from agents.rllib import evaluation
 from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.cluster import running_ray
 from agents.rllib.env_runner import MethodEnvRunner, Session
 from agents.rllib.export import learned_network
 from agents.rllib.learner import MethodLearner
 from agents.rllib.module import MethodModule
-from agents.rllib.train import running_ray
 from recsim_env.data.requests import logged_requests
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
 from tests.helpers.list_game import ENV
 from tests.helpers.planted import planted_world
+from tests.helpers.rllib_loop import update
 
 SMALL = {"width": 8, "heads": 2, "item_embedding": 0, "group_size": 4}
 
@@ -83,8 +84,58 @@ def test_what_is_said_last_counts() -> None:
     assert whole.training(group_size=4).make_method().config.group_size == 4
 
 
+def test_what_was_validated_can_be_set_again() -> None:
+    config = game()
+    config.validate()
+    assert config.lr == 2e-3
+    again = config.training(method_config={"lr": 1e-4, "grad_clip": 1.0, "seed": 3}).make_method().config
+    assert (again.lr, again.grad_clip, again.seed) == (1e-4, 1.0, 3)
+    config.validate()
+    assert (config.lr, config.grad_clip, config.seed) == (1e-4, 1.0, 3)
+
+
+@pytest.mark.parametrize("how", [{"grad_clip": None}, {"method_config": {"grad_clip": None}}])
+def test_clipping_can_be_switched_off(how: dict[str, Any]) -> None:
+    """A huge gradient arrives whole: under the method's own limit it would have the norm 5."""
+    algorithm = game(**how).build_algo()
+    learner = algorithm.learner_group._learner
+    parameters = list(learner._params.items())
+    grown = learner.postprocess_gradients({name: torch.full_like(p, 1e3) for name, p in parameters})
+    exported = learned_network(algorithm).config
+    algorithm.stop()
+    assert exported.grad_clip is None
+    assert all(bool((gradient == 1e3).all()) for gradient in grown.values())
+    with pytest.raises(ValueError, match="lr must be a number, got None"):
+        game(lr=None).make_method()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shuffle_batch_per_epoch": False}, "shuffle_batch_per_epoch has no place .*: every pass is shuffled"),
+        ({"model": {"fcnet_hiddens": [8]}}, "model has no place in the batched path: the method builds its network"),
+        ({"optimizer": {"eps": 1e-3}}, "optimizer has no place in the batched path: .* give lr"),
+        ({"train_batch_size": 99}, "train_batch_size has no place in the batched path"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        game(**settings).build_algo()
+
+
+def test_settings_of_runners_and_environments_without_effect_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_mode has no place"):
+        game().env_runners(batch_mode="complete_episodes").validate()
+    with pytest.raises(ValueError, match=r"clip_rewards has no place .*: it shows slates"):
+        game().environment(clip_rewards=True).validate()
+    with pytest.raises(ValueError, match="model_config has no place"):
+        game().rl_module(model_config={"fcnet_hiddens": [8]}).validate()
+    with pytest.raises(ValueError, match="num_epochs=3 would have no effect on what learns from a replay"):
+        MethodAlgorithmConfig(TD3).environment(ENV).training(num_epochs=3).validate()
+
+
 def test_contradictions_and_unknown_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"lr was given twice: 0.1 in the method's config, 1e-05 to RLlib; give one"):
+    with pytest.raises(ValueError, match=r"lr was given twice: 0.1 in method_config, 1e-05 beside it; give one"):
         game(method_config=GoalRankConfig(lr=0.1), lr=1e-5).build_algo()
     with pytest.raises(ValueError, match=r"unexpected keyword argument 'group_sise'; settings of the method"):
         game(group_sise=3)
@@ -186,10 +237,39 @@ def test_a_schedule_of_the_learning_rate_is_followed() -> None:
     assert rates[-1] == pytest.approx(1e-4)
 
 
+def test_a_warm_up_from_zero_is_followed() -> None:
+    algorithm = game(lr=[[0, 0.0], [64, 2e-3]]).build_algo()
+    (optimiser,) = algorithm.learner_group._learner._named_optimizers.values()
+    rates = [float(optimiser.param_groups[0]["lr"])]
+    for _ in range(4):
+        algorithm.train()
+        rates.append(float(optimiser.param_groups[0]["lr"]))
+    exported = learned_network(algorithm).config
+    algorithm.stop()
+    assert rates[0] == 0 < rates[1] < rates[2] <= rates[3] == rates[4] == pytest.approx(2e-3)
+    assert exported.lr == 2e-3  # the highest
+
+
 def test_connectors_are_refused_aloud() -> None:
-    for connector in ({"env_to_module_connector": lambda *_: None}, {"module_to_env_connector": lambda *_: None}):
-        with pytest.raises(ValueError, match="connector has no place in the batched path"):
-            game().env_runners(**connector).build_algo()
+    for connector in ("env_to_module_connector", "module_to_env_connector"):
+        with pytest.raises(ValueError, match=f"{connector} has no place in the batched path"):
+            game().env_runners(**{connector: lambda *_: None}).build_algo()
+    with pytest.raises(ValueError, match="learner_connector has no place in the batched path"):
+        game().learners(learner_connector=lambda *_: None).build_algo()
+
+
+def test_what_a_runner_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="rollout_fragment_length must be a number of steps, got 'auto'"):
+        game().env_runners(rollout_fragment_length="auto").validate()
+    with pytest.raises(ValueError, match=r"num_envs_per_env_runner.* must be larger 0"):
+        game().env_runners(num_envs_per_env_runner=0)
+    with pytest.raises(ValueError, match=r"rollout_fragment_length.*must be int >0"):
+        game().env_runners(rollout_fragment_length=0)
+    with pytest.raises(ValueError, match="asks for a GPU while the environment lives on the CPU"):
+        MethodEnvRunner(config=game().env_runners(num_gpus_per_env_runner=1), worker_index=0)
+    runner = MethodEnvRunner(config=game(), worker_index=0)
+    with pytest.raises(ValueError, match="give num_timesteps or num_episodes, not both"):
+        runner.sample(num_timesteps=8, num_episodes=1)
 
 
 class Counting(RLlibCallback):
@@ -316,16 +396,40 @@ def test_a_replays_checkpoint_holds_replay_and_targets(tmp_path: Path) -> None:
     for _ in range(3):
         algorithm.train()
     kept, rows = learned_network(algorithm).state_dict(), len(algorithm._replay)
+    steps = algorithm.learner_group._learner._gradient_steps
     algorithm.save_to_path(tmp_path / "checkpoint")
     algorithm.stop()
     again = Algorithm.from_checkpoint(tmp_path / "checkpoint")
     assert again.iteration == 3
+    assert again.learner_group._learner._gradient_steps == steps > 0
     assert len(again._replay) == rows > 0
     restored = learned_network(again).state_dict()
     assert all(torch.equal(value, restored[name]) for name, value in kept.items())
     assert not all(torch.equal(kept[n], kept[n.removeprefix("target_")]) for n in kept if n.startswith("target_"))
     again.train()
     again.stop()
+
+
+def actor_moves(learner: Any, batch: Any) -> bool:
+    """Whether one gradient step moves the actor."""
+    actor = learner.module["default_policy"].network.actor
+    before = [p.detach().clone() for p in actor.parameters()]
+    update(learner, batch, minibatch_size=len(batch["reward"]))
+    return any(not torch.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True))
+
+
+def test_a_restored_learner_goes_on_in_the_turn_of_its_optimisers(tmp_path: Path) -> None:
+    config = MethodAlgorithmConfig(TD3).environment(ENV).env_runners(num_envs_per_env_runner=16)
+    config.training(width=8, heads=2, item_embedding=0, actor_every=3)
+    runner = MethodEnvRunner(config=config, worker_index=0)
+    batch = runner.sample()
+    learner = config.build_learner(spaces=runner.get_spaces())
+    turns = [actor_moves(learner, batch) for _ in range(5)]
+    learner.save_to_path(tmp_path / "learner")
+    again = config.build_learner(spaces=runner.get_spaces())
+    again.restore_from_path(tmp_path / "learner")
+    turns += [actor_moves(again, batch) for _ in range(2)]
+    assert turns == [False, False, True, False, False, True, False]
 
 
 @pytest.fixture(scope="module")

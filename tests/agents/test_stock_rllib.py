@@ -14,9 +14,9 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from agents.baselines import PointwiseGreedy
+from agents.rllib.cluster import running_ray
 from agents.rllib.offline import export_rollout
 from agents.rllib.stock_module import SequenceModule
-from agents.rllib.train import running_ray
 from recsim_env import RecEnv, RecVectorEnv
 from tests.helpers.planted import planted_world
 

@@ -9,9 +9,10 @@ import pytest
 from agents.goalrank import GoalRankConfig
 from agents.policies import load_policy, policy_card
 from agents.rerankers.log_methods import LOG_METHODS
+from agents.rllib.algorithm import MethodAlgorithmConfig
 from agents.rllib.train import train_method
 from experiments.policies import contender, named_policies
-from experiments.recipes import RECIPES, TrainRun, recipe
+from experiments.recipes import RECIPES, SESSION_ENV, TrainRun, recipe
 from experiments.train import parse, run
 from recsim_env.data.requests import logged_requests
 from recsim_env.known_worlds.logs import synthetic_log
@@ -67,6 +68,8 @@ def test_every_recipe_names_a_method_and_its_settings() -> None:
         (["gaolrank"], r"no recipe 'gaolrank' \(did you mean 'goalrank'\?\)"),
         (["agents.goalrank:Goal"], "has no 'Goal'; try GoalRank"),
         (["agents.goalrank:GoalRankConfig"], "is no training method"),
+        (["--world", "tiny", "ppo"], r"the recipe comes before its options: python -m experiments\.train ppo --world"),
+        (["--world", "tiny"], r"python -m experiments\.train <recipe> --world"),
     ],
 )
 def test_names_that_lead_nowhere(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +108,7 @@ def test_a_log_trains_what_learns_from_it(build: dict[str, Path], tmp_path: Path
 def test_slates_teach_where_the_log_keeps_their_candidates(build: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this log holds no candidate lists"):
         run(small("prm", build["A"], tmp_path / "no", log=build["log"]))
-    world, prm = World.load(build["A"]), small("prm", build["A"], tmp_path)
+    world, prm = World.load(build["A"]), small("prm", build["A"], tmp_path).make_method()
     logged = logged_requests(
         synthetic_log(small_truth(), num_sessions=400, days=6, seed=4, keep_candidates=True),
         item_features_ND=world.catalogue.features_ND,
@@ -113,10 +116,9 @@ def test_slates_teach_where_the_log_keeps_their_candidates(build: dict[str, Path
         predictor=world.predictor,
         retriever=world.candidates,
     )
-    env_config = {"world": str(build["A"])}
-    policy = train_method(
-        prm.make_method(), env_config, iterations=1, num_envs=8, run_dir=tmp_path / "run", logged=logged
-    )
+    config = MethodAlgorithmConfig(type(prm)).environment(SESSION_ENV, env_config={"world": str(build["A"])})
+    config.env_runners(num_envs_per_env_runner=8).training(method_config=prm.config, logged=logged)
+    policy = train_method(config, iterations=1, run_dir=tmp_path / "run")
     assert policy_card(policy)["method"] == "agents.rerankers.scorers:Scorer"
 
 
