@@ -255,16 +255,14 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
                 f"num_epochs={method.config.num_epochs} would have no effect on what learns from a replay; "
                 "updates_per_round says how many minibatches are drawn"
             )
-        functions = [name for name in _UNCALLED if getattr(self, f"callbacks_{name}", None)]
-        classes = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
-        overridden = [
-            name for name in _UNCALLED for kind in classes if getattr(kind, name) is not getattr(RLlibCallback, name)
-        ]
-        if functions or overridden:
-            raise ValueError(
-                f"{', '.join(sorted({*functions, *overridden}))} would never be called: sessions run as batched "
-                "tensors and exist for callbacks when they end; use on_episode_end, on_sample_end or on_train_result"
-            )
+        kinds = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
+        for name in _UNCALLED:
+            overridden = any(getattr(kind, name) is not getattr(RLlibCallback, name) for kind in kinds)
+            if overridden or mine[f"callbacks_{name}"]:
+                raise ValueError(
+                    f"{name} would never be called: sessions run as batched tensors and exist for callbacks when they "
+                    "end; use on_episode_end, on_sample_end or on_train_result"
+                )
         asked, per_round = self._train_batch_size_per_learner, self._rows_per_round()
         if asked is not None and asked * max(self.num_learners, 1) != per_round:
             raise ValueError(
@@ -304,9 +302,8 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
             self._logged = self._method.prepare_log(self._logged)
         self._replay: Replay | None = None
         if self._method.data == "replay":
-            self._replay = Replay(
-                self._method.config.replay_size, feature_tables(self.config.env, self.config.env_config)
-            )
+            tables = feature_tables(self.config.env, self.config.env_config)
+            self._replay = Replay(self._method.config.replay_size, tables)
 
     @classmethod
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:

@@ -166,12 +166,12 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
         transitions = [transition for _, transition in steps]
         rollout = Rollout(
             columns={name: torch.stack([columns[name] for columns, _ in steps]) for name in names},
-            reward_TB=torch.stack([t.reward_B for t in transitions]).to(self._device),
-            rewards_TBR=torch.stack([t.rewards_BR for t in transitions]).to(self._device),
-            terminated_TB=torch.stack([t.terminated_B for t in transitions]).to(self._device),
-            truncated_TB=torch.stack([t.truncated_B for t in transitions]).to(self._device),
-            valid_TB=torch.stack([t.valid_B for t in transitions]).to(self._device),
-            last=self._on_device(self._request),
+            reward_TB=torch.stack([t.reward_B for t in transitions]),
+            rewards_TBR=torch.stack([t.rewards_BR for t in transitions]),
+            terminated_TB=torch.stack([t.terminated_B for t in transitions]),
+            truncated_TB=torch.stack([t.truncated_B for t in transitions]),
+            valid_TB=torch.stack([t.valid_B for t in transitions]),
+            last=self._request,
         )
         with torch.no_grad():
             rows = rollout.valid_rows(label(self._method, self.module.network, rollout))
@@ -192,7 +192,7 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
         env_seed, policy_seed = np.random.SeedSequence(entropy).generate_state(2)
         self._generator = torch.Generator(device=self._device).manual_seed(int(policy_seed))
         self._request: Request = self._tensor_env.reset_tensors(int(env_seed))
-        zeros_B = torch.zeros(self.num_envs, device=self._request.user_B.device)
+        zeros_B = torch.zeros(self.num_envs, device=self._device)
         self._totals: dict[str, Tensor] = dict.fromkeys(("return", "watch_time", "length"), zeros_B)
         self._finished: list[dict[str, Tensor]] = []
         self._feedback: list[Tensor] = []
@@ -201,9 +201,9 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
 
     def _step(self, explore: bool, random_actions: bool) -> tuple[dict[str, Tensor], Any]:
         """One step of all environments: the columns that the method left, and the transition."""
-        request = self._on_device(self._request)
+        request = self._request
         step = self._choose(request, explore, random_actions)
-        transition = self._tensor_env.step_tensors(step.items_BK.to(self._request.user_B.device))
+        transition = self._tensor_env.step_tensors(step.items_BK)
         self._request = transition.request
         self._count(transition)
         return request._asdict() | step.columns, transition
@@ -220,9 +220,6 @@ class MethodEnvRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # ray is unt
                 return Step(network(request, self._generator).items_BK, {})
         played = self.num_env_steps_sampled_lifetime  # of all runners: RLlib tells each the sum after every round
         return collect(self._method, network, request, self._operator, self._generator, played)
-
-    def _on_device(self, request: Request) -> Request:
-        return Request(*(tensor.to(self._device) for tensor in request))
 
     def _count(self, transition: Any) -> None:
         valid_B, feedback = transition.valid_B, transition.feedback

@@ -4,6 +4,7 @@ Sessions are played to their end, whether short or long; averages over whatever 
 towards short ones.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,12 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
     seed = FIRST_SEED + (config.seed or 0) * duration
     if remote:
         shares = [duration // remote + (number < duration % remote) for number in range(remote)]
-        begins = np.cumsum([0, *shares]).tolist()
-        players = runners.healthy_worker_ids()[:remote]
-        numbers = {player: number for number, player in enumerate(players)}
-
-        def play(runner: Any) -> dict[str, np.ndarray]:
-            number = numbers[runner.worker_index]
-            return play_paired(runner, shares[number], seed + begins[number])
-
+        begins = seed + np.cumsum([0, *shares])
         parts = runners.foreach_env_runner(
-            play, local_env_runner=False, remote_worker_ids=players, timeout_seconds=config.sample_timeout_s
+            [partial(play_paired, num_sessions=n, seed=int(first)) for n, first in zip(shares, begins, strict=False)],
+            local_env_runner=False,
+            remote_worker_ids=runners.healthy_worker_ids()[:remote],
+            timeout_seconds=config.sample_timeout_s,
         )
     else:
         parts = [play_paired(runners.local_env_runner, duration, seed)]

@@ -92,7 +92,7 @@ def train_method(
         stack.callback(algorithm.stop)
         _train(algorithm, run_dir, iterations, checkpoint_every)
         training = {
-            "requests": _requests(algorithm),
+            "requests": int(algorithm.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)),
             "iterations": algorithm.iteration,
             "feedback": "logged" if method.data == "log" else "one slate",
         }
@@ -210,10 +210,6 @@ def _named(evaluator: ListEvaluator | str | None) -> str | None:
         return evaluator
     says_something = type(evaluator).__str__ is not object.__str__
     return str(evaluator) if says_something else type(evaluator).__qualname__
-
-
-def _requests(algorithm: Algorithm) -> int:
-    return int(algorithm.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
 
 def scalars_of(results: dict[str, Any], seconds: float) -> dict[str, float]:

@@ -17,21 +17,19 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
-from ray.tune.registry import register_env
 
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.list_policy import ListPolicy
 from agents.networks import RequestShape
 from agents.rllib.algorithm import MethodAlgorithmConfig
 from agents.rllib.env_runner import MethodEnvRunner
-from recsim_env import RecEnv, RecVectorEnv, World
+from recsim_env import RecVectorEnv, World
 from recsim_env.provenance import stamp
 from recsim_env.slates import positions_of
 from recsim_env.types import Decision, ListValue, Request
 
 STEPS = 8
-_NAME = "recsim_env_benchmark"
-_SMALL: dict[str, Any] = {"num_candidates": 50, "slate_size": 6}
+_GOALRANK = GoalRankConfig(group_size=2, layers=1, width=64)
 
 
 class _Clock:
@@ -81,12 +79,7 @@ class _StockModule(TorchRLModule):  # type: ignore[misc]  # ray is untyped
 
 def measure_rllib(world: World, num_envs: int, repeats: int = 6) -> dict[str, Any]:
     """Overheads in microseconds per environment step, ours and stock."""
-    goalrank = GoalRankConfig(group_size=2, layers=1, width=64)
-    sample = RecVectorEnv(2, world, **_SMALL)
-    shape = RequestShape.of(sample.reset_tensors(0), len(world.catalogue), 6)
-    register_env(_NAME, lambda context: _make_env(world, context))
-    ours = _ours(goalrank, shape, num_envs, repeats)
-    stock = _stock(goalrank, shape, num_envs, repeats)
+    ours, stock = _ours(world, num_envs, repeats), _stock(world, num_envs, repeats)
     return {
         "num_envs": num_envs,
         "overhead_us": round(ours["overhead"], 1),
@@ -98,14 +91,9 @@ def measure_rllib(world: World, num_envs: int, repeats: int = 6) -> dict[str, An
     }
 
 
-def _make_env(world: World, context: Any) -> RecEnv | RecVectorEnv:
-    if "num_envs" in context:
-        return RecVectorEnv(context["num_envs"], world, **_SMALL)
-    return RecEnv(world, **_SMALL)
-
-
-def _settings(config: AlgorithmConfig, num_envs: int) -> AlgorithmConfig:
-    return config.environment(_NAME).env_runners(
+def _settings(config: AlgorithmConfig, world: World, num_envs: int) -> AlgorithmConfig:
+    env_config = {"world": world, "num_candidates": 50, "slate_size": 6}
+    return config.environment("recsim_env/Session-v0", env_config=env_config).env_runners(
         num_env_runners=0,
         num_envs_per_env_runner=num_envs,
         rollout_fragment_length=STEPS,
@@ -113,9 +101,9 @@ def _settings(config: AlgorithmConfig, num_envs: int) -> AlgorithmConfig:
     )
 
 
-def _ours(goalrank: GoalRankConfig, shape: RequestShape, num_envs: int, repeats: int) -> dict[str, float]:
-    config = _settings(MethodAlgorithmConfig(GoalRank), num_envs).training(
-        method_config=goalrank, request_shape=shape, evaluator=_NoOpinion()
+def _ours(world: World, num_envs: int, repeats: int) -> dict[str, float]:
+    config = _settings(MethodAlgorithmConfig(GoalRank), world, num_envs).training(
+        method_config=_GOALRANK, evaluator=_NoOpinion()
     )
     runner = MethodEnvRunner(config=config, worker_index=0, num_workers=0)
     env_clock, policy_clock = _Clock(), _Clock()
@@ -126,14 +114,14 @@ def _ours(goalrank: GoalRankConfig, shape: RequestShape, num_envs: int, repeats:
     return _measure(lambda: runner.sample(), env_clock, policy_clock, num_envs, repeats)
 
 
-def _stock(goalrank: GoalRankConfig, shape: RequestShape, num_envs: int, repeats: int) -> dict[str, float]:
+def _stock(world: World, num_envs: int, repeats: int) -> dict[str, float]:
     env_clock, policy_clock = _Clock(), _Clock()
     spec = RLModuleSpec(module_class=_StockModule)
-    config = _settings(PPOConfig(), num_envs).rl_module(rl_module_spec=spec)
+    config = _settings(PPOConfig(), world, num_envs).rl_module(rl_module_spec=spec)
     runner = SingleAgentEnvRunner(config=config, worker_index=0, num_workers=0)
     env = runner.env.unwrapped
     _StockModule.env, _StockModule.clock = env, policy_clock
-    _StockModule.policy = ListPolicy(goalrank, shape)
+    _StockModule.policy = ListPolicy(_GOALRANK, RequestShape.of(env.reset_tensors(0), len(world.catalogue), 6))
     env.step = env_clock.wrap(env.step)
     steps = num_envs * STEPS
     return _measure(
