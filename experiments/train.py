@@ -106,10 +106,5 @@ def main(config: TrainRun) -> None:
         write_json(config.json, {"policy": str(policy), "requests": requests, "seconds": seconds})
 
 
-def requests_of(config: TrainRun) -> int:
-    """World requests that a run plays, at most: steps that only reset a session are none."""
-    return config.iterations * config.num_envs * config.steps_per_iteration * max(config.num_env_runners, 1)
-
-
 if __name__ == "__main__":
     run_command(main, parse)

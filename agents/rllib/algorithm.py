@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -45,6 +44,7 @@ from agents.rllib.evaluation import paired_evaluation
 from agents.rllib.learner import MethodLearner
 from agents.rllib.module import MethodModule
 from agents.rllib.probe import feature_tables, request_shape_of
+from agents.rllib.refusals import refuse_what_has_no_place
 from agents.rllib.replay import Replay
 from recsim_env.data.requests import LoggedRequests
 from recsim_env.types import ListEvaluator
@@ -65,33 +65,6 @@ _ATTRIBUTES = {
     "plays_elsewhere",
 }
 """Attributes of a configuration that are no settings of a method, whatever a method may call its own."""
-
-_NO_EPISODES = (
-    "it moves tensors and no episodes; change what the policy sees in its network, or use RLlib's own PPO, SAC or DQN "
-    "on the same environment"
-)
-_NO_ACTIONS = "it shows slates and takes rewards as they are; env_config sets the reward"
-_NETWORK = "the method builds its network; give the method's own settings"
-_NO_PLACE = {
-    "env_to_module_connector": _NO_EPISODES,
-    "module_to_env_connector": _NO_EPISODES,
-    "learner_connector": _NO_EPISODES,
-    "model": _NETWORK,
-    "model_config": _NETWORK,
-    "optimizer": "the method names its optimisers; give lr",
-    "shuffle_batch_per_epoch": "every pass is shuffled",
-    "batch_mode": "a batch holds steps, whether or not their sessions have ended",
-    "train_batch_size": "num_envs_per_env_runner and rollout_fragment_length say what a round samples",
-    "observation_filter": _NO_EPISODES,
-    "clip_rewards": _NO_ACTIONS,
-    "clip_actions": _NO_ACTIONS,
-    "normalize_actions": _NO_ACTIONS,
-    "input_": "give .training(logged=...) to a method that learns from a log",
-}
-"""RLlib's settings that would change nothing here, and why."""
-
-_UNCALLED = ("on_episode_created", "on_episode_start", "on_episode_step")
-"""Callbacks that the batched path has no place for: it has no episodes while they run."""
 
 
 class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is untyped
@@ -214,7 +187,7 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         """Checks the settings and writes them down as they will be used; refuses what would have no effect."""
         method = self._settle()
         if not self.in_evaluation:  # RLlib sets some of these itself for evaluation
-            self._refuse_what_has_no_place(method)
+            refuse_what_has_no_place(self, method)
         super().validate()
         check_gpus(self)
         if not (self.explore or self.in_evaluation or method.data == "log"):
@@ -244,34 +217,12 @@ class MethodAlgorithmConfig(AlgorithmConfig):  # type: ignore[misc]  # ray is un
         self.request_shape = self.request_shape or request_shape_of(self.env, self.env_config)
         return method
 
-    def _refuse_what_has_no_place(self, method: Method) -> None:
-        mine, default = vars(self), vars(MethodAlgorithmConfig())
-        for name, why in _NO_PLACE.items():
-            attribute = name if name in default else f"_{name}"
-            if mine[attribute] != default[attribute]:
-                raise ValueError(f"{name} has no place in the batched path: {why}")
-        if method.data == "replay" and method.config.num_epochs != 1:
-            raise ValueError(
-                f"num_epochs={method.config.num_epochs} would have no effect on what learns from a replay; "
-                "updates_per_round says how many minibatches are drawn"
-            )
-        kinds = self.callbacks_class if isinstance(self.callbacks_class, list) else [self.callbacks_class]
-        for name in _UNCALLED:
-            overridden = any(getattr(kind, name) is not getattr(RLlibCallback, name) for kind in kinds)
-            if overridden or mine[f"callbacks_{name}"]:
-                raise ValueError(
-                    f"{name} would never be called: sessions run as batched tensors and exist for callbacks when they "
-                    "end; use on_episode_end, on_sample_end or on_train_result"
-                )
-        asked, per_round = self._train_batch_size_per_learner, self._rows_per_round()
-        if asked is not None and asked * max(self.num_learners, 1) != per_round:
-            raise ValueError(
-                f"train_batch_size_per_learner={asked} contradicts what a round samples: {per_round} rows from "
-                f"num_envs_per_env_runner={self.num_envs_per_env_runner}, rollout_fragment_length="
-                f"{self.rollout_fragment_length} and num_env_runners={self.num_env_runners}; leave it out"
-            )
+    def rows_per_round(self) -> int:
+        """Steps that all environments of all runners take in a round, those that only reset a session included.
 
-    def _rows_per_round(self) -> int:
+        Raises:
+            ValueError: a length that is no number.
+        """
         length = self.rollout_fragment_length
         if not isinstance(length, int):
             raise ValueError(f"rollout_fragment_length must be a number of steps, got {length!r}")
@@ -354,7 +305,7 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         per_epoch = num_rows // (max(config.num_learners, 1) * config.minibatch_size)
         sampled = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         if self._method.data == "log":  # schedules count rows of the log, for nothing is played
-            sampled = self.iteration * config._rows_per_round()
+            sampled = self.iteration * config.rows_per_round()
         results: list[Any] = self.learner_group.update(
             batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=num_rows),
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
@@ -381,7 +332,7 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
     def _logged_batch(self) -> dict[str, np.ndarray]:
         """As many logged requests as a round would have sampled, all of one slate size and candidate count."""
         logged = self._logged
-        chunks = logged.batch_indices(self.config._rows_per_round(), self._round_generator())
+        chunks = logged.batch_indices(self.config.rows_per_round(), self._round_generator())
         columns = log_columns(self._method, logged.batch(max(chunks[:8], key=len)))
         return self._shuffled({name: column.numpy() for name, column in columns.items()})
 

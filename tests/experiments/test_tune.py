@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.rllib.algorithm import MethodAlgorithmConfig
+from agents.rllib.sweep import sweep_method
+from agents.rllib.train import alone_in
+from experiments.recipes import SESSION_ENV
 from experiments.tune import Sweep, run, values_of
 
 
@@ -28,6 +32,12 @@ def test_what_cannot_work_is_refused_before_anything_runs(grid: str, message: st
     with pytest.raises(ValueError, match=message):
         run(Sweep(recipe="goalrank", grid=(grid,), out=tmp_path / "sweep"))
     assert not (tmp_path / "sweep").exists()
+
+
+def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path) -> None:
+    config = MethodAlgorithmConfig("agents.rl.ppo:PPO").environment(SESSION_ENV, env_config={"world": "tiny"})
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another process is at work in"):
+        sweep_method(config, {"lr": [1e-3]}, seeds=1, iterations=1, jobs=1, folder=tmp_path)
 
 
 @pytest.mark.slow
