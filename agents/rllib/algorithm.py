@@ -265,22 +265,17 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         """One round."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             batch = self._logged_batch() if self._method.data == "log" else self._sample()
-        if batch is None:  # every runner is down; RLlib restarts them before the next round
+        if not _num_rows(batch):  # every runner is down, or all steps of the round only reset a session
             return
-        num_rows, settings = len(next(iter(batch.values()))), self._method.config
-        if not num_rows:  # all steps of the round only reset a session
-            return
-        num_epochs = settings.num_epochs
         if self._replay is not None:
+            settings = self._method.config
             self._replay.add(batch)
             if len(self._replay) < max(settings.replay_warmup, settings.minibatch_size):
                 return
-            learners = max(self.config.num_learners, 1)
-            num_rows = settings.updates_per_round * settings.minibatch_size * learners
-            batch = {name: c.numpy() for name, c in self._replay.draw(num_rows, self._round_generator()).items()}
-            num_epochs = 1
+            drawn = settings.updates_per_round * settings.minibatch_size * max(self.config.num_learners, 1)
+            batch = {name: c.numpy() for name, c in self._replay.draw(drawn, self._round_generator()).items()}
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self._update(SampleBatch(batch), num_rows, num_epochs)
+            results = self._update(batch)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(
                 from_worker_or_learner_group=self.learner_group,
@@ -299,32 +294,32 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
         if self._replay is not None and "replay" in state:
             self._replay.restore(state["replay"])
 
-    def _update(self, batch: SampleBatch, num_rows: int, num_epochs: int) -> list[Any]:
-        config = self.config
+    def _update(self, batch: dict[str, np.ndarray]) -> list[Any]:
+        config, num_rows = self.config, _num_rows(batch)
         # Learners whose shards hold different numbers of minibatches would wait for each other for ever.
         per_epoch = num_rows // (max(config.num_learners, 1) * config.minibatch_size)
         sampled = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         if self._method.data == "log":  # schedules count rows of the log, for nothing is played
             sampled = self.iteration * config.rows_per_round()
         results: list[Any] = self.learner_group.update(
-            batch=MultiAgentBatch({DEFAULT_MODULE_ID: batch}, env_steps=num_rows),
+            batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(batch)}, env_steps=num_rows),
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
-            num_epochs=num_epochs,
+            num_epochs=config.num_epochs,
             minibatch_size=config.minibatch_size,
-            num_total_minibatches=num_epochs * max(per_epoch, 1),
+            num_total_minibatches=config.num_epochs * max(per_epoch, 1),
             shuffle_batch_per_epoch=True,
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return results
 
-    def _sample(self) -> dict[str, np.ndarray] | None:
+    def _sample(self) -> dict[str, np.ndarray]:
         answers = self.env_runner_group.foreach_env_runner(
             lambda runner: (runner.sample(), runner.get_metrics()),
             local_env_runner=self.config.num_env_runners == 0,
             timeout_seconds=self.config.sample_timeout_s,
         )
         if not answers:
-            return None
+            return {}
         batches, metrics = zip(*answers, strict=True)
         self.metrics.aggregate(list(metrics), key=ENV_RUNNER_RESULTS)
         return self._shuffled({name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})
@@ -343,9 +338,12 @@ class MethodAlgorithm(Algorithm):  # type: ignore[misc]  # ray is untyped
 
     def _shuffled(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # Rows come in the order of time; minibatches and shards should be alike.
-        rows = len(next(iter(columns.values())))
-        order = np.random.default_rng((self.config.seed or 0, self.iteration)).permutation(rows)
+        order = np.random.default_rng((self.config.seed or 0, self.iteration)).permutation(_num_rows(columns))
         return {name: column[order] for name, column in columns.items()}
+
+
+def _num_rows(batch: dict[str, np.ndarray]) -> int:
+    return len(next(iter(batch.values()), ()))
 
 
 def _given(config: Any) -> dict[str, Any]:

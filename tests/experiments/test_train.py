@@ -85,6 +85,15 @@ def test_settings_of_a_class_path_are_read_from_the_command_line(monkeypatch: py
     assert (found.iterations, found.config) == (3, GoalRankConfig(group_size=7))
 
 
+def test_help_without_a_recipe_lists_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as exit_:
+        parse()
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert all(f"  {name} " in shown and found.summary in shown for name, found in RECIPES.items())
+
+
 def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learns from a log: give --log"):
         run(small("behaviour-cloning", "tiny", tmp_path / "run"))
