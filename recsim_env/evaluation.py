@@ -6,7 +6,7 @@ way: a batch of sessions shrinks as users leave, until it is empty. Beside what 
 list is valued by the recommender's own evaluator and by the world's true expectation; only this module
 and oracles may ask for the latter.
 
-What is counted stands in ``session_metrics.py``.
+What is counted stands in ``session_metrics.py``; this module drives it.
 
 Shape legend: B running sessions, n sessions, K places, F signals, N items, D features, S training seeds.
 """
@@ -26,7 +26,7 @@ from recsim_env.envs import RecVectorEnv
 from recsim_env.policy_checkers import try_policy
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
 from recsim_env.rewards import Reward, watch_time_reward
-from recsim_env.session_metrics import SessionMetrics, gini, num_repeats
+from recsim_env.session_metrics import SessionMetrics
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import NO_ITEM, Policy
 from recsim_env.world import World
@@ -201,11 +201,12 @@ class _Player:
 
 @dataclass(frozen=True)
 class _Tally:
-    """Sums of every session, and exposures of every item."""
+    """What one player was counted for."""
 
     sums: dict[str, Tensor]
-    """Name to float64 (n,)."""
-    exposures_N: Tensor
+    """Name to float64 (n,), one for each session."""
+    totals: dict[str, float]
+    """Metrics of all sessions together."""
 
 
 def _metrics(
@@ -268,7 +269,7 @@ def _play(
             # the users' luck, which is addressed and the same for every policy.
             items_BK = player.choose(simulator, state, generator)
             following, feedback = simulator.step(state, items_BK)
-            for name, values_B in counter(state, items_BK, feedback).items():
+            for name, values_B in counter.of_request(state, items_BK, feedback).items():
                 sums[name].index_add_(0, begin + row_B, values_B.to(torch.float64))
             # Only what was seen counts as an exposure or can be repeated: unreached places were shown to nobody.
             columns = slice(request_index * places, (request_index + 1) * places)
@@ -279,26 +280,18 @@ def _play(
             if not len(row_B):
                 break
         bar.update(len(row_B))
-        sums["truncated"][begin + row_B] = 1.0
-        sums["repeats"][begin : begin + size] = num_repeats(watched_nT).to(torch.float64)
+        stayed_n = torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, row_B, True)
+        for name, values_n in counter.of_sessions(watched_nT, stayed_n).items():
+            sums[name][begin : begin + size] = values_n.to(torch.float64)
         exposures_N += torch.bincount(watched_nT[watched_nT != NO_ITEM], minlength=len(exposures_N))
-    sums["sessions"] += 1.0
-    return _Tally(dict(sums), exposures_N)
+    return _Tally(dict(sums), counter.of_catalogue(exposures_N))
 
 
 def _cell(contender: Contender, counter: SessionMetrics, tallies: Sequence[_Tally]) -> Cell:
     sums = {name: np.stack([tally.sums[name].cpu().numpy() for tally in tallies]) for name in tallies[0].sums}
-    exposures = [tally.exposures_N.cpu().numpy() for tally in tallies]
     return Cell(
-        ratios={
-            metric: (sums[numerator], sums[denominator])
-            for metric, (numerator, denominator) in counter.ratios().items()
-            if numerator in sums
-        },
-        totals={
-            "catalogue_coverage": np.array([(counts_N > 0).mean() for counts_N in exposures]),
-            "exposure_gini": np.array([gini(counts_N) for counts_N in exposures]),
-        },
+        ratios=counter.ratios(sums),
+        totals={name: np.array([tally.totals[name] for tally in tallies]) for name in tallies[0].totals},
         feedback=contender.feedback,
         world_requests=contender.world_requests,
     )
