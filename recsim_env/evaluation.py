@@ -25,7 +25,7 @@ from tqdm import tqdm
 from recsim_env.envs import RecVectorEnv
 from recsim_env.policy_checkers import try_policy
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
-from recsim_env.rewards import Reward, watch_time_reward
+from recsim_env.rewards import Reward
 from recsim_env.session_metrics import SessionMetrics
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import NO_ITEM, Policy
@@ -119,7 +119,7 @@ def evaluate(
         num_sessions: sessions for each policy, world and training seed; at least 2.
         seed: first session seed, at least 0; use seeds that no training has seen.
         settings: sizes and counting rules.
-        reward: what ``list_reward`` counts; watch time in seconds by default.
+        reward: what ``list_reward`` counts; by default what an environment pays, watch time in seconds.
         logged_impressions_N: int64 impressions of each item in the log; by default those of the users'
             recorded histories. Where there are none, ``cold_start_share`` is left out.
         progress: shows a progress bar on a terminal.
@@ -133,20 +133,20 @@ def evaluate(
     if num_sessions < 2 or seed < 0:
         raise ValueError(f"need num_sessions >= 2 and seed >= 0, got {num_sessions} and {seed}")
     contenders = {name: _contender(policy) for name, policy in policies.items()}
-    simulators = {name: _simulator(world, settings) for name, world in worlds.items()}
-    for simulator in simulators.values():
+    envs = {name: _env(world, settings, reward) for name, world in worlds.items()}
+    for env in envs.values():
         for name, contender in contenders.items():
             for policy in contender.policies:
-                try_policy(policy, simulator, name=name, seed=seed, outside=contender.outside)
+                try_policy(policy, env.simulator, name=name, seed=seed, outside=contender.outside)
     runs = sum(max(len(c.policies), 1) for c in contenders.values()) * len(worlds)
     cells: dict[tuple[str, str], Cell] = {}
     with tqdm(total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True) as bar:
-        for world_name, simulator in simulators.items():
-            counter = _metrics(simulator, settings, reward, logged_impressions_N)
+        for world_name, env in envs.items():
+            counter = _metrics(env, settings, logged_impressions_N)
             for name, contender in contenders.items():
                 bar.set_postfix_str(f"{name} in {world_name}")
                 tallies = [
-                    _play(simulator, counter, player, num_sessions, seed, settings.batch_size, bar)
+                    _play(env.simulator, counter, player, num_sessions, seed, settings.batch_size, bar)
                     for player in _players(name, contender)
                 ]
                 cells[name, world_name] = _cell(contender, counter, tallies)
@@ -209,16 +209,14 @@ class _Tally:
     """Metrics of all sessions together."""
 
 
-def _metrics(
-    simulator: Simulator, settings: EvaluationSettings, reward: Reward | None, logged_impressions_N: Tensor | None
-) -> SessionMetrics:
-    world = simulator.world
+def _metrics(env: RecVectorEnv, settings: EvaluationSettings, logged_impressions_N: Tensor | None) -> SessionMetrics:
+    world = env.world
     if logged_impressions_N is None:
         past_P = world.users.histories.item_P
         logged_impressions_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue))
     return SessionMetrics(
-        simulator,
-        reward=reward or watch_time_reward(world.signals),
+        env.simulator,
+        reward=env.reward,
         logged_impressions_N=logged_impressions_N,
         true_values=settings.true_values,
         duration_edges=settings.duration_edges,
@@ -226,10 +224,11 @@ def _metrics(
     )
 
 
-def _simulator(world: World, settings: EvaluationSettings) -> Simulator:
+def _env(world: World, settings: EvaluationSettings, reward: Reward | None) -> RecVectorEnv:
+    """Gives the world its sizes and the reward its default; sessions are played by its simulator, of any number."""
     sizes = ("num_candidates", "slate_size", "history_length", "max_requests")
     chosen = {name: getattr(settings, name) for name in sizes if getattr(settings, name) is not None}
-    return RecVectorEnv(1, world, device=settings.device, **chosen).simulator
+    return RecVectorEnv(1, world, reward=reward, device=settings.device, **chosen)
 
 
 def _contender(policy: Policy | Sequence[Policy] | Contender) -> Contender:
