@@ -16,7 +16,6 @@ import tyro
 from agents.goalrank import GoalRankConfig
 from experiments.policies import TO_BEAT, baselines, contender, oracle
 from experiments.recipes import TrainRun
-from experiments.report.frames import MAIN_METRICS
 from experiments.tables.runner import Comparison, Outline, RunOptions, Table
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import (
@@ -36,6 +35,7 @@ from experiments.tables.settings import (
 )
 from recsim_env.evaluation import evaluate
 from recsim_env.known_worlds import greedy_oracle
+from recsim_env.session_metrics import MAIN_METRICS
 
 METHOD, CLONE, SEARCH, ORACLE = "GoalRank", "logging clone", "evaluator search", "greedy oracle"
 FIRST_SESSION = 1_000_000
