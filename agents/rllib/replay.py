@@ -84,8 +84,12 @@ class Replay:
         """Takes over what ``state`` gave, the newest rows if there are more than fit.
 
         Raises:
-            ValueError: rows of tables that this replay does not have, or has from another world.
+            ValueError: rows of tables that this replay does not have, or has from another world; an older version's.
         """
+        if "looked_up" not in state:
+            raise ValueError(
+                "the saved replay is of an earlier version and does not say whose tables it needs; run anew"
+            )
         rows = {name: torch.as_tensor(column) for name, column in state["rows"].items()}
         for name, digest in state["looked_up"].items():
             if name not in self._tables:

@@ -96,6 +96,11 @@ def test_a_replay_of_another_world_is_refused() -> None:
     assert torch.equal(drawn["candidate_features_BCD"], ITEMS[drawn["candidates_BC"]])
 
 
+def test_a_replay_of_an_earlier_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="earlier version and does not say whose tables it needs"):
+        full().restore({"code": torch.arange(3), "_written": torch.tensor(3)})
+
+
 def test_features_that_leave_the_table_later_are_kept_from_then_on() -> None:
     replay = Replay(10, {"user_features_BD": USERS, "candidate_features_BCD": ITEMS})
     replay.add(rows(0, 3))
