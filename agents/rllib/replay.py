@@ -84,11 +84,12 @@ class Replay:
         """Takes over what ``state`` gave, the newest rows if there are more than fit.
 
         Raises:
-            ValueError: rows of tables that this replay does not have, or has from another world; an older version's.
+            ValueError: rows of tables that this replay does not have, or of another world's tables, or a state of an
+                earlier version.
         """
         if "looked_up" not in state:
             raise ValueError(
-                "the saved replay is of an earlier version and does not say whose tables it needs; run anew"
+                "the saved replay is of an earlier version and does not say whose tables it needs; begin anew"
             )
         rows = {name: torch.as_tensor(column) for name, column in state["rows"].items()}
         for name, digest in state["looked_up"].items():
