@@ -87,7 +87,8 @@ def parse() -> TrainRun:
     wanted, *options = sys.argv[1:] or ["--help"]
     if wanted in ("-h", "--help"):
         recipes = "".join(f"\n  {name:22}{found.summary}" for name, found in RECIPES.items())
-        print(f"{__doc__}\nRecipes ('<recipe> --help' lists what can be set):{recipes}")
+        print(f"usage: experiments.train <recipe> [--option value ...]; <recipe> --help lists its options\n\n{__doc__}")
+        print(f"recipes:{recipes}")
         sys.exit(0)
     if wanted.startswith("-"):
         named = next((word for word in options if word in RECIPES), "<recipe>")
