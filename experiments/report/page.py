@@ -1,18 +1,18 @@
 """The page of headline results, ``experiments/RESULTS.md``: nothing is measured here, every figure stands in a file.
 
-A table's setting is shown from its run files where there are any, and otherwise from the files of before there was
-one table runner. The page is short; every file holds more.
+A table's setting is shown from its run files where there are any, and otherwise from the rows that an earlier version
+left. The page is short; every file holds more.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, wide
-from experiments.report.history import Part, old_parts
 from experiments.report.plots import reranker_curves
 from experiments.tables import goalrank, offline, rerankers, response_bars
 from experiments.tables.runner import Outline, judged
@@ -20,7 +20,7 @@ from experiments.tables.runs import openings
 from recsim_env.files import read_json, write_whole
 
 HISTORY = "history"
-"""Folder, in the results, of files of before there was one table runner."""
+"""Folder, in the results, of the rows and checks of earlier versions, in the form of ``compare --json``."""
 
 HEADLINES: dict[str, Sequence[str]] = {
     "goalrank": ("pointwise greedy", "best of 20", "evaluator search", "GoalRank", "greedy oracle"),
@@ -57,49 +57,65 @@ def page(folder: Path) -> str:
 
 def draw_curves(folder: Path) -> Iterator[Path]:
     """Draws the curves of the rerankers table beside the files, for each setting that has run files."""
-    for setting, part in _new_parts(folder, rerankers.OUTLINE).items():
-        image = reranker_curves(part.rows)
-        yield write_whole(
-            folder / f"rerankers-{setting}.png",
-            lambda path, image=image: image.savefig(path, dpi=110, format="png"),  # type: ignore[misc]
-        )
+    for setting, rows in _told(folder, rerankers.OUTLINE, history=False).rows.groupby("setting", sort=False):
+        image = reranker_curves(rows)
+        yield write_whole(folder / f"rerankers-{setting}.png", partial(image.savefig, dpi=110, format="png"))
 
 
-def _parts(folder: Path, outline: Outline) -> dict[str, Part]:
-    """Setting to what its files hold; run files replace the old ones of the same setting."""
-    return old_parts(folder / HISTORY, outline.name) | _new_parts(folder, outline)
+class Told(NamedTuple):
+    """What the files of a table say."""
+
+    rows: pd.DataFrame
+    """As ``frame_of`` makes them, with their ``setting``."""
+    checks: list[Mapping[str, Any]]
+    files: list[tuple[Path, Mapping[str, Any]]]
 
 
-def _new_parts(folder: Path, outline: Outline) -> dict[str, Part]:
-    files = [(path, read_json(path)) for path in sorted((folder / outline.name).rglob("*.json"))]
-    finished = judged(outline, [content for _, content in files])
-    return {
-        name: Part(
-            frame_of(result.rows()),
-            [check for check in finished.checks if check["setting"] == name],
-            [(path, content) for path, content in files if content["card"]["setting"] == name],
-        )
-        for name, result in finished.results.items()
-    }
+def _told(folder: Path, outline: Outline, *, history: bool = True) -> Told:
+    """What a table's run files say and, of settings without any, the rows and checks that an earlier version left."""
+    files = _files(folder / outline.name, "**/*.json")
+    told = judged(outline, [content for _, content in files]).to_json()
+    measured = {content["card"]["setting"] for _, content in files}
+    old = (
+        []
+        if not history
+        else [
+            (path, content)
+            for path, content in _files(folder / HISTORY, "*.json")
+            if content["table"] == outline.name
+            and any(one["setting"] not in measured for one in content["rows"] + content["checks"])
+        ]
+    )
+
+    def older(part: str) -> list[Any]:
+        return [one for _, content in old for one in content[part] if one["setting"] not in measured]
+
+    rows = [row for row in older("rows") + told["rows"] if not row.get("baseline")]
+    frame = frame_of(rows).assign(setting=[row["setting"] for row in rows])
+    return Told(frame, older("checks") + told["checks"], old + files)
+
+
+def _files(folder: Path, names: str) -> list[tuple[Path, Any]]:
+    return [(path, read_json(path)) for path in sorted(folder.glob(names))]
 
 
 def _table(folder: Path, outline: Outline) -> Iterator[str]:
     metric, heading = next(iter(outline.metrics.items()))
-    parts = _parts(folder, outline)
-    if not parts:
+    told = _told(folder, outline)
+    if told.rows.empty:
         return
-    tables, checks, files = [], [], []
-    for setting, part in parts.items():
-        shown = part.rows[part.rows["policy"].isin(HEADLINES[outline.name])]
-        seeds = f"{setting} ({part.rows['seeds'].max()} training seeds)"
-        tables.append(pivot(shown, metric).assign(setting=seeds))
-        checks += [check for check in part.checks if check["metric"] == metric and check["world"] != "A"]
-        files += part.files
+    tables = [
+        pivot(some[some["policy"].isin(HEADLINES[outline.name])], metric).assign(
+            setting=f"{setting} ({some['seeds'].max()} training seeds)"
+        )
+        for setting, some in told.rows.groupby("setting", sort=False)
+    ]
     yield f"## {outline.title}"
     yield f"{heading[0].upper()}{heading[1:]}."
     yield markdown(_by_setting(tables))
-    yield _origin(folder, files)
-    yield markdown(_by_setting(_claims(checks)))
+    yield _origin(folder, told.files)
+    claims = [check for check in told.checks if check["metric"] == metric and check["world"] != "A"]
+    yield markdown(_by_setting(_claims(claims)))
 
 
 def _by_setting(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -123,13 +139,14 @@ def _claims(checks: Iterable[Mapping[str, Any]]) -> Iterator[pd.DataFrame]:
 
 
 def _learned_users(folder: Path) -> Iterator[str]:
-    for part in _parts(folder, response_bars.OUTLINE).values():
-        held = sum(check["verdict"] == "holds" for check in part.checks)
-        shown = [check for check in part.checks if check["verdict"] != "holds" or check["name"].startswith(RANKED)]
+    told = _told(folder, response_bars.OUTLINE)
+    if told.checks:
+        held = sum(check["verdict"] == "holds" for check in told.checks)
+        shown = [check for check in told.checks if check["verdict"] != "holds" or check["name"].startswith(RANKED)]
         yield f"## {response_bars.OUTLINE.title}"
-        yield f"{held} of {len(part.checks)} bars hold; shown are the main ones and all that do not hold."
-        yield markdown(check_frame(shown).drop(columns=["setting", "world"], errors="ignore"))
-        yield _origin(folder, part.files)
+        yield f"{held} of {len(told.checks)} bars hold; shown are the main ones and all that do not hold."
+        yield markdown(check_frame(shown).drop(columns=["setting", "world"]))
+        yield _origin(folder, told.files)
 
 
 def _demo(folder: Path, name: str) -> Iterator[str]:
@@ -152,18 +169,16 @@ def _demo(folder: Path, name: str) -> Iterator[str]:
 
 
 def _offline(folder: Path) -> Iterator[str]:
-    logs: dict[str, dict[str, Part]] = {}
-    for setting, part in _parts(folder, offline.OUTLINE).items():
-        log, _, kind = setting.partition(", ")
-        logs.setdefault(log, {})[kind] = part
-    if logs:
-        yield f"## {offline.OUTLINE.title}"
-        yield "NDCG@6 in per cent, by setting."
-    for log, parts in logs.items():
-        rows = pd.concat(part.rows.assign(setting=kind) for kind, part in parts.items())
+    told = _told(folder, offline.OUTLINE)
+    if told.rows.empty:
+        return
+    yield f"## {offline.OUTLINE.title}"
+    yield "NDCG@6 in per cent, by setting."
+    for log, rows in told.rows.groupby(told.rows["setting"].str.partition(", ")[0], sort=False):
         yield f"### {log}"
-        yield markdown(pivot(rows, "NDCG", by="setting", scale=100))
-        yield _origin(folder, dict(chain(*(part.files for part in parts.values()))).items())
+        kinds = rows.assign(setting=rows["setting"].str.partition(", ")[2])
+        yield markdown(pivot(kinds, "NDCG", by="setting", scale=100))
+    yield _origin(folder, told.files)
 
 
 def _benchmarks(folder: Path) -> Iterator[str]:
