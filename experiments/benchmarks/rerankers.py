@@ -19,9 +19,8 @@ from agents.networks import RequestShape
 from agents.rerankers.list_bench import evaluator_of, generator_orders, generator_pool
 from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
-from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.benchmarks.timing import microseconds
-from experiments.tables.reranker_training import CONTRAST, FROM_SLATES
+from experiments.tables.reranker_methods import FROM_SLATES, with_contrast
 from experiments.tables.settings import SLATE
 from recsim_env.provenance import stamp
 from recsim_env.simulator import Simulator
@@ -57,9 +56,7 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
     networks = {name: log_method(name).network(shape) for name in LOG_METHODS}
     for network in networks.values():
         network.greedy = True
-    from_slates: dict[str, Policy] = {FROM_SLATES[name]: network for name, network in networks.items()}
-    matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)
-    from_slates["NAR4Rec, logged slates, contrastive"] = matching
+    from_slates = with_contrast({FROM_SLATES[name]: network for name, network in networks.items()})
     pool = generator_pool(world, from_slates, SLATE)
     order = generator_orders(len(pool.names), 1)[0]
     learned: dict[str, Policy] = {
