@@ -30,6 +30,15 @@ HEADLINES: dict[str, Sequence[str]] = {
 }  # fmt: skip
 """Rows that the page shows of tables that have more."""
 
+SPEEDS = {
+    "requests_per_cpu_second": "full step",
+    "core_requests_per_cpu_second": "core step: slates given",
+    "face_requests_per_cpu_second": "Gymnasium face",
+    "step_over_forward": "core step / response forward",
+    "reset_over_step": "reset / full step",
+}
+"""What the page calls the figures of the environment's benchmark."""
+
 RANKED = ("AUC", "GAUC", "XAUC", "MAE", "CRPS", "rate click", "rate long_view")
 """Beginnings of the checks of learned users that are shown although they hold."""
 
@@ -56,8 +65,8 @@ def page(folder: Path) -> str:
 
 
 def draw_curves(folder: Path) -> Iterator[Path]:
-    """Draws the curves of the rerankers table beside the files, for each setting that has run files."""
-    for setting, rows in _told(folder, rerankers.OUTLINE, history=False).rows.groupby("setting", sort=False):
+    """Draws the curves of the rerankers table beside the files, for each setting."""
+    for setting, rows in _told(folder, rerankers.OUTLINE).rows.groupby("setting", sort=False):
         image = reranker_curves(rows)
         yield write_whole(folder / f"rerankers-{setting}.png", partial(image.savefig, dpi=110, format="png"))
 
@@ -71,21 +80,17 @@ class Told(NamedTuple):
     files: list[tuple[Path, Mapping[str, Any]]]
 
 
-def _told(folder: Path, outline: Outline, *, history: bool = True) -> Told:
+def _told(folder: Path, outline: Outline) -> Told:
     """What a table's run files say and, of settings without any, the rows and checks that an earlier version left."""
-    files = _files(folder / outline.name, "**/*.json")
+    files = _files(folder, f"{outline.name}/**/*.json")
     told = judged(outline, [content for _, content in files]).to_json()
     measured = {content["card"]["setting"] for _, content in files}
-    old = (
-        []
-        if not history
-        else [
-            (path, content)
-            for path, content in _files(folder / HISTORY, "*.json")
-            if content["table"] == outline.name
-            and any(one["setting"] not in measured for one in content["rows"] + content["checks"])
-        ]
-    )
+    old = [
+        (path, content)
+        for path, content in _files(folder, f"{HISTORY}/*.json")
+        if content["table"] == outline.name
+        and any(one["setting"] not in measured for one in content["rows"] + content["checks"])
+    ]
 
     def older(part: str) -> list[Any]:
         return [one for _, content in old for one in content[part] if one["setting"] not in measured]
@@ -96,6 +101,7 @@ def _told(folder: Path, outline: Outline, *, history: bool = True) -> Told:
 
 
 def _files(folder: Path, names: str) -> list[tuple[Path, Any]]:
+    """The files of these names that are there."""
     return [(path, read_json(path)) for path in sorted(folder.glob(names))]
 
 
@@ -150,22 +156,13 @@ def _learned_users(folder: Path) -> Iterator[str]:
 
 
 def _demo(folder: Path, name: str) -> Iterator[str]:
-    path = folder / f"{name}.json"
-    if not path.exists():
-        return
-    content = read_json(path)
-    rows = frame_of(content["rows"])
-    words = {"holds": "ahead", "fails": "behind", "undecided": "undecided", "no bar": ""}
-    told = []
-    for check in content["checks"]:
-        name = check["name"].removesuffix(", session watch time (s)")
-        where = f", {check['world']}" if check.get("world") else ""
-        told.append(f"{name}{where} {check_text(check)} {words[check['verdict']]}".rstrip())
-    yield f"## Demo: {content['title']}"
-    yield f"Seconds watched in a session; one training seed; {content['wall_seconds'] / 60:.1f} minutes."
-    yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
-    yield "Paired differences: " + "; ".join(told) + "."
-    yield _origin(folder, [(path, content)])
+    for path, content in _files(folder, f"{name}.json"):
+        rows = frame_of(content["rows"])
+        yield f"## Demo: {content['title']}"
+        yield f"Seconds watched in a session; one training seed; {content['wall_seconds'] / 60:.1f} minutes."
+        yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
+        yield markdown(pd.concat(_claims(content["checks"])).drop(columns="setting"))
+        yield _origin(folder, [(path, content)])
 
 
 def _offline(folder: Path) -> Iterator[str]:
@@ -183,40 +180,27 @@ def _offline(folder: Path) -> Iterator[str]:
 
 def _benchmarks(folder: Path) -> Iterator[str]:
     yield "## Speed"
-    env, rllib, lists = (folder / f"benchmark_{name}.json" for name in ("env", "rllib", "rerankers"))
-    if env.exists():
-        found = read_json(env)
-        keys = {
-            "requests_per_cpu_second": "full step",
-            "core_requests_per_cpu_second": "core step: slates given",
-            "face_requests_per_cpu_second": "Gymnasium face",
-            "step_over_forward": "core step / response forward",
-            "reset_over_step": "reset / full step",
-        }
-        frame = pd.DataFrame({label: found[key] for key, label in keys.items()}).T
+    for path, found in _files(folder, "benchmark_env.json"):
+        frame = pd.DataFrame({label: found[key] for key, label in SPEEDS.items()}).T
         where = f"world {found['world']} with {found['items']:,} videos"
         yield f"Requests per CPU-second of one thread, {where}, by sessions side by side."
-        yield markdown(frame.map(lambda x: f"{x:,g}").rename_axis("").reset_index())
-        if peers := found.get("peers"):
-            told = {
-                name: peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second"
-                for name, peer in peers.items()
-            }
-            yield "\n".join(f"- {name}, one user at a time: {text}" for name, text in told.items())
-        yield _origin(folder, [(env, found)])
-    if rllib.exists():
-        found = read_json(rllib)
+        yield markdown(frame.map("{:,g}".format).rename_axis("").reset_index())
+        yield "\n".join(
+            f"- {name}, one user at a time: "
+            + (peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second")
+            for name, peer in found.get("peers", {}).items()
+        )
+        yield _origin(folder, [(path, found)])
+    for path, found in _files(folder, "benchmark_rllib.json"):
         own, stock = f"{found['overhead_us']} us per step", f"stock RLlib {found['stock_overhead_us']} us"
         yield f"RLlib's Python at {found['num_envs']} environments, above environment and policy: {own}, {stock}."
-        yield _origin(folder, [(rllib, found)])
-    if lists.exists():
-        found = read_json(lists)
-        main = {name: costs for name, costs in found["methods_us"].items() if name in HEADLINES["rerankers"]}
-        frame = pd.DataFrame(main).T.map(lambda x: f"{x:,.0f}")
-        frame.columns = ["one request", "256 side by side"]
+        yield _origin(folder, [(path, found)])
+    for path, found in _files(folder, "benchmark_rerankers.json"):
+        costs = pd.DataFrame(found["methods_us"], index=["1", "256"]).T
+        costs = costs[costs.index.isin(HEADLINES["rerankers"])].map("{:,.0f}".format)
         yield "CPU-microseconds of a shown slate."
-        yield markdown(frame.rename_axis("method").reset_index())
-        yield _origin(folder, [(lists, found)])
+        yield markdown(costs.set_axis(["one request", "256 side by side"], axis=1).rename_axis("method").reset_index())
+        yield _origin(folder, [(path, found)])
 
 
 def _openings(folder: Path) -> Iterator[str]:
