@@ -79,10 +79,10 @@ def measure(world_folder: Path | None, device: str, quick: bool) -> dict[str, An
         name: agreement(world, device, report["sessions_compared"])
         for name, world in tqdm(worlds.items(), desc="agreement", disable=None)
     }
-    rates: dict[str, Any] = {}
-    for name in ("short_video", "learned"):
-        rates[name] = {where: speeds(worlds[name], where, batches, seconds) for where in devices}
-    report["requests_per_second"] = rates
+    report["requests_per_second"] = {
+        name: {where: speeds(worlds[name], where, batches, seconds) for where in devices}
+        for name in ("short_video", "learned")
+    }
     report["goalrank_update_ms"] = {
         where: {rows: update_ms(worlds["learned"], where, rows, seconds) for rows in minibatches} for where in devices
     }
@@ -121,11 +121,9 @@ def agreement(world: World, device: str, num_sessions: int, requests: int = 10) 
     state, other = ours.start(num_sessions, 0), theirs.start(num_sessions, 0)
     same_B = torch.ones(num_sessions, dtype=torch.bool)
     compared, parted, watch_difference = 0, 0, 0.0
-    predicted, found = (
-        state.request.predicted_BCF,
-        other.request.offering(state.request.candidates_BC.to(theirs.device)),
-    )
-    difference = (found.predicted_BCF.cpu() - predicted).abs() / (1.0 + predicted.abs())
+    offered = other.request.offering(state.request.candidates_BC.to(theirs.device))
+    predicted_BCF, found_BCF = state.request.predicted_BCF, offered.predicted_BCF.cpu()
+    difference = float(((found_BCF - predicted_BCF).abs() / (1.0 + predicted_BCF.abs())).max())
     totals = [0.0, 0.0]
     for _ in range(min(requests, ours.max_requests)):
         items_BK = state.request.candidates_BC[:, : ours.slate_size]
@@ -144,9 +142,9 @@ def agreement(world: World, device: str, num_sessions: int, requests: int = 10) 
     return {
         "parted_share": share,
         "watch_difference": watch_difference,
-        "prediction_difference": float(difference.max()),
+        "prediction_difference": difference,
         "mean_watch_ratio": ratio,
-        "agrees": share <= MOST_PARTED and abs(ratio - 1.0) < 0.01 and float(difference.max()) < WATCH_TOLERANCE,
+        "agrees": share <= MOST_PARTED and abs(ratio - 1.0) < 0.01 and difference < WATCH_TOLERANCE,
     }
 
 
@@ -165,15 +163,10 @@ def update_ms(world: World, device: str, rows: int, seconds: float) -> float:
     """Milliseconds of one gradient step of GoalRank on a minibatch of requests with their groups."""
     simulator = simulator_of(world, device)
     request = simulator.start(rows, 0).request
-    played = simulator.world
+    played, size = simulator.world, simulator.slate_size
     method = GoalRank(GoalRankConfig(auxiliary_share=0.0))
-    network = method.network(RequestShape.of(request, len(played.catalogue), simulator.slate_size)).to(device)
-    operator = Operator(
-        signals=played.signals,
-        catalogue=played.catalogue,
-        slate_size=simulator.slate_size,
-        evaluator=played.evaluator,
-    )
+    network = method.network(RequestShape.of(request, len(played.catalogue), size)).to(device)
+    operator = Operator(signals=played.signals, catalogue=played.catalogue, slate_size=size, evaluator=played.evaluator)
     method.begin(operator)
     generator = torch.Generator(device).manual_seed(0)
     step = collect(method, network, request, operator, generator, num_requests=0)

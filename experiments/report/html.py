@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,10 +131,9 @@ def read_curves(run: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 def _gaps(result: EvaluationResult) -> Iterator[Row]:
     first, *others = result.world_names
-    for policy in result.policies:
-        for world in others:
-            if result.measured(policy, first) and result.measured(policy, world):
-                yield result.gap(policy, first, world)
+    for policy, world in product(result.policies, others):
+        if result.measured(policy, first) and result.measured(policy, world):
+            yield result.gap(policy, first, world)
 
 
 class Section(NamedTuple):
