@@ -2,8 +2,8 @@
 
     python -m experiments.build_world LOG --out FOLDER
 
-``LOG`` is a KuaiRand folder or any table that ``recsim_env.data.load_log`` reads; what is built, and how users and
-days are split, stands in ``reward_models.build``.
+``LOG`` is a KuaiRand folder or any log with watch times that ``recsim_env.data.load_log`` reads; what is built, and how
+users and days are split, stands in ``reward_models.build``.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Arguments:
     """Builds worlds from a log."""
 
     log: tyro.conf.Positional[Path]
-    """A KuaiRand or KuaiRec folder, or one CSV or Parquet table with ``--preset`` or ``--map``."""
+    """A KuaiRand or KuaiRec folder, or one CSV or Parquet table with ``--preset`` or ``--map``; ratings do not do."""
     preset: Literal["kuairand", "kuairec", "ratings", "open_bandit"] | None = None
     """Column map of a published table."""
     map: str | None = None

@@ -18,13 +18,14 @@ import tyro
 
 from experiments.build_world import fidelity_line
 from experiments.command import run_command
-from experiments.report.frames import MAIN_METRICS, check_frame, frame_of, markdown, pivot
+from experiments.report.frames import check_frame, frame_of, markdown, pivot
 from experiments.report.html import write_report
 from experiments.tables.goalrank import FIRST_SESSION, METHOD, OUTLINE, GoalRankTable
 from experiments.tables.runner import RunOptions, complete
 from experiments.tables.runs import check_publishable, publish_json, published_stamp
 from experiments.tables.settings import LogSource, log_of, train_policy, worlds_of
 from recsim_env.files import read_json, whole_folder
+from recsim_env.session_metrics import MAIN_METRICS
 from reward_models.build import SHORT_FIT, BuildConfig
 
 _say = partial(print, flush=True)

@@ -2,8 +2,9 @@
 
     python -m experiments.inspect LOG [--map user=uid,...] [--preset ratings] [--json PATH]
 
-LOG is a KuaiRand or KuaiRec folder, or one CSV or Parquet table with a preset or a column map. A log whose
-columns, units or values are wrong is refused with the reason. Keys of the JSON: see ``reward_models.inspection``.
+LOG is what ``load_log`` reads: a KuaiRand, KuaiRec or MovieLens folder, a file of Amazon ratings, or one CSV or Parquet
+table with a preset or a column map. A log whose columns, units or values are wrong is refused with the reason. Keys of
+the JSON: see ``reward_models.inspection``.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Inspect:
     """Prints what a log can and cannot support."""
 
     log: tyro.conf.Positional[Path]
-    """A KuaiRand or KuaiRec folder, or one .csv, .csv.gz or .parquet table."""
+    """A KuaiRand, KuaiRec or MovieLens folder, or one .csv, .csv.gz or .parquet table."""
     preset: Literal["kuairand", "kuairec", "ratings", "open_bandit"] | None = None
     """Column map of a published table."""
     columns: Annotated[str, tyro.conf.arg(name="map", metavar="FIELD=COLUMN,...")] = ""

@@ -215,7 +215,7 @@ class RecVectorEnv(VectorEnv[Any, Any, Any]):
                 feedback.left_B & ~ended_B,
             )
         rewards_BR = self.reward(state.request, items_BK, feedback) * (~ended_B).unsqueeze(1)
-        terminated_B = self._task.is_over(feedback) & ~ended_B
+        terminated_B = self._task.is_over(played, feedback) & ~ended_B
         truncated_B = (played.request_index_B >= self.config.max_requests) & ~terminated_B & ~ended_B
         final_request = None
 

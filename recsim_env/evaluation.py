@@ -6,7 +6,7 @@ way: a batch of sessions shrinks as users leave, until it is empty. Beside what 
 list is valued by the recommender's own evaluator and by the world's true expectation; only this module
 and oracles may ask for the latter.
 
-What is counted stands in ``session_metrics.py``.
+What is counted stands in ``session_metrics.py``; this module drives it.
 
 Shape legend: B running sessions, n sessions, K places, F signals, N items, D features, S training seeds.
 """
@@ -25,8 +25,8 @@ from tqdm import tqdm
 from recsim_env.envs import RecVectorEnv
 from recsim_env.policy_checkers import try_policy
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
-from recsim_env.rewards import Reward, watch_time_reward
-from recsim_env.session_metrics import SessionMetrics, gini, num_repeats
+from recsim_env.rewards import Reward
+from recsim_env.session_metrics import SessionMetrics
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import NO_ITEM, Policy
 from recsim_env.world import World
@@ -119,7 +119,7 @@ def evaluate(
         num_sessions: sessions for each policy, world and training seed; at least 2.
         seed: first session seed, at least 0; use seeds that no training has seen.
         settings: sizes and counting rules.
-        reward: what ``list_reward`` counts; watch time in seconds by default.
+        reward: what ``list_reward`` counts; by default what an environment pays, watch time in seconds.
         logged_impressions_N: int64 impressions of each item in the log; by default those of the users'
             recorded histories. Where there are none, ``cold_start_share`` is left out.
         progress: shows a progress bar on a terminal.
@@ -133,20 +133,20 @@ def evaluate(
     if num_sessions < 2 or seed < 0:
         raise ValueError(f"need num_sessions >= 2 and seed >= 0, got {num_sessions} and {seed}")
     contenders = {name: _contender(policy) for name, policy in policies.items()}
-    simulators = {name: _simulator(world, settings) for name, world in worlds.items()}
-    for simulator in simulators.values():
+    envs = {name: _env(world, settings, reward) for name, world in worlds.items()}
+    for env in envs.values():
         for name, contender in contenders.items():
             for policy in contender.policies:
-                try_policy(policy, simulator, name=name, seed=seed, outside=contender.outside)
+                try_policy(policy, env.simulator, name=name, seed=seed, outside=contender.outside)
     runs = sum(max(len(c.policies), 1) for c in contenders.values()) * len(worlds)
     cells: dict[tuple[str, str], Cell] = {}
     with tqdm(total=runs * num_sessions, unit="session", desc="evaluate", disable=None if progress else True) as bar:
-        for world_name, simulator in simulators.items():
-            counter = _metrics(simulator, settings, reward, logged_impressions_N)
+        for world_name, env in envs.items():
+            counter = _metrics(env, settings, logged_impressions_N)
             for name, contender in contenders.items():
                 bar.set_postfix_str(f"{name} in {world_name}")
                 tallies = [
-                    _play(simulator, counter, player, num_sessions, seed, settings.batch_size, bar)
+                    _play(env.simulator, counter, player, num_sessions, seed, settings.batch_size, bar)
                     for player in _players(name, contender)
                 ]
                 cells[name, world_name] = _cell(contender, counter, tallies)
@@ -201,23 +201,22 @@ class _Player:
 
 @dataclass(frozen=True)
 class _Tally:
-    """Sums of every session, and exposures of every item."""
+    """What one player was counted for."""
 
     sums: dict[str, Tensor]
-    """Name to float64 (n,)."""
-    exposures_N: Tensor
+    """Name to float64 (n,), one for each session."""
+    totals: dict[str, float]
+    """Metrics of all sessions together."""
 
 
-def _metrics(
-    simulator: Simulator, settings: EvaluationSettings, reward: Reward | None, logged_impressions_N: Tensor | None
-) -> SessionMetrics:
-    world = simulator.world
+def _metrics(env: RecVectorEnv, settings: EvaluationSettings, logged_impressions_N: Tensor | None) -> SessionMetrics:
+    world = env.world
     if logged_impressions_N is None:
         past_P = world.users.histories.item_P
         logged_impressions_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue))
     return SessionMetrics(
-        simulator,
-        reward=reward or watch_time_reward(world.signals),
+        env.simulator,
+        reward=env.reward,
         logged_impressions_N=logged_impressions_N,
         true_values=settings.true_values,
         duration_edges=settings.duration_edges,
@@ -225,10 +224,11 @@ def _metrics(
     )
 
 
-def _simulator(world: World, settings: EvaluationSettings) -> Simulator:
+def _env(world: World, settings: EvaluationSettings, reward: Reward | None) -> RecVectorEnv:
+    """Gives the world its sizes and the reward its default; sessions are played by its simulator, of any number."""
     sizes = ("num_candidates", "slate_size", "history_length", "max_requests")
     chosen = {name: getattr(settings, name) for name in sizes if getattr(settings, name) is not None}
-    return RecVectorEnv(1, world, device=settings.device, **chosen).simulator
+    return RecVectorEnv(1, world, reward=reward, device=settings.device, **chosen)
 
 
 def _contender(policy: Policy | Sequence[Policy] | Contender) -> Contender:
@@ -268,7 +268,7 @@ def _play(
             # the users' luck, which is addressed and the same for every policy.
             items_BK = player.choose(simulator, state, generator)
             following, feedback = simulator.step(state, items_BK)
-            for name, values_B in counter(state, items_BK, feedback).items():
+            for name, values_B in counter.of_request(state, items_BK, feedback).items():
                 sums[name].index_add_(0, begin + row_B, values_B.to(torch.float64))
             # Only what was seen counts as an exposure or can be repeated: unreached places were shown to nobody.
             columns = slice(request_index * places, (request_index + 1) * places)
@@ -279,26 +279,18 @@ def _play(
             if not len(row_B):
                 break
         bar.update(len(row_B))
-        sums["truncated"][begin + row_B] = 1.0
-        sums["repeats"][begin : begin + size] = num_repeats(watched_nT).to(torch.float64)
+        stayed_n = torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, row_B, True)
+        for name, values_n in counter.of_sessions(watched_nT, stayed_n).items():
+            sums[name][begin : begin + size] = values_n.to(torch.float64)
         exposures_N += torch.bincount(watched_nT[watched_nT != NO_ITEM], minlength=len(exposures_N))
-    sums["sessions"] += 1.0
-    return _Tally(dict(sums), exposures_N)
+    return _Tally(dict(sums), counter.of_catalogue(exposures_N))
 
 
 def _cell(contender: Contender, counter: SessionMetrics, tallies: Sequence[_Tally]) -> Cell:
     sums = {name: np.stack([tally.sums[name].cpu().numpy() for tally in tallies]) for name in tallies[0].sums}
-    exposures = [tally.exposures_N.cpu().numpy() for tally in tallies]
     return Cell(
-        ratios={
-            metric: (sums[numerator], sums[denominator])
-            for metric, (numerator, denominator) in counter.ratios().items()
-            if numerator in sums
-        },
-        totals={
-            "catalogue_coverage": np.array([(counts_N > 0).mean() for counts_N in exposures]),
-            "exposure_gini": np.array([gini(counts_N) for counts_N in exposures]),
-        },
+        ratios=counter.ratios(sums),
+        totals={name: np.array([tally.totals[name] for tally in tallies]) for name in tallies[0].totals},
         feedback=contender.feedback,
         world_requests=contender.world_requests,
     )

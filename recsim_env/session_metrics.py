@@ -1,7 +1,8 @@
 """The metrics of sessions: each a name, what is counted, and per what.
 
-To add one, count it in ``SessionMetrics.__call__`` and give it a row in ``SessionMetrics.ratios``; reports show it by
-themselves. Only this module, evaluation and oracles may ask a world for its truth.
+To add one, count it where it happens (``of_request``, ``of_sessions``, both summed over a session) and give it a row in
+``table``, or count it over the whole catalogue (``of_catalogue``); then name it here. Reports show it by themselves,
+committed files keep ``MAIN_METRICS``. Only this module, evaluation and oracles may ask a world for its truth.
 
 Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     session_watch_time, session_length (requests), videos_seen, watch_time_per_video, truncated_share,
@@ -19,20 +20,28 @@ M videos of a whole session, n sessions.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recsim_env.plugins import nearest
 from recsim_env.rewards import Reward, scalar
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.slates import are_candidates
 from recsim_env.types import NO_ITEM, WATCH_TIME, Feedback
 
+MAIN_METRICS = (
+    "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
+    "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
+    "true_list_value", "evaluator_gap",
+)  # fmt: skip
+"""What committed files keep; ``report.json`` has everything."""
+
 
 class SessionMetrics:
-    """What one request of every session adds to its sums, and the metrics that are made of them.
+    """What is counted of every session, and the metrics that are made of it.
 
     Args:
         simulator: plays the world that is evaluated.
@@ -74,7 +83,7 @@ class SessionMetrics:
         if int(logged_impressions_N.sum()):
             self.cold_N = logged_impressions_N.to(simulator.device) < cold_start_below
 
-    def __call__(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
+    def of_request(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
         """Quantities (B,) of one request, by name."""
         seen_BK = feedback.seen_BK
         inside_BK = are_candidates(items_BK, state.request.candidates_BC)
@@ -96,11 +105,48 @@ class SessionMetrics:
             counted[f"watch_time/{name}"] = (feedback.signals_BKF[..., 0] * chosen_BK).sum(1)
         return counted
 
-    def ratios(self) -> dict[str, tuple[str, str]]:
-        """Metric to the names of its numerator and denominator."""
+    def of_sessions(self, watched_BM: Tensor, stayed_B: Tensor) -> dict[str, Tensor]:
+        """Quantities (B,) of whole sessions, by name.
+
+        Args:
+            watched_BM: int64 items that were seen, ``NO_ITEM`` elsewhere.
+            stayed_B: bool, sessions cut off with the user still there.
+        """
+        return {"sessions": torch.ones_like(stayed_B), "truncated": stayed_B, "repeats": num_repeats(watched_BM)}
+
+    def of_catalogue(self, exposures_N: Tensor) -> dict[str, float]:
+        """Metrics of how often each item was seen, int64 (N,), in all sessions together."""
+        counts_N = exposures_N.cpu().numpy()
+        return {"catalogue_coverage": float((counts_N > 0).mean()), "exposure_gini": gini(counts_N)}
+
+    def ratios(self, sums: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Metric to its numerator and denominator among the sums of quantities.
+
+        Raises:
+            ValueError: a metric is made of a quantity that nothing counts.
+        """
+        table = self.table()
+        for metric, pair in table.items():
+            for name in pair:
+                if name not in sums:
+                    raise ValueError(
+                        f"metric {metric!r} is made of {name!r}, which nothing counts{nearest(name, sums)}; "
+                        f"counted are {', '.join(sums)}"
+                    )
+        return {metric: (sums[over], sums[under]) for metric, (over, under) in table.items()}
+
+    def table(self) -> dict[str, tuple[str, str]]:
+        """Metric to the names of its numerator and denominator, for every metric that this world can have."""
+        evaluated = self.simulator.world.evaluator is not None
+        possible = {
+            "cold_start_share": self.cold_N is not None,
+            "evaluator_value": evaluated,
+            "true_list_value": self.true_values,
+            "evaluator_gap": evaluated and self.true_values,
+        }
         others = [name for name in self.signals if name != WATCH_TIME]
         components = self.reward.names if len(self.reward.names) > 1 else ()
-        return {
+        pairs = {
             "session_watch_time": (WATCH_TIME, "sessions"),
             "session_length": ("requests", "sessions"),
             "videos_seen": ("seen", "sessions"),
@@ -122,6 +168,7 @@ class SessionMetrics:
             **{f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}") for name in self.buckets},
             **{f"exposure_share/{b}": (f"seen/{b}", "seen") for b in self.buckets},
         }
+        return {metric: pair for metric, pair in pairs.items() if possible.get(metric, True)}
 
     def _rewards(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
         rewards_BR = self.reward(state.request, items_BK, feedback)

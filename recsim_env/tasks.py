@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recsim_env.plugins import nearest
+from recsim_env.simulator import SessionState
 from recsim_env.types import Feedback
 
 
@@ -25,8 +26,13 @@ class Task(Protocol):
         """What settings call it."""
         ...
 
-    def is_over(self, feedback: Feedback) -> Tensor:
-        """Bool (B,): episodes that end with this slate."""
+    def is_over(self, state: SessionState, feedback: Feedback) -> Tensor:
+        """Bool (B,): episodes that end with this slate.
+
+        Args:
+            state: the sessions after the slate; ``request_index_B`` and ``watched_s_B`` count it already.
+            feedback: what the slate brought.
+        """
         ...
 
 
@@ -36,7 +42,7 @@ class SessionTask:
 
     name: str = "session"
 
-    def is_over(self, feedback: Feedback) -> Tensor:
+    def is_over(self, state: SessionState, feedback: Feedback) -> Tensor:
         """Who left."""
         return feedback.left_B
 
@@ -47,7 +53,7 @@ class RequestTask:
 
     name: str = "request"
 
-    def is_over(self, feedback: Feedback) -> Tensor:
+    def is_over(self, state: SessionState, feedback: Feedback) -> Tensor:
         """Everyone."""
         return torch.ones_like(feedback.left_B)
 

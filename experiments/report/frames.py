@@ -9,13 +9,6 @@ import pandas as pd
 
 from recsim_env.results import EvaluationResult, Row
 
-MAIN_METRICS = (
-    "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
-    "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
-    "true_list_value", "evaluator_gap",
-)  # fmt: skip
-"""What committed files keep; ``report.json`` has everything."""
-
 VERDICTS = {
     "holds": "holds: the whole interval lies on the wanted side of the bar",
     "fails": "fails: the whole interval lies on the other side of the bar",

@@ -18,7 +18,6 @@ import tyro
 from agents.goalrank import GoalRankConfig
 from experiments.policies import TO_BEAT, baselines, contender, logging_clone
 from experiments.recipes import TrainRun
-from experiments.report.frames import MAIN_METRICS
 from experiments.tables.runner import Comparison, Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import (
@@ -38,6 +37,7 @@ from experiments.tables.settings import (
 from recsim_env.evaluation import Contender, evaluate
 from recsim_env.known_worlds import greedy_oracle
 from recsim_env.results import Cell
+from recsim_env.session_metrics import MAIN_METRICS
 from recsim_env.types import Policy
 
 METHOD, CLONE, SEARCH, ORACLE = "GoalRank", "logging clone", "evaluator search", "greedy oracle"

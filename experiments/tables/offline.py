@@ -3,7 +3,7 @@
     python -m experiments.compare offline --data ml_latest_small --protocol papers --sigmas 0.1 0.3 1
     python -m experiments.compare offline --data ml_latest_small --protocol honest --sigmas 0.3
 
-``--data`` is a folder or file that ``load_interactions`` reads, the name of one in ``$RECSIM_DATA``, or "short_video":
+``--data`` is a folder or file that ``load_log`` reads by itself, the name of one in ``$RECSIM_DATA``, or "short_video":
 the log of the known world that ``compare goalrank`` draws. What the two protocols are is said in
 ``agents.offline.data``. Beside the rerankers stand four sorts that learn nothing, among them the
 retriever's order upside down, which shows how far forced positives give themselves away, and PRM fitted to shuffled
@@ -34,8 +34,7 @@ from agents.offline.training import request_quality
 from experiments.tables.runner import Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import LogSource, log_of, settings_of
-from recsim_env.data import LoggedDataset
-from recsim_env.data.ratings import load_interactions
+from recsim_env.data import LoggedDataset, load_log
 from recsim_env.plugins import nearest
 from recsim_env.results import Cell
 from reward_models.metrics import grouped_auc
@@ -123,7 +122,7 @@ def interactions(data: str) -> LoggedDataset:
     if data == KNOWN_WORLD:
         return log_of(settings_of(LogSource())[0])
     named = Path(os.environ.get("RECSIM_DATA", "")) / data
-    return load_interactions(Path(data) if Path(data).exists() else named)
+    return load_log(Path(data) if Path(data).exists() else named)
 
 
 def protocol_config(data: str, protocol: Literal["papers", "honest"]) -> ProtocolConfig:

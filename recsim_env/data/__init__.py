@@ -10,7 +10,7 @@ from recsim_env.data.columns import (
     ColumnMap,
     parse_map,
 )
-from recsim_env.data.readers import load_kuairand, load_kuairec, load_log
+from recsim_env.data.readers import load_kuairand, load_kuairec, load_log, load_movielens, load_ratings
 from recsim_env.data.schema import USUAL_SIGNALS, LoggedDataset, canonical_order, check_dataset
 from recsim_env.data.splits import (
     NO_ROW,
@@ -41,6 +41,8 @@ __all__ = [
     "load_kuairand",
     "load_kuairec",
     "load_log",
+    "load_movielens",
+    "load_ratings",
     "load_table",
     "parse_map",
     "slates",

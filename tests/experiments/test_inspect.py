@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import tyro
 
+from experiments.build_world import Arguments
+from experiments.build_world import main as build_world
 from experiments.inspect import Inspect, main
 from recsim_env.data import LoggedDataset
 from reward_models.inspection import describe, inspect_log
@@ -154,6 +156,19 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
         Inspect(log=tmp_path, session_gap_s=0)
     with pytest.raises(ValueError, match="is a folder and a column map was given"):
         main(Inspect(log=tmp_path, preset="ratings"))
+
+
+def test_ratings_are_inspected_and_build_no_world(tmp_path: Path) -> None:
+    movielens = tmp_path / "ml-1m"
+    movielens.mkdir()
+    (movielens / "ratings.dat").write_text("1::10::5::978300760\n1::20::3::978300761\n2::10::4::978300762\n")
+    (movielens / "movies.dat").write_text("10::A::Drama\n20::B::Comedy\n")
+    found = {entry["name"]: entry for entry in Inspect(log=movielens).run()["capabilities"]}
+    assert found["learned worlds"]["verdict"] == "no"
+    assert "no row says how long a video was watched" in found["learned worlds"]["reason"]
+    with pytest.raises(ValueError, match=r"no worlds can be built from the log 'ml-1m': .*no row says how long"):
+        build_world(Arguments(log=movielens, out=tmp_path / "worlds"))
+    assert not (tmp_path / "worlds").exists()
 
 
 @needs_data

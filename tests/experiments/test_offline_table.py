@@ -70,5 +70,5 @@ def test_bad_settings_are_named() -> None:
         OfflineTable(seeds=0)
     with pytest.raises(ValueError, match=r"methods must be among .* got 'DN' \(did you mean 'DNN'\?\)"):
         OfflineTable(methods=("PRM", "DN"))
-    with pytest.raises(ValueError, match=r"there is no .*nowhere: give a MovieLens"):
+    with pytest.raises(ValueError, match=r"no .*nowhere found: give .* a MovieLens folder"):
         list(OfflineTable(data="nowhere").runs())

@@ -16,7 +16,9 @@ from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.known_worlds import short_video_world
 from recsim_env.observations import BOUND
 from recsim_env.rewards import SignalReward, aspect_rewards
+from recsim_env.simulator import SessionState
 from recsim_env.slates import first_showing
+from recsim_env.tasks import TASKS
 from recsim_env.types import CONTEXT, Feedback
 from recsim_env.world import World
 
@@ -309,7 +311,7 @@ class UntilLike:
 
     name: str = "until_like"
 
-    def is_over(self, feedback: Feedback) -> torch.Tensor:
+    def is_over(self, state: SessionState, feedback: Feedback) -> torch.Tensor:
         return feedback.signals_BKF[..., 3].any(dim=1)
 
 
@@ -319,6 +321,32 @@ def test_a_task_says_when_an_episode_is_over(world: World) -> None:
     step = env.step_tensors(env.request.candidates_BC[:, :4])
     assert torch.equal(step.terminated_B, step.feedback.signals_BKF[..., 3].any(dim=1))
     assert 0 < int(step.terminated_B.sum()) < 40
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreeRequests:
+    """An episode ends with the third request, whatever the user does."""
+
+    name: str = "three_requests"
+
+    def is_over(self, state: SessionState, feedback: Feedback) -> torch.Tensor:
+        return state.request_index_B >= 3
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_strangers_task_looks_at_the_session(world: World, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Also where one call ends an episode and the next, or the same, begins another."""
+    monkeypatch.setitem(TASKS, "three_requests", ThreeRequests())
+    env = RecVectorEnv(5, world, task="three_requests", autoreset_mode=mode, **SIZES)
+    env.reset_tensors(0)
+    ends = []
+    for _ in range(9):
+        step = env.step_tensors(env.request.candidates_BC[:, :4])
+        assert len(set(step.terminated_B.tolist())) == 1
+        assert not step.truncated_B.any()
+        ends.append(bool(step.terminated_B[0]))
+    period = 4 if mode == "NextStep" else 3
+    assert ends == [call % period == 2 for call in range(9)]
 
 
 @pytest.mark.parametrize(

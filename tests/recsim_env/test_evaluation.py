@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
+from recsim_env import session_metrics
 from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate
 from recsim_env.known_worlds import pointwise_oracle, short_video_world
 from recsim_env.rewards import SignalReward
-from recsim_env.session_metrics import gini
+from recsim_env.session_metrics import MAIN_METRICS, SessionMetrics, gini
 from recsim_env.simulator import Simulator
 from recsim_env.types import Decision, Policy, Request
 from recsim_env.world import World
@@ -196,6 +198,46 @@ def test_the_known_world_orders_random_pointwise_sort_and_oracle() -> None:
     for policy in policies:
         row = result.row(policy, "truth", "list_reward")
         assert row.mean == pytest.approx(result.row(policy, "truth", "true_list_value").mean, rel=0.1)
+
+
+def named_metrics(**kinds: tuple[str, ...]) -> set[str]:
+    """The metrics that the module's docstring names, ``<kind>`` replaced by each of its members."""
+    text = str(session_metrics.__doc__).split("Metrics (")[1].split("Shape legend")[0].partition("):")[2]
+    words = re.split(r",|\band\b", re.sub(r"\([^)]*\)", "", text).strip().rstrip("."))
+    found = {word.strip() for word in words}
+    for kind, members in kinds.items():
+        found = {name.replace(f"<{kind}>", member) for name in found for member in members}
+    return found
+
+
+def test_the_docstring_names_every_metric_and_no_other() -> None:
+    reward = SignalReward({"watch_time": 1.0, "like": 20.0}, SIGNALS)
+    named = named_metrics(signal=("like",), name=("watch_time", "like"), duration=("0-20s", "20-40s", "40s+"))
+    assert named == set(run(reward=reward, settings=SMALL).cells["p", "w"].metrics)
+    assert set(MAIN_METRICS) <= named_metrics(signal=("click", "long_view", "like"), name=("",), duration=("",))
+
+
+def test_a_metric_of_something_that_nothing_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = SessionMetrics.table
+    for pair, message in (
+        (("sene", "sessions"), r"'seen_share' is made of 'sene', which nothing counts \(did you mean 'seen'\?\)"),
+        (("seen", "requets"), r"'seen_share' is made of 'requets', .*did you mean 'requests'"),
+    ):
+        monkeypatch.setattr(SessionMetrics, "table", lambda self, pair=pair: {**table(self), "seen_share": pair})
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+def test_metrics_that_a_world_cannot_have_are_left_out() -> None:
+    everything = set(run().cells["p", "w"].metrics)
+    bare = planted_world().replace(evaluator=None)
+    no_log, no_truth = torch.zeros(30, dtype=torch.int64), EvaluationSettings(true_values=False)
+    for changes, missing in (
+        ({"worlds": {"w": bare}}, {"evaluator_value", "evaluator_gap"}),
+        ({"settings": no_truth}, {"true_list_value", "evaluator_gap"}),
+        ({"logged_impressions_N": no_log}, {"cold_start_share"}),
+    ):
+        assert everything - set(run(**changes).cells["p", "w"].metrics) == missing
 
 
 def test_gini_against_all_pairs() -> None:

@@ -13,8 +13,8 @@ from agents.offline.controls import with_noisy_scores, with_shuffled_labels, wit
 from agents.offline.data import RerankData
 from agents.offline.protocol import HistoryScorer, ProtocolConfig, build_rerank_data
 from agents.offline.retriever import FactorisationConfig, fit_matrix_factorisation
+from recsim_env.data import load_log
 from recsim_env.data.features import item_features
-from recsim_env.data.ratings import load_interactions
 from recsim_env.types import NO_ITEM
 from tests.helpers.planted_ratings import HOUR_MS, START_MS, log_of, planted_ratings
 
@@ -234,31 +234,10 @@ def test_bad_input_is_named() -> None:
         build_rerank_data(planted_ratings(num_users=2, per_user=12), fit, small_config("honest"))
 
 
-def test_rating_tables_are_read(tmp_path: Path) -> None:
-    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n1::20::3::978300761\n2::10::4::978300762\n")
-    (tmp_path / "movies.dat").write_text("10::Öl (1990)::Comedy|Drama\n20::B::Drama\n", encoding="latin-1")
-    log = load_interactions(tmp_path)
-    assert log.rows[["user", "item", "like"]].to_numpy().tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 1]]
-    assert log.items["tags"].tolist() == [[0, 1], [1]]
-    amazon = tmp_path / "books.csv"
-    amazon.write_text("A1,B7,5.0,1405382400\nA2,B7,1.0,1405382401\n")
-    assert load_interactions(amazon).rows["like"].tolist() == [1, 0]
-    amazon.write_text(
-        "userId,movieId,rating,timestamp\n7,5,5.0,1405382400\n8,5,1.0,1405382401\n"
-    )  # as MovieLens has it
-    assert load_interactions(amazon).rows["like"].tolist() == [1, 0]
-    amazon.write_text("user,item,rating,timestamp\nA1,B7,5.0,1405382400\n")
-    with pytest.raises(ValueError, match="without a header line"):
-        load_interactions(amazon)
-    (tmp_path / "movies.dat").unlink()
-    with pytest.raises(ValueError, match="no movies"):
-        load_interactions(tmp_path)
-
-
 @pytest.mark.skipif(not REAL, reason="set RECSIM_DATA to the folder with ml_latest_small")
 def test_the_papers_protocol_gives_positives_away() -> None:
     """Its negatives are the retriever's favourites, so sorting by the lowest score finds most positives."""
-    log = load_interactions(Path(REAL) / "ml_latest_small")
+    log = load_log(Path(REAL) / "ml_latest_small")
     config = ProtocolConfig(protocol="papers", positive="like", core=5)
     batch = build_rerank_data(log, fit, config).test.all()
     lowest = (-batch.request.retriever_score_BC).topk(6).indices
