@@ -204,7 +204,7 @@ def _coloured(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 def _metrics(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """World to all metrics by policies."""
     for world, some in rows.groupby("world", sort=False):
-        yield str(world), wide(some, texts_of(some), index="metric", by="policy")
+        yield str(world), wide(some, texts_of(some), index=["metric"], by="policy")
 
 
 def _about_worlds(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]]:

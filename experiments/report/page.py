@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, wide
+from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, texts_of, wide
 from experiments.report.plots import reranker_curves
 from experiments.tables import goalrank, offline, rerankers, response_bars
 from experiments.tables.runner import Outline, judged
@@ -110,38 +110,35 @@ def _table(folder: Path, outline: Outline) -> Iterator[str]:
     told = _told(folder, outline)
     if told.rows.empty:
         return
-    tables = [
-        pivot(some[some["policy"].isin(HEADLINES[outline.name])], metric).assign(
-            setting=f"{setting} ({some['seeds'].max()} training seeds)"
-        )
-        for setting, some in told.rows.groupby("setting", sort=False)
-    ]
+    rows = told.rows[told.rows["metric"] == metric]
+    seeds = rows.groupby("setting")["seeds"].transform("max").astype(str)
+    shown = rows.assign(setting=rows["setting"] + " (" + seeds + " training seeds)")
+    shown = shown[shown["policy"].isin(HEADLINES[outline.name])]
     yield f"## {outline.title}"
     yield f"{heading[0].upper()}{heading[1:]}."
-    yield markdown(_by_setting(tables))
+    yield _by_setting(wide(shown, texts_of(shown), index=["setting", "policy"]))
     yield _origin(folder, told.files)
-    claims = [check for check in told.checks if check["metric"] == metric and check["world"] != "A"]
-    yield markdown(_by_setting(_claims(claims)))
+    if claims := [check for check in told.checks if check["metric"] == metric and check["world"] != "A"]:
+        yield _by_setting(_claims(claims))
 
 
-def _by_setting(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Frames below each other, the setting first, and named only where it changes."""
-    frame = pd.concat(frames).fillna("")
-    names = frame.pop("setting")
-    frame.insert(0, "setting", names.where(names != names.shift(), ""))
-    return frame
+def _by_setting(frame: pd.DataFrame) -> str:
+    """Markdown that names a setting only where it changes."""
+    names = frame["setting"]
+    return markdown(frame.assign(setting=names.where(names != names.shift(), "")))
 
 
-def _claims(checks: Iterable[Mapping[str, Any]]) -> Iterator[pd.DataFrame]:
+def _claims(checks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """For each setting one line for each comparison, one column for each world that decides."""
-    lines = []
-    for check in checks:
+
+    def line(check: Mapping[str, Any]) -> dict[str, str]:
         word = "" if check["verdict"] == "no bar" else f" **{check['verdict']}**"
         bar = "" if check["bar"] in (None, 0.0) else f" ({check.get('side', 'above')} {check['bar']:g})"
-        line = {"setting": check["setting"], "claim": check["name"] + bar, "world": check["world"]}
-        lines.append(line | {"text": check_text(check) + word})
-    for name, some in pd.DataFrame(lines).groupby("setting", sort=False):
-        yield wide(some, some["text"], index="claim").assign(setting=name)
+        where = {"setting": check["setting"], "world": check["world"]}
+        return {**where, "claim": check["name"] + bar, "text": check_text(check) + word}
+
+    frame = pd.DataFrame(map(line, checks))
+    return wide(frame, frame["text"], index=["setting", "claim"])
 
 
 def _learned_users(folder: Path) -> Iterator[str]:
@@ -161,7 +158,7 @@ def _demo(folder: Path, name: str) -> Iterator[str]:
         yield f"## Demo: {content['title']}"
         yield f"Seconds watched in a session; one training seed; {content['wall_seconds'] / 60:.1f} minutes."
         yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
-        yield markdown(pd.concat(_claims(content["checks"])).drop(columns="setting"))
+        yield markdown(_claims(content["checks"]).drop(columns="setting"))
         yield _origin(folder, [(path, content)])
 
 
@@ -185,11 +182,12 @@ def _benchmarks(folder: Path) -> Iterator[str]:
         where = f"world {found['world']} with {found['items']:,} videos"
         yield f"Requests per CPU-second of one thread, {where}, by sessions side by side."
         yield markdown(frame.map("{:,g}".format).rename_axis("").reset_index())
-        yield "\n".join(
-            f"- {name}, one user at a time: "
-            + (peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second")
+        peers = {
+            name: peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second"
             for name, peer in found.get("peers", {}).items()
-        )
+        }
+        if peers:
+            yield "\n".join(f"- {name}, one user at a time: {text}" for name, text in peers.items())
         yield _origin(folder, [(path, found)])
     for path, found in _files(folder, "benchmark_rllib.json"):
         own, stock = f"{found['overhead_us']} us per step", f"stock RLlib {found['stock_overhead_us']} us"
