@@ -11,7 +11,6 @@ training seeds and over sessions. ``--json`` writes ``rows`` and ``checks`` (nam
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import tyro
 
@@ -20,9 +19,9 @@ from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.offline import OfflineTable
 from experiments.tables.rerankers import RerankersTable
 from experiments.tables.response_bars import ResponseBars
-from experiments.tables.runner import complete, show
+from experiments.tables.runner import Table, complete, show
 
-TABLES: dict[str, Callable[..., Any]] = {
+TABLES: dict[str, Callable[..., Table]] = {
     "goalrank": GoalRankTable,
     "rerankers": RerankersTable,
     "offline": OfflineTable,
@@ -31,10 +30,9 @@ TABLES: dict[str, Callable[..., Any]] = {
 """Tables by name."""
 
 
-def main(config: GoalRankTable | RerankersTable | OfflineTable | ResponseBars) -> None:
+def main(table: Table) -> None:
     """Runs what is missing and prints the table."""
-    finished = complete(config.table(), config.run)
-    show(finished, config.run)
+    show(complete(table.outline, table.runs(), table.run), table.run)
 
 
 if __name__ == "__main__":

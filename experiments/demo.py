@@ -82,7 +82,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     check_publishable(config.json or config.folder)
     begun = time.perf_counter()
     demo = config.table
-    (setting,) = demo.settings.values()
+    (setting,) = demo.settings
     _say("1/4  drawing a synthetic log from a known world" if config.data is None else f"1/4  reading {config.data}")
     log = log_of(setting)
     _say(f"     {len(log.rows):,} impressions of {len(log.users):,} users, {len(log.items):,} videos")
@@ -96,7 +96,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     with whole_folder(config.folder / "policy", ("policy.json", "policy.safetensors")) as aside:
         shutil.copytree(train_policy(training), aside, dirs_exist_ok=True)
     _say("4/4  everyone plays the same sessions in every world")
-    finished = complete(demo.table(replace(OUTLINE, name="demo", min_seeds=1)), demo.run)
+    finished = complete(replace(OUTLINE, name="demo", min_seeds=1), demo.runs(), demo.run)
     cards = {
         name: {"declared": world.declared, "provenance": world.provenance, "fidelity": world.fidelity}
         for name, world in worlds.items()

@@ -46,11 +46,8 @@ class Inspect:
 
 
 def main(command: Inspect) -> None:
-    """Runs one command."""
-    try:
-        findings = command.run()
-    except ValueError as error:
-        raise SystemExit(f"inspect: {error}") from error
+    """Prints the findings."""
+    findings = command.run()
     print(describe(findings))
     if command.json is not None:
         write_json(command.json, findings)

@@ -20,7 +20,7 @@ from agents.policies import load_policy, policy_card
 from agents.rerankers.heuristics import HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator
 from recsim_env.data import LoggedDataset
-from recsim_env.evaluation import Contender, Oracle
+from recsim_env.evaluation import Contender
 from recsim_env.known_worlds import KNOWN_WORLDS
 from recsim_env.known_worlds.names import resolve_world
 from recsim_env.plugins import load_object, nearest
@@ -73,11 +73,6 @@ def contender(folder: str | Path, trusted: Sequence[str] = ()) -> Contender:
         feedback=told.get("feedback", "logged"),
         world_requests=int(told.get("requests", 0)),
     )
-
-
-def oracle(search: Oracle) -> Contender:
-    """A reference that asks the truth."""
-    return Contender(oracle=search, feedback="branched")
 
 
 def named_policy(name: str, world: World, slate_size: int, trusted: Sequence[str] = ()) -> Policy | Contender:

@@ -111,7 +111,7 @@ def search_generators(
         first: the generator to begin with.
         evaluator: values whole lists.
         train: trains a method on an evaluator; usually a few lines around ``agents.rllib.train.train_method`` that
-            name the world, as ``experiments.tables.reranker_training`` has them.
+            name the world, as ``experiments.tables.reranker_methods`` has them.
         num_generators: how many to add.
         folder: where each keeps its run, under ``generator-<number>/run``; finished ones are read, not trained again.
         method: what trains each of them, with its settings; GoalRank by default. Each gets a seed of its own.

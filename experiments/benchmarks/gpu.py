@@ -16,23 +16,22 @@ Shape legend: B sessions, K places, F signals, G lists.
 import argparse
 import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from agents.goalrank import GoalRank, GoalRankConfig
 from agents.method import Operator, collect
 from agents.networks import RequestShape
+from experiments.benchmarks.timing import Player, microseconds
 from recsim_env.files import write_json
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.provenance import stamp
-from recsim_env.simulator import SessionState, Simulator
+from recsim_env.simulator import Simulator
 from recsim_env.world import World
 
 MOST_PARTED = 0.01
@@ -80,10 +79,10 @@ def measure(world_folder: Path | None, device: str, quick: bool) -> dict[str, An
         name: agreement(world, device, report["sessions_compared"])
         for name, world in tqdm(worlds.items(), desc="agreement", disable=None)
     }
-    rates: dict[str, Any] = {}
-    for name in ("short_video", "learned"):
-        rates[name] = {where: speeds(worlds[name], where, batches, seconds) for where in devices}
-    report["requests_per_second"] = rates
+    report["requests_per_second"] = {
+        name: {where: speeds(worlds[name], where, batches, seconds) for where in devices}
+        for name in ("short_video", "learned")
+    }
     report["goalrank_update_ms"] = {
         where: {rows: update_ms(worlds["learned"], where, rows, seconds) for rows in minibatches} for where in devices
     }
@@ -122,11 +121,9 @@ def agreement(world: World, device: str, num_sessions: int, requests: int = 10) 
     state, other = ours.start(num_sessions, 0), theirs.start(num_sessions, 0)
     same_B = torch.ones(num_sessions, dtype=torch.bool)
     compared, parted, watch_difference = 0, 0, 0.0
-    predicted, found = (
-        state.request.predicted_BCF,
-        other.request.offering(state.request.candidates_BC.to(theirs.device)),
-    )
-    difference = (found.predicted_BCF.cpu() - predicted).abs() / (1.0 + predicted.abs())
+    offered = other.request.offering(state.request.candidates_BC.to(theirs.device))
+    predicted_BCF, found_BCF = state.request.predicted_BCF, offered.predicted_BCF.cpu()
+    difference = float(((found_BCF - predicted_BCF).abs() / (1.0 + predicted_BCF.abs())).max())
     totals = [0.0, 0.0]
     for _ in range(min(requests, ours.max_requests)):
         items_BK = state.request.candidates_BC[:, : ours.slate_size]
@@ -145,9 +142,9 @@ def agreement(world: World, device: str, num_sessions: int, requests: int = 10) 
     return {
         "parted_share": share,
         "watch_difference": watch_difference,
-        "prediction_difference": float(difference.max()),
+        "prediction_difference": difference,
         "mean_watch_ratio": ratio,
-        "agrees": share <= MOST_PARTED and abs(ratio - 1.0) < 0.01 and float(difference.max()) < WATCH_TOLERANCE,
+        "agrees": share <= MOST_PARTED and abs(ratio - 1.0) < 0.01 and difference < WATCH_TOLERANCE,
     }
 
 
@@ -156,70 +153,36 @@ def speeds(world: World, device: str, batches: tuple[int, ...], seconds: float) 
     simulator = simulator_of(world, device)
     found: dict[str, dict[int, int]] = {"full": {}, "catalogue": {}}
     for batch in tqdm(batches, desc=f"{world.name} on {device}", disable=None):
-        fixed_BK = torch.arange(simulator.slate_size, device=simulator.device).repeat(batch, 1)
-        for kind in found:
-
-            def play(state: SessionState, kind: str = kind, fixed_BK: Tensor = fixed_BK) -> SessionState:
-                if kind == "full":
-                    list(state.request)
-                    items_BK = state.request.candidates_BC[:, : simulator.slate_size]
-                else:
-                    items_BK = fixed_BK
-                following, feedback = simulator.step(state, items_BK)
-                return simulator.restart(following, feedback.left_B)
-
-            begun = simulator.start(batch, 0)
-            found[kind][batch] = round(batch / _seconds_per_call(play, begun, simulator.device, seconds))
+        for kind, rates in found.items():
+            player = Player(simulator, batch, reads=kind == "full", played=0)
+            rates[batch] = round(1e6 / microseconds(player, seconds, windows=1, clock=time.perf_counter))
     return found
-
-
-def _seconds_per_call(
-    call: Callable[[SessionState], SessionState], state: SessionState, device: torch.device, seconds: float
-) -> float:
-    """Wall-clock seconds of one call of a chain, after one that warms up."""
-    state = call(state)
-    _wait(device)
-    calls, begin = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - begin < seconds:
-        state = call(state)
-        calls += 1
-        _wait(device)
-    return (time.perf_counter() - begin) / calls
 
 
 def update_ms(world: World, device: str, rows: int, seconds: float) -> float:
     """Milliseconds of one gradient step of GoalRank on a minibatch of requests with their groups."""
     simulator = simulator_of(world, device)
     request = simulator.start(rows, 0).request
-    played = simulator.world
+    played, size = simulator.world, simulator.slate_size
     method = GoalRank(GoalRankConfig(auxiliary_share=0.0))
-    network = method.network(RequestShape.of(request, len(played.catalogue), simulator.slate_size)).to(device)
-    operator = Operator(
-        signals=played.signals,
-        catalogue=played.catalogue,
-        slate_size=simulator.slate_size,
-        evaluator=played.evaluator,
-    )
+    network = method.network(RequestShape.of(request, len(played.catalogue), size)).to(device)
+    operator = Operator(signals=played.signals, catalogue=played.catalogue, slate_size=size, evaluator=played.evaluator)
     method.begin(operator)
     generator = torch.Generator(device).manual_seed(0)
     step = collect(method, network, request, operator, generator, num_requests=0)
     batch = {**request._asdict(), **step.columns}
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
 
-    def update() -> None:
+    def update() -> int:
         loss, _ = method.loss(method.outputs(network, batch), batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        if simulator.device.type == "cuda":
+            torch.cuda.synchronize(simulator.device)
+        return 1
 
-    update()
-    _wait(simulator.device)
-    updates, begin = 0, time.perf_counter()
-    while updates == 0 or time.perf_counter() - begin < seconds:
-        update()
-        updates += 1
-        _wait(simulator.device)
-    return round(1e3 * (time.perf_counter() - begin) / updates, 3)
+    return round(microseconds(update, seconds, windows=1, clock=time.perf_counter) / 1e3, 3)
 
 
 def peak_memory_mb(device: str) -> int:
@@ -227,11 +190,6 @@ def peak_memory_mb(device: str) -> int:
     if torch.device(device).type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,36 +52,28 @@ slate = 2
 """
 
 
-@dataclass(frozen=True)
-class Peer:
-    """One public simulator."""
-
-    name: str
-    packages: tuple[str, ...]
-    program: str
-
-
-PEERS = (
-    Peer("SARDINE SlateTopK-Bored", ("sardine-rec==1.0.8",), _SARDINE),
-    Peer("RecSim interest evolution", ("recsim-no-tf", "six"), _RECSIM),
-)
+PEERS = {
+    "SARDINE SlateTopK-Bored": (_SARDINE, "sardine-rec==1.0.8"),
+    "RecSim interest evolution": (_RECSIM, "recsim-no-tf", "six"),
+}
+"""Name of each public simulator to its program and its packages, the main one first."""
 
 
 def measure_peers() -> dict[str, dict[str, Any]]:
     """Requests per CPU-second of each peer; a peer that cannot be run says why."""
-    return {peer.name: _measure(peer) for peer in tqdm(PEERS, desc="peers", disable=None)}
+    return {name: _measure(*peer) for name, peer in tqdm(PEERS.items(), desc="peers", disable=None)}
 
 
-def _measure(peer: Peer) -> dict[str, Any]:
-    folder = FOLDER / peer.packages[0].split("=")[0]
+def _measure(program: str, *packages: str) -> dict[str, Any]:
+    folder = FOLDER / packages[0].split("=")[0]
     python = folder / "bin" / "python"
     try:
         if not (folder / ".installed").exists():
             venv.create(folder, with_pip=True, clear=True)
-            command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.packages]
+            command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]
             subprocess.run(command, check=True, capture_output=True, text=True)
             (folder / ".installed").touch()
-        program = _MEASURE + peer.program + "print(json.dumps({'requests_per_cpu_second': best(step), 'slate': slate}))"
+        program = _MEASURE + program + "print(json.dumps({'requests_per_cpu_second': best(step), 'slate': slate}))"
         done = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         told = getattr(error, "stderr", None) or str(error)

@@ -19,13 +19,12 @@ from agents.networks import RequestShape
 from agents.rerankers.list_bench import evaluator_of, generator_orders, generator_pool
 from agents.rerankers.log_methods import LOG_METHODS, log_method
 from agents.rerankers.multi_generator import GeneratorEvaluator, PolicyLists, SampledLists
-from agents.rerankers.nar4rec import ContrastiveDecoding
 from experiments.benchmarks.timing import microseconds
-from experiments.tables.reranker_training import CONTRAST, FROM_SLATES
+from experiments.tables.reranker_methods import FROM_SLATES, with_contrast
 from experiments.tables.settings import SLATE
 from recsim_env.provenance import stamp
 from recsim_env.simulator import Simulator
-from recsim_env.types import Policy, Request
+from recsim_env.types import Policy
 from recsim_env.world import World
 
 BATCHES = (1, 256)
@@ -41,25 +40,26 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
     def ranker_of(config: GoalRankConfig) -> ListPolicy:
         return ListPolicy(config, shape, greedy=True)
 
+    def cost(batch: int, answer: Callable[..., Any], *given: Any) -> float:
+        """Microseconds per request."""
+
+        def answered() -> int:
+            answer(requests[batch], *given)
+            return batch
+
+        return round(microseconds(answered, seconds), 1)
+
     rankers = {name: ranker_of(GoalRankConfig(decoder=name)) for name in DECODERS}
     report: dict[str, Any] = {"world": world.name, "list_us": {}, "k_lists_over_k": {}, "methods_us": {}, **stamp()}
     generator = torch.Generator().manual_seed(0)
     for name, ranker in tqdm(rankers.items(), desc="decoders", disable=None):
-        report["list_us"][name] = {
-            batch: _cost(lambda r: ranker(r, generator), request, seconds)  # noqa: B023
-            for batch, request in requests.items()
-        }
-        drawn = {
-            k: _cost(lambda r: ranker.sample_group(r, k, generator), requests[256], seconds)  # noqa: B023
-            for k in NUM_LISTS
-        }
+        report["list_us"][name] = {batch: cost(batch, ranker, generator) for batch in BATCHES}
+        drawn = {k: cost(256, ranker.sample_group, k, generator) for k in NUM_LISTS}
         report["k_lists_over_k"][name] = {k: round(drawn[k] / (k * drawn[1]), 3) for k in NUM_LISTS[1:]}
     networks = {name: log_method(name).network(shape) for name in LOG_METHODS}
     for network in networks.values():
         network.greedy = True
-    from_slates: dict[str, Policy] = {FROM_SLATES[name]: network for name, network in networks.items()}
-    matching = ContrastiveDecoding(networks["nar4rec"], CONTRAST)
-    from_slates["NAR4Rec, logged slates, contrastive"] = matching
+    from_slates = with_contrast({FROM_SLATES[name]: network for name, network in networks.items()})
     pool = generator_pool(world, from_slates, SLATE)
     order = generator_orders(len(pool.names), 1)[0]
     learned: dict[str, Policy] = {
@@ -77,19 +77,6 @@ def measure_rerankers(world: World, seconds: float) -> dict[str, Any]:
         **{f"GoalRank, {size}": ranker_of(sized(GoalRankConfig(), size)) for size in ("1k", "10k", "1m", "10m")},
         **from_slates,
     }
-    for method_name, method in tqdm(methods.items(), desc="methods", disable=None):
-        report["methods_us"][method_name] = {
-            batch: _cost(lambda r: method(r, generator), request, seconds)  # noqa: B023
-            for batch, request in requests.items()
-        }
+    for label, method in tqdm(methods.items(), desc="methods", disable=None):
+        report["methods_us"][label] = {batch: cost(batch, method, generator) for batch in BATCHES}
     return report
-
-
-def _cost(call: Callable[[Request], Any], request: Request, seconds: float) -> float:
-    """Microseconds per request."""
-
-    def answered() -> int:
-        call(request)
-        return len(request.user_B)
-
-    return round(microseconds(answered, seconds), 1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -66,11 +66,16 @@ def texts_of(rows: pd.DataFrame, *, sign: str = "", scale: float = 1.0) -> list[
     return [figure(*value, sign=sign, scale=scale) for value in values]
 
 
-def wide(rows: pd.DataFrame, texts: Iterable[Any], *, index: str = "policy", by: str = "world") -> pd.DataFrame:
-    """One line for each value of ``index``, one column for each value of ``by``, in the order given."""
+def wide(
+    rows: pd.DataFrame, texts: Iterable[Any], *, index: Sequence[str] = ("policy",), by: str = "world"
+) -> pd.DataFrame:
+    """One line for each value of the ``index`` columns, one column for each value of ``by``, in the order given."""
     cells = pd.Series(list(texts), index=rows.index, dtype=object)  # marked-up text stays what it is
-    table = rows.assign(text=cells).pivot_table(index=index, columns=by, values="text", aggfunc="first", sort=False)
-    return table.reindex(index=rows[index].unique(), columns=rows[by].unique()).fillna("").reset_index()
+    keys = list(index)
+    table = rows.assign(text=cells).groupby([*keys, by], sort=False)["text"].first().unstack(by)
+    lines = rows[keys].drop_duplicates()
+    order = pd.MultiIndex.from_frame(lines) if len(keys) > 1 else lines[keys[0]]
+    return table.reindex(index=order, columns=rows[by].unique()).fillna("").reset_index()
 
 
 def pivot(rows: pd.DataFrame, metric: str, *, by: str = "world", sign: str = "", scale: float = 1.0) -> pd.DataFrame:
@@ -100,7 +105,7 @@ def check_frame(checks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         }
 
     found = pd.DataFrame(map(line, checks))
-    return found.loc[:, [name for name in found.columns if name == "verdict" or (found[name] != "").any()]]
+    return found.loc[:, (found != "").any() | (found.columns == "verdict")]
 
 
 def markdown(frame: pd.DataFrame) -> str:

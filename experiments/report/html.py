@@ -7,11 +7,11 @@ one run for each policy and world.
 """
 
 import base64
-import io
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,13 @@ CURVES = ("session/watch_time", "session/length", "train/", "evaluator/", "rewar
 """Tags of a training run worth a panel, the first groups first."""
 
 MAX_CURVES = 9
+
+SHOWN = {
+    "Share of videos seen, by duration": ("exposure_share/",),
+    "Seconds watched of a video seen, by duration": ("watch_time_per_video/",),
+    "What was shown": ("catalogue_coverage", "exposure_gini", "tag_diversity", "cold_start_share"),
+}
+"""Tables of policies by metrics in the world that decides: headings, and how the metrics' names begin."""
 
 
 def write_report(
@@ -60,9 +67,12 @@ def write_report(
     rows, lead, gaps = result.rows(), differences(result, result.policies, TO_BEAT), list(_gaps(result))
     curves = {name: read_curves(run) for name, run in (training_runs or {}).items()}
     sections = list(_sections(frame_of(rows), frame_of(lead), frame_of(gaps), curves))
-    images = {section.name: _png(section.image) for section in sections if section.image}
-    for name, png in images.items():
-        write_whole(folder / "plots" / f"{name}.png", partial(Path.write_bytes, data=png))
+    images = {}
+    for section in sections:
+        if section.image:
+            path = folder / "plots" / f"{section.name}.png"
+            write_whole(path, partial(section.image.savefig, format="png", dpi=130))
+            images[section.name] = base64.b64encode(path.read_bytes()).decode()
     content = {
         "title": title,
         **result.to_json(),
@@ -79,10 +89,10 @@ def write_report(
         title=title,
         settings=result.settings,
         sections=sections,
-        images={name: base64.b64encode(png).decode() for name, png in images.items()},
+        images=images,
         checks=check_frame(checks) if checks else None,
         verdicts=VERDICTS,
-        details=dict(_metrics(frame_of(rows))) | dict(_world_tables(result)),
+        details=dict(_metrics(frame_of(rows))) | dict(_about_worlds(result)),
     )
     return write_text(folder / "report.html", page)
 
@@ -121,10 +131,9 @@ def read_curves(run: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 def _gaps(result: EvaluationResult) -> Iterator[Row]:
     first, *others = result.world_names
-    for policy in result.policies:
-        for world in others:
-            if result.measured(policy, first) and result.measured(policy, world):
-                yield result.gap(policy, first, world)
+    for policy, world in product(result.policies, others):
+        if result.measured(policy, first) and result.measured(policy, world):
+            yield result.gap(policy, first, world)
 
 
 class Section(NamedTuple):
@@ -170,10 +179,13 @@ def _sections(
             "diamond far to the right of its dot is over-optimism: the policy found the evaluator's mistakes."
         )
         yield Section("Evaluator against truth", None, "evaluator_against_truth", image, caption)
-    caption = f"What was shown, and watched, by duration; world {world}."
-    yield Section("Durations", None, "durations", plots.durations(rows, world), caption)
-    caption = f"Coverage, concentration, diversity and cold videos; world {world}."
-    yield Section("What was shown", None, "what_was_shown", plots.what_was_shown(rows, world), caption)
+    here = rows[rows["world"] == world]
+    for heading, names in SHOWN.items():
+        metrics = [metric for metric in here["metric"].unique() if metric.startswith(names)]
+        some = here[here["metric"].isin(metrics)].assign(metric=lambda rows: rows["metric"].str.split("/").str[-1])
+        table = wide(some, texts_of(some), by="metric").set_index("policy")
+        ours = [policy for policy in order if policy in table.index]
+        yield Section(f"{heading}; world {world}", table.loc[ours].reset_index())
     if image := plots.training_curves(curves):
         caption = "Training curves; in the first rounds only short sessions end, so their means rise by themselves."
         yield Section("Training", None, "training_curves", image, caption)
@@ -192,26 +204,19 @@ def _coloured(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 def _metrics(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """World to all metrics by policies."""
     for world, some in rows.groupby("world", sort=False):
-        yield str(world), wide(some, texts_of(some), index="metric", by="policy")
+        yield str(world), wide(some, texts_of(some), index=["metric"], by="policy")
 
 
-def _world_tables(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]]:
+def _about_worlds(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]]:
     """Fidelity and declared parameters of the worlds, one line for each leaf."""
     for part, heading in (("fidelity", "Fidelity of the worlds"), ("declared", "Declared, not learned")):
-        leaves = {name: dict(_leaves(card.get(part, {}))) for name, card in result.worlds.items()}
-        if any(leaves.values()):
-            yield heading, pd.DataFrame(leaves, dtype=object).fillna("–").rename_axis("").reset_index()
+        leaves = pd.json_normalize([card.get(part, {}) for card in result.worlds.values()], sep=" · ").T
+        if len(leaves):
+            leaves.columns = pd.Index(result.worlds)
+            yield heading, leaves.map(_leaf).rename_axis("").reset_index()
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path} · {key}" if path else str(key))
-    elif not isinstance(value, list | tuple) or len(value) <= 8:
-        yield path, "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _png(image: Figure) -> bytes:
-    held = io.BytesIO()
-    image.savefig(held, format="png", dpi=130)
-    return held.getvalue()
+def _leaf(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return str(value) if len(value) <= 8 else f"{len(value)} values"
+    return "–" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)

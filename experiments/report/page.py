@@ -1,18 +1,18 @@
 """The page of headline results, ``experiments/RESULTS.md``: nothing is measured here, every figure stands in a file.
 
-A table's setting is shown from its run files where there are any, and otherwise from the files of before there was
-one table runner. The page is short; every file holds more.
+A table's setting is shown from its run files where there are any, and otherwise from the rows that an earlier version
+left. The page is short; every file holds more.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, wide
-from experiments.report.history import Part, old_parts
+from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, texts_of, wide
 from experiments.report.plots import reranker_curves
 from experiments.tables import goalrank, offline, rerankers, response_bars
 from experiments.tables.runner import Outline, judged
@@ -20,7 +20,7 @@ from experiments.tables.runs import openings
 from recsim_env.files import read_json, write_whole
 
 HISTORY = "history"
-"""Folder, in the results, of files of before there was one table runner."""
+"""Folder, in the results, of the rows and checks of earlier versions, in the form of ``compare --json``."""
 
 HEADLINES: dict[str, Sequence[str]] = {
     "goalrank": ("pointwise greedy", "best of 20", "evaluator search", "GoalRank", "greedy oracle"),
@@ -29,6 +29,15 @@ HEADLINES: dict[str, Sequence[str]] = {
                   "NAR4Rec, logged slates", "CLIG, reward and GC, 3"),
 }  # fmt: skip
 """Rows that the page shows of tables that have more."""
+
+SPEEDS = {
+    "requests_per_cpu_second": "full step",
+    "core_requests_per_cpu_second": "core step: slates given",
+    "face_requests_per_cpu_second": "Gymnasium face",
+    "step_over_forward": "core step / response forward",
+    "reset_over_step": "reset / full step",
+}
+"""What the page calls the figures of the environment's benchmark."""
 
 RANKED = ("AUC", "GAUC", "XAUC", "MAE", "CRPS", "rate click", "rate long_view")
 """Beginnings of the checks of learned users that are shown although they hold."""
@@ -56,152 +65,140 @@ def page(folder: Path) -> str:
 
 
 def draw_curves(folder: Path) -> Iterator[Path]:
-    """Draws the curves of the rerankers table beside the files, for each setting that has run files."""
-    for setting, part in _new_parts(folder, rerankers.OUTLINE).items():
-        image = reranker_curves(part.rows)
-        yield write_whole(
-            folder / f"rerankers-{setting}.png",
-            lambda path, image=image: image.savefig(path, dpi=110, format="png"),  # type: ignore[misc]
-        )
+    """Draws the curves of the rerankers table beside the files, for each setting."""
+    for setting, rows in _told(folder, rerankers.OUTLINE).rows.groupby("setting", sort=False):
+        image = reranker_curves(rows)
+        yield write_whole(folder / f"rerankers-{setting}.png", partial(image.savefig, dpi=110, format="png"))
 
 
-def _parts(folder: Path, outline: Outline) -> dict[str, Part]:
-    """Setting to what its files hold; run files replace the old ones of the same setting."""
-    return old_parts(folder / HISTORY, outline.name) | _new_parts(folder, outline)
+class Told(NamedTuple):
+    """What the files of a table say."""
+
+    rows: pd.DataFrame
+    """As ``frame_of`` makes them, with their ``setting``."""
+    checks: list[Mapping[str, Any]]
+    files: list[tuple[Path, Mapping[str, Any]]]
 
 
-def _new_parts(folder: Path, outline: Outline) -> dict[str, Part]:
-    files = [(path, read_json(path)) for path in sorted((folder / outline.name).rglob("*.json"))]
-    finished = judged(outline, [content for _, content in files])
-    return {
-        name: Part(
-            frame_of(result.rows()),
-            [check for check in finished.checks if check["setting"] == name],
-            [(path, content) for path, content in files if content["card"]["setting"] == name],
-        )
-        for name, result in finished.results.items()
-    }
+def _told(folder: Path, outline: Outline) -> Told:
+    """What a table's run files say and, of settings without any, the rows and checks that an earlier version left."""
+    files = _files(folder, f"{outline.name}/**/*.json")
+    told = judged(outline, [content for _, content in files]).to_json()
+    measured = {content["card"]["setting"] for _, content in files}
+    old = [
+        (path, content)
+        for path, content in _files(folder, f"{HISTORY}/*.json")
+        if content["table"] == outline.name
+        and any(one["setting"] not in measured for one in content["rows"] + content["checks"])
+    ]
+
+    def older(part: str) -> list[Any]:
+        return [one for _, content in old for one in content[part] if one["setting"] not in measured]
+
+    rows = [row for row in older("rows") + told["rows"] if not row.get("baseline")]
+    frame = frame_of(rows).assign(setting=[row["setting"] for row in rows])
+    return Told(frame, older("checks") + told["checks"], old + files)
+
+
+def _files(folder: Path, names: str) -> list[tuple[Path, Any]]:
+    """The files of these names that are there."""
+    return [(path, read_json(path)) for path in sorted(folder.glob(names))]
 
 
 def _table(folder: Path, outline: Outline) -> Iterator[str]:
     metric, heading = next(iter(outline.metrics.items()))
-    parts = _parts(folder, outline)
-    if not parts:
+    told = _told(folder, outline)
+    if told.rows.empty:
         return
-    tables, checks, files = [], [], []
-    for setting, part in parts.items():
-        shown = part.rows[part.rows["policy"].isin(HEADLINES[outline.name])]
-        seeds = f"{setting} ({part.rows['seeds'].max()} training seeds)"
-        tables.append(pivot(shown, metric).assign(setting=seeds))
-        checks += [check for check in part.checks if check["metric"] == metric and check["world"] != "A"]
-        files += part.files
+    rows = told.rows[told.rows["metric"] == metric]
+    seeds = rows.groupby("setting")["seeds"].transform("max").astype(str)
+    shown = rows.assign(setting=rows["setting"] + " (" + seeds + " training seeds)")
+    shown = shown[shown["policy"].isin(HEADLINES[outline.name])]
     yield f"## {outline.title}"
     yield f"{heading[0].upper()}{heading[1:]}."
-    yield markdown(_by_setting(tables))
-    yield _origin(folder, files)
-    yield markdown(_by_setting(_claims(checks)))
+    yield _by_setting(wide(shown, texts_of(shown), index=["setting", "policy"]))
+    yield _origin(folder, told.files)
+    if claims := [check for check in told.checks if check["metric"] == metric and check["world"] != "A"]:
+        yield _by_setting(_claims(claims))
 
 
-def _by_setting(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Frames below each other, the setting first, and named only where it changes."""
-    frame = pd.concat(frames).fillna("")
-    names = frame.pop("setting")
-    frame.insert(0, "setting", names.where(names != names.shift(), ""))
-    return frame
+def _by_setting(frame: pd.DataFrame) -> str:
+    """Markdown that names a setting only where it changes."""
+    names = frame["setting"]
+    return markdown(frame.assign(setting=names.where(names != names.shift(), "")))
 
 
-def _claims(checks: Iterable[Mapping[str, Any]]) -> Iterator[pd.DataFrame]:
+def _claims(checks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """For each setting one line for each comparison, one column for each world that decides."""
-    lines = []
-    for check in checks:
+
+    def line(check: Mapping[str, Any]) -> dict[str, str]:
         word = "" if check["verdict"] == "no bar" else f" **{check['verdict']}**"
         bar = "" if check["bar"] in (None, 0.0) else f" ({check.get('side', 'above')} {check['bar']:g})"
-        line = {"setting": check["setting"], "claim": check["name"] + bar, "world": check["world"]}
-        lines.append(line | {"text": check_text(check) + word})
-    for name, some in pd.DataFrame(lines).groupby("setting", sort=False):
-        yield wide(some, some["text"], index="claim").assign(setting=name)
+        where = {"setting": check["setting"], "world": check["world"]}
+        return {**where, "claim": check["name"] + bar, "text": check_text(check) + word}
+
+    frame = pd.DataFrame(map(line, checks))
+    return wide(frame, frame["text"], index=["setting", "claim"])
 
 
 def _learned_users(folder: Path) -> Iterator[str]:
-    for part in _parts(folder, response_bars.OUTLINE).values():
-        held = sum(check["verdict"] == "holds" for check in part.checks)
-        shown = [check for check in part.checks if check["verdict"] != "holds" or check["name"].startswith(RANKED)]
+    told = _told(folder, response_bars.OUTLINE)
+    if told.checks:
+        held = sum(check["verdict"] == "holds" for check in told.checks)
+        shown = [check for check in told.checks if check["verdict"] != "holds" or check["name"].startswith(RANKED)]
         yield f"## {response_bars.OUTLINE.title}"
-        yield f"{held} of {len(part.checks)} bars hold; shown are the main ones and all that do not hold."
-        yield markdown(check_frame(shown).drop(columns=["setting", "world"], errors="ignore"))
-        yield _origin(folder, part.files)
+        yield f"{held} of {len(told.checks)} bars hold; shown are the main ones and all that do not hold."
+        yield markdown(check_frame(shown).drop(columns=["setting", "world"]))
+        yield _origin(folder, told.files)
 
 
 def _demo(folder: Path, name: str) -> Iterator[str]:
-    path = folder / f"{name}.json"
-    if not path.exists():
-        return
-    content = read_json(path)
-    rows = frame_of(content["rows"])
-    words = {"holds": "ahead", "fails": "behind", "undecided": "undecided", "no bar": ""}
-    told = []
-    for check in content["checks"]:
-        name = check["name"].removesuffix(", session watch time (s)")
-        where = f", {check['world']}" if check.get("world") else ""
-        told.append(f"{name}{where} {check_text(check)} {words[check['verdict']]}".rstrip())
-    yield f"## Demo: {content['title']}"
-    yield f"Seconds watched in a session; one training seed; {content['wall_seconds'] / 60:.1f} minutes."
-    yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
-    yield "Paired differences: " + "; ".join(told) + "."
-    yield _origin(folder, [(path, content)])
+    for path, content in _files(folder, f"{name}.json"):
+        rows = frame_of(content["rows"])
+        yield f"## Demo: {content['title']}"
+        yield f"Seconds watched in a session; one training seed; {content['wall_seconds'] / 60:.1f} minutes."
+        yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
+        yield markdown(_claims(content["checks"]).drop(columns="setting"))
+        yield _origin(folder, [(path, content)])
 
 
 def _offline(folder: Path) -> Iterator[str]:
-    logs: dict[str, dict[str, Part]] = {}
-    for setting, part in _parts(folder, offline.OUTLINE).items():
-        log, _, kind = setting.partition(", ")
-        logs.setdefault(log, {})[kind] = part
-    if logs:
-        yield f"## {offline.OUTLINE.title}"
-        yield "NDCG@6 in per cent, by setting."
-    for log, parts in logs.items():
-        rows = pd.concat(part.rows.assign(setting=kind) for kind, part in parts.items())
+    told = _told(folder, offline.OUTLINE)
+    if told.rows.empty:
+        return
+    yield f"## {offline.OUTLINE.title}"
+    yield "NDCG@6 in per cent, by setting."
+    for log, rows in told.rows.groupby(told.rows["setting"].str.partition(", ")[0], sort=False):
         yield f"### {log}"
-        yield markdown(pivot(rows, "NDCG", by="setting", scale=100))
-        yield _origin(folder, dict(chain(*(part.files for part in parts.values()))).items())
+        kinds = rows.assign(setting=rows["setting"].str.partition(", ")[2])
+        yield markdown(pivot(kinds, "NDCG", by="setting", scale=100))
+    yield _origin(folder, told.files)
 
 
 def _benchmarks(folder: Path) -> Iterator[str]:
     yield "## Speed"
-    env, rllib, lists = (folder / f"benchmark_{name}.json" for name in ("env", "rllib", "rerankers"))
-    if env.exists():
-        found = read_json(env)
-        keys = {
-            "requests_per_cpu_second": "full step",
-            "core_requests_per_cpu_second": "core step: slates given",
-            "face_requests_per_cpu_second": "Gymnasium face",
-            "step_over_forward": "core step / response forward",
-            "reset_over_step": "reset / full step",
-        }
-        frame = pd.DataFrame({label: found[key] for key, label in keys.items()}).T
+    for path, found in _files(folder, "benchmark_env.json"):
+        frame = pd.DataFrame({label: found[key] for key, label in SPEEDS.items()}).T
         where = f"world {found['world']} with {found['items']:,} videos"
         yield f"Requests per CPU-second of one thread, {where}, by sessions side by side."
-        yield markdown(frame.map(lambda x: f"{x:,g}").rename_axis("").reset_index())
-        if peers := found.get("peers"):
-            told = {
-                name: peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second"
-                for name, peer in peers.items()
-            }
-            yield "\n".join(f"- {name}, one user at a time: {text}" for name, text in told.items())
-        yield _origin(folder, [(env, found)])
-    if rllib.exists():
-        found = read_json(rllib)
+        yield markdown(frame.map("{:,g}".format).rename_axis("").reset_index())
+        peers = {
+            name: peer.get("error") or f"{peer['requests_per_cpu_second']:,} requests per CPU-second"
+            for name, peer in found.get("peers", {}).items()
+        }
+        if peers:
+            yield "\n".join(f"- {name}, one user at a time: {text}" for name, text in peers.items())
+        yield _origin(folder, [(path, found)])
+    for path, found in _files(folder, "benchmark_rllib.json"):
         own, stock = f"{found['overhead_us']} us per step", f"stock RLlib {found['stock_overhead_us']} us"
         yield f"RLlib's Python at {found['num_envs']} environments, above environment and policy: {own}, {stock}."
-        yield _origin(folder, [(rllib, found)])
-    if lists.exists():
-        found = read_json(lists)
-        main = {name: costs for name, costs in found["methods_us"].items() if name in HEADLINES["rerankers"]}
-        frame = pd.DataFrame(main).T.map(lambda x: f"{x:,.0f}")
-        frame.columns = ["one request", "256 side by side"]
+        yield _origin(folder, [(path, found)])
+    for path, found in _files(folder, "benchmark_rerankers.json"):
+        costs = pd.DataFrame(found["methods_us"], index=["1", "256"]).T
+        costs = costs[costs.index.isin(HEADLINES["rerankers"])].map("{:,.0f}".format)
         yield "CPU-microseconds of a shown slate."
-        yield markdown(frame.rename_axis("method").reset_index())
-        yield _origin(folder, [(lists, found)])
+        yield markdown(costs.set_axis(["one request", "256 side by side"], axis=1).rename_axis("method").reset_index())
+        yield _origin(folder, [(path, found)])
 
 
 def _openings(folder: Path) -> Iterator[str]:

@@ -8,15 +8,17 @@ GoalRank is trained in world A with each training seed, then plays every world o
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, partial
+from typing import ClassVar
 
 import tyro
 
 from agents.goalrank import GoalRankConfig
-from experiments.policies import TO_BEAT, baselines, contender, oracle
+from experiments.policies import TO_BEAT, baselines, contender, logging_clone
 from experiments.recipes import TrainRun
-from experiments.tables.runner import Comparison, Outline, RunOptions, Table
+from experiments.tables.runner import Comparison, Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import (
     SLATE,
@@ -24,23 +26,23 @@ from experiments.tables.settings import (
     TRUTH,
     LogSource,
     Setting,
-    clone_of,
     digests,
-    goalrank_run,
     in_setting,
+    log_of,
     method_card,
     settings_of,
     train_policy,
     worlds_of,
 )
-from recsim_env.evaluation import evaluate
+from recsim_env.evaluation import Contender, evaluate
 from recsim_env.known_worlds import greedy_oracle
+from recsim_env.results import Cell
 from recsim_env.session_metrics import MAIN_METRICS
+from recsim_env.types import Policy
 
 METHOD, CLONE, SEARCH, ORACLE = "GoalRank", "logging clone", "evaluator search", "greedy oracle"
 FIRST_SESSION = 1_000_000
 """Seed of the first session; training uses small ones."""
-
 
 OUTLINE = Outline(
     name="goalrank",
@@ -56,6 +58,7 @@ OUTLINE = Outline(
 class GoalRankTable:
     """GoalRank beside the baselines that share its predictor and evaluator."""
 
+    outline: ClassVar[Outline] = OUTLINE
     source: tyro.conf.OmitArgPrefixes[LogSource] = field(default_factory=LogSource)
     """The logs and worlds."""
     strengths: tuple[float, ...] = (1.0,)
@@ -83,78 +86,71 @@ class GoalRankTable:
             raise ValueError(f"need seeds >= 1 and num_sessions >= 2, got {self.seeds} and {self.num_sessions}")
 
     @property
-    def settings(self) -> dict[str, Setting]:
-        """The logs and list effects by name."""
+    def settings(self) -> list[Setting]:
+        """The logs and list effects."""
         found = settings_of(self.source, self.strengths)
-        return {setting.name: setting for setting in (found if self.variations else found[:1])}
-
-    def table(self, outline: Outline = OUTLINE) -> Table:
-        """What the runner needs; builds the worlds that are missing."""
-        return Table(
-            outline=outline,
-            runs=[run for setting in self.settings.values() for run in self._runs(setting)],
-            prepare=self.prepare,
-            measure=self.measure,
-        )
+        return found if self.variations else found[:1]
 
     def training(self, setting: Setting, seed: int) -> TrainRun:
         """GoalRank of one seed."""
-        return in_setting(goalrank_run(GoalRankConfig(seed=seed), self.iterations), setting, METHOD, seed)
+        config = GoalRankConfig(seed=seed)
+        run = TrainRun(method="agents.goalrank:GoalRank", config=config, iterations=self.iterations)
+        return in_setting(run, setting, f"{METHOD}-{seed}")
 
-    def _methods(self, setting: Setting, world: str) -> list[tuple[str, int]]:
-        """Names and seeds of who plays a world."""
-        trained = [(METHOD, seed) for seed in range(self.seeds)]
+    def runs(self) -> Iterator[Run]:
+        """Every policy in every world; builds the worlds that are missing."""
+        for setting in self.settings:
+            for world in worlds_of(setting):
+                for method in self._untrained(setting, world):
+                    yield self._run(setting, world, method, 0, None)
+                for seed in range(self.seeds):
+                    yield self._run(setting, world, METHOD, seed, self.training(setting, seed))
+
+    def _untrained(self, setting: Setting, world: str) -> list[str]:
+        """Who plays a world beside GoalRank."""
         if setting.hazard != 1:
-            return [*((name, 0) for name in TO_BEAT), *trained]
-        others = [*baselines(worlds_of(setting)[TRAINING_WORLD], SLATE), CLONE, *([ORACLE] if world == TRUTH else [])]
-        return [*((name, 0) for name in others if name != SEARCH or self.search_sessions), *trained]
+            return list(TO_BEAT)
+        found = [*baselines(worlds_of(setting)[TRAINING_WORLD], SLATE), CLONE, *([ORACLE] if world == TRUTH else [])]
+        return [name for name in found if name != SEARCH or self.search_sessions]
 
-    def _sessions(self, setting: Setting, method: str) -> int:
+    def _run(self, setting: Setting, world: str, method: str, seed: int, training: TrainRun | None) -> Run:
+        sessions = self.num_sessions if setting.hazard == 1 else min(self.varied_sessions, self.num_sessions)
         if method in (SEARCH, ORACLE):
-            return min(self.search_sessions or 100, self.num_sessions)
-        return self.num_sessions if setting.hazard == 1 else min(self.varied_sessions, self.num_sessions)
-
-    def _runs(self, setting: Setting) -> list[Run]:
-        found = []
-        for world in worlds_of(setting):
-            for method, seed in self._methods(setting, world):
-                card: dict[str, Any] = {
-                    **digests(setting, world),
-                    "num_sessions": self._sessions(setting, method),
-                    "first_session": FIRST_SESSION,
-                    "method_config": method_card(self.training(setting, seed)) if method == METHOD else {},
-                }
-                found.append(Run(setting=setting.name, world=world, method=method, seed=seed, card=card))
-        return found
-
-    def prepare(self, run: Run) -> None:
-        """Trains the policy that a run plays."""
-        if run.method == METHOD:
-            train_policy(self.training(self.settings[run.setting], run.seed))
-
-    def measure(self, run: Run) -> Measured:
-        """One policy plays one world."""
-        setting = self.settings[run.setting]
-        result = evaluate(
-            {run.method: self._player(setting, run)},
-            {run.world: worlds_of(setting)[run.world]},
-            num_sessions=run.card["num_sessions"],
-            seed=FIRST_SESSION,
+            sessions = min(self.search_sessions or 100, self.num_sessions)
+        sizes = {"num_sessions": sessions, "first_session": FIRST_SESSION}
+        return Run(
+            setting=setting.name,
+            world=world,
+            method=method,
+            seed=seed,
+            card={**digests(setting, world), **sizes, "method_config": method_card(training) if training else {}},
+            measure=partial(self.measure, setting, world, method, training, sessions),
+            prepare=partial(player, setting, method, training) if training else lambda: None,
         )
-        cell = result.cells[run.method, run.world]
-        if not self.all_metrics:
-            kept: dict[str, Any] = {
-                part: {name: value for name, value in getattr(cell, part).items() if name in MAIN_METRICS}
-                for part in ("ratios", "totals")
-            }
-            cell = dataclasses.replace(cell, **kept)
-        return Measured(cells={run.method: cell})
 
-    def _player(self, setting: Setting, run: Run) -> Any:
-        if run.method == METHOD:
-            return contender(train_policy(self.training(setting, run.seed)))
-        if run.method == ORACLE:
-            return oracle(greedy_oracle)
-        if run.method == CLONE:
-            return clone_of(setting)
-        return baselines(worlds_of(setting.trained_in)[TRAINING_WORLD], SLATE)[run.method]
+    def measure(self, setting: Setting, world: str, method: str, training: TrainRun | None, sessions: int) -> Measured:
+        """One policy plays one world."""
+        policies = {method: player(setting, method, training)}
+        result = evaluate(policies, {world: worlds_of(setting)[world]}, num_sessions=sessions, seed=FIRST_SESSION)
+        cell = result.cells[method, world]
+        return Measured(cells={method: cell if self.all_metrics else with_main_metrics(cell)})
+
+
+def with_main_metrics(cell: Cell) -> Cell:
+    """A cell without what no committed file keeps."""
+    return dataclasses.replace(
+        cell,
+        ratios={name: sums for name, sums in cell.ratios.items() if name in MAIN_METRICS},
+        totals={name: value for name, value in cell.totals.items() if name in MAIN_METRICS},
+    )
+
+
+@cache
+def player(setting: Setting, method: str, training: TrainRun | None) -> Policy | Contender:
+    """A trained policy, the oracle, an imitation of the log's own ranker, or a baseline."""
+    if training:
+        return contender(train_policy(training))
+    if method == ORACLE:
+        return Contender(oracle=greedy_oracle, feedback="branched")
+    world = worlds_of(setting.trained_in)[TRAINING_WORLD]
+    return logging_clone(log_of(setting), world, SLATE) if method == CLONE else baselines(world, SLATE)[method]

@@ -14,10 +14,12 @@ that differ in how they use the score. AUC is there for methods that score all c
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,11 +27,11 @@ import tyro
 
 from agents.offline.controls import with_noisy_scores
 from agents.offline.data import RerankData
-from agents.offline.methods import METHODS, SCORE_METHODS, Budget, OfflineMethod, Ranker
+from agents.offline.methods import METHODS, SCORE_METHODS, Budget, Ranker
 from agents.offline.protocol import ProtocolConfig, build_rerank_data
 from agents.offline.retriever import fit_matrix_factorisation
 from agents.offline.training import request_quality
-from experiments.tables.runner import Outline, RunOptions, Table
+from experiments.tables.runner import Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import LogSource, log_of, settings_of
 from recsim_env.data import LoggedDataset, load_log
@@ -57,6 +59,7 @@ OUTLINE = Outline(
 class OfflineTable:
     """Rerankers on the labelled requests of a log, as the papers judge them."""
 
+    outline: ClassVar[Outline] = OUTLINE
     data: str = "ml_latest_small"
     """A folder or file, the name of one in ``$RECSIM_DATA``, or "short_video"."""
     protocol: Literal["papers", "honest"] = "honest"
@@ -83,39 +86,34 @@ class OfflineTable:
             if name not in METHODS:
                 raise ValueError(f"methods must be among {tuple(METHODS)}, got {name!r}{nearest(name, METHODS)}")
 
-    @property
-    def settings(self) -> dict[str, tuple[float, dict[str, OfflineMethod]]]:
-        """Name of each setting to its noise and methods."""
+    def runs(self) -> Iterator[Run]:
+        """Every method with every seed, all methods without noise and a few under each."""
         name = f"{Path(self.data).name}, {self.protocol}"
-        few = {"retriever order": METHODS["retriever order"], **SCORE_METHODS}
-        return {name: (0.0, METHODS), **{f"{name}, score noise {sigma:g}": (sigma, few) for sigma in self.sigmas}}
-
-    def table(self) -> Table:
-        """What the runner needs."""
         card = {
             "log_digest": interactions(self.data).digest,
             "protocol": asdict(protocol_config(self.data, self.protocol)),
             "width": self.width,
             "max_epochs": self.max_epochs,
         }
-        return Table(
-            outline=OUTLINE,
-            runs=[
-                Run(setting=setting, world="test lists", method=method, seed=seed, card={**card, "score_noise": sigma})
-                for setting, (sigma, methods) in self.settings.items()
-                for method in methods
-                if not self.methods or method in self.methods
-                for seed in range(self.seeds)
-            ],
-            measure=self.measure,
-        )
+        for sigma in (0.0, *self.sigmas):
+            methods = ("retriever order", *SCORE_METHODS) if sigma else METHODS
+            for method, seed in product(methods, range(self.seeds)):
+                if not self.methods or method in self.methods:
+                    yield Run(
+                        setting=f"{name}, score noise {sigma:g}" if sigma else name,
+                        world="test lists",
+                        method=method,
+                        seed=seed,
+                        card={**card, "score_noise": sigma},
+                        measure=partial(self.measure, method, sigma, seed),
+                    )
 
-    def measure(self, run: Run) -> Measured:
+    def measure(self, method: str, sigma: float, seed: int) -> Measured:
         """Trains one method with one seed and scores it on the test lists."""
-        sigma, methods = self.settings[run.setting]
         data = rerank_data(self.data, self.protocol, sigma)
-        ranker = methods[run.method](Budget(width=self.width, max_epochs=self.max_epochs), data, run.seed)
-        return Measured(cells={run.method: scored_on(ranker, data, run.seed)}, extra={"counts": data.counts})
+        budget = Budget(width=self.width, max_epochs=self.max_epochs)
+        ranker = METHODS[method](budget, data, seed)
+        return Measured(cells={method: scored_on(ranker, data, seed)}, extra={"counts": data.counts})
 
 
 @cache

@@ -8,14 +8,26 @@ Every trained ranker is trained in ``Request-v0`` with the same number of reques
 values.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from itertools import product
+from typing import Any, ClassVar
 
 import tyro
 
-from experiments.tables.reranker_methods import FIRST_REQUEST, IN_SESSIONS, SESSIONS, Entry, bench_of, entries
-from experiments.tables.reranker_training import SHARES_OF_LOG, Budget, share_name
-from experiments.tables.runner import Comparison, Outline, RunOptions, Table
+from experiments.tables.reranker_methods import (
+    FIRST_REQUEST,
+    IN_SESSIONS,
+    SESSIONS,
+    SHARES_OF_LOG,
+    Budget,
+    Line,
+    bench_of,
+    lines_of,
+    share_name,
+)
+from experiments.tables.runner import Comparison, Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from experiments.tables.settings import TRAINING_WORLD, LogSource, Setting, digests, settings_of, worlds_of
 
@@ -78,6 +90,7 @@ OUTLINE = Outline(
 class RerankersTable:
     """Generators, the evaluator's choice among their lists, and GoalRank's variants, on the same requests."""
 
+    outline: ClassVar[Outline] = OUTLINE
     source: tyro.conf.OmitArgPrefixes[LogSource] = field(default_factory=LogSource)
     """The logs and worlds; those of ``goalrank``."""
     strengths: tuple[float, ...] = (1.0, 0.5, 2.0)
@@ -98,35 +111,24 @@ class RerankersTable:
                 f"{self.num_requests}, {self.orders} and {self.strengths}"
             )
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The logs and list effects by name."""
-        return {one.name: one for one in settings_of(self.source, self.strengths) if one.hazard == 1}
+    def runs(self) -> Iterator[Run]:
+        """Every method in every world but the one of training; builds the worlds that are missing."""
+        sizes = {"num_requests": self.num_requests, "first_request": FIRST_REQUEST, "orders": self.orders}
+        for setting in settings_of(self.source, self.strengths):
+            lines = list(lines_of(setting, self.budget, self.orders)) if setting.hazard == 1 else []
+            for world, line in product(worlds_of(setting), lines):
+                if world != TRAINING_WORLD:
+                    card = {**digests(setting, world), **sizes, "num_sessions": SESSIONS, "method_config": line.card}
+                    yield Run(
+                        setting=setting.name,
+                        world=world,
+                        method=line.method,
+                        seed=line.seed,
+                        card=card,
+                        measure=partial(self.measure, setting, world, line),
+                        prepare=line.prepare,
+                    )
 
-    def table(self) -> Table:
-        """What the runner needs; builds the worlds that are missing."""
-        return Table(
-            outline=OUTLINE,
-            runs=[run for setting in self.settings.values() for run in self._runs(setting)],
-            prepare=lambda run: self._entry(run).prepare(run.seed),
-            measure=self.measure,
-        )
-
-    def _runs(self, setting: Setting) -> list[Run]:
-        sizes = {"num_requests": self.num_requests, "first_request": FIRST_REQUEST, "orders": self.orders,
-                 "num_sessions": SESSIONS}  # fmt: skip
-        return [
-            Run(setting=setting.name, world=world, method=name, seed=seed,
-                card={**digests(setting, world), **sizes, "method_config": entry.card(seed)})
-            for world in worlds_of(setting) if world != TRAINING_WORLD
-            for name, entry in entries(setting, self.budget, self.orders).items()
-            for seed in range(entry.seeds)
-        ]  # fmt: skip
-
-    def measure(self, run: Run) -> Measured:
+    def measure(self, setting: Setting, world: str, line: Line) -> Measured:
         """One method in one world."""
-        bench = bench_of(self.settings[run.setting], run.world, self.num_requests)
-        return self._entry(run).show(bench, run.seed)
-
-    def _entry(self, run: Run) -> Entry:
-        return entries(self.settings[run.setting], self.budget, self.orders)[run.method]
+        return line.show(bench_of(setting, world, self.num_requests))

@@ -10,13 +10,15 @@ value, low, high, verdict), and in ``extra`` everything else that was measured a
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
-from experiments.tables.runner import Outline, RunOptions, Table
+from experiments.tables.runner import Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
@@ -37,6 +39,7 @@ OUTLINE = Outline(name="response_bars", title="Learned users against the test da
 class ResponseBars:
     """Learned users on the test days of KuaiRand-Pure, beside boosted trees."""
 
+    outline: ClassVar[Outline] = OUTLINE
     data: Path | None = None
     """A KuaiRand folder; the default is ``$RECSIM_DATA/kuairand_pure``."""
     run_dir: Path | None = None
@@ -62,18 +65,16 @@ class ResponseBars:
             )
         return folder
 
-    def table(self) -> Table:
-        """What the runner needs: one run."""
+    def runs(self) -> Iterator[Run]:
+        """One run."""
         log = _log(self.folder)
-        card = {
-            "log_digest": log.digest,
-            "resamples": self.resamples,
-            "fit": dataclasses.asdict(ResponseFitConfig()),
-        }
-        run = Run(setting=log.name, world="test days", method="learned users", seed=self.seed, card=card)
-        return Table(outline=OUTLINE, runs=[run], measure=self.measure)
+        fit = dataclasses.asdict(ResponseFitConfig())
+        card = {"log_digest": log.digest, "resamples": self.resamples, "fit": fit}
+        yield Run(
+            setting=log.name, world="test days", method="learned users", seed=self.seed, card=card, measure=self.measure
+        )
 
-    def measure(self, run: Run) -> Measured:
+    def measure(self) -> Measured:
         """Fits, measures and prints."""
         dataset = _log(self.folder)
         sequences = read_sequences(dataset)

@@ -1,18 +1,18 @@
 """The one table runner: every missing run of a table is measured, every kept one is read, and rows and checks follow.
 
-A table file declares its runs, how one is measured, and what is compared; resuming, Ray, files, seeds, intervals and
-verdicts are here. Missing runs are Ray tasks where there are several, so that a cluster shortens a table; a table
-that was killed goes on run by run.
+A table is an outline, which says what is shown and claimed, and its runs, each of which knows how it is measured.
+Resuming, Ray, files, seeds, intervals and verdicts are here. Missing runs are Ray tasks where there are several, so
+that a cluster shortens a table; a table that was killed goes on run by run.
 """
 
-import dataclasses
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from experiments.report.frames import check_frame, frame_of, markdown, pivot
 from experiments.tables.runs import (
@@ -82,16 +82,17 @@ class Outline:
     """Factor of shown figures: 100 for per cent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """What a table file declares: its outline, its runs, and how one is made."""
+class Table(Protocol):
+    """What a table file declares; its fields are the flags of ``compare``."""
 
-    outline: Outline
-    runs: Sequence[Run]
-    measure: Callable[[Run], Measured]
-    """Makes one run; a Ray task, so it can be pickled and keeps nothing but what it returns and trains."""
-    prepare: Callable[[Run], object] = lambda run: None
-    """What runs that differ in the world alone share, training for instance; done once before them."""
+    outline: ClassVar[Outline]
+
+    @property
+    def run(self) -> RunOptions:
+        """How it is run."""
+
+    def runs(self) -> Iterable[Run]:
+        """Every run, in the order of the rows; builds the worlds that are missing."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,11 @@ class Finished:
     """A complete table."""
 
     outline: Outline
+    contents: Sequence[Mapping[str, Any]]
+    """The files, in the order of the runs; ``file`` says of each whether it is "kept" or "new"."""
     results: Mapping[str, EvaluationResult]
     """Setting to rows."""
     checks: Sequence[dict[str, Any]]
-    contents: Sequence[Mapping[str, Any]]
-    """The files, in the order of the runs."""
-    files: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(setting, row) to where its figures come from: files that were "kept", "new" ones, or "kept and new"."""
 
     def to_json(self) -> dict[str, Any]:
         """Rows and checks of all settings as JSON values."""
@@ -115,32 +114,27 @@ class Finished:
         return {"table": self.outline.name, "rows": rows, "checks": list(self.checks), **published_stamp()}
 
 
-def complete(table: Table, options: RunOptions) -> Finished:
+def complete(outline: Outline, runs: Iterable[Run], options: RunOptions) -> Finished:
     """Measures what is missing, reads everything back and judges it.
 
     Raises:
         ValueError: a kept file is of other settings, logs or worlds; or results would be published from a changed
             checkout.
     """
-    folder = options.results / table.outline.name
-    table = dataclasses.replace(table, runs=chosen_runs(table.runs, options.worlds))
-    missing = missing_runs(table.runs, folder, options.again)
-    name, total = table.outline.name, len(table.runs)
-    print(f"{name}: {total - len(missing)} of {total} runs are kept in {folder}", flush=True)
+    name, folder = outline.name, options.results / outline.name
+    runs = chosen_runs(list(runs), options.worlds)
+    missing = missing_runs(runs, folder, options.again)
+    print(f"{name}: {len(runs) - len(missing)} of {len(runs)} runs are kept in {folder}", flush=True)
     if missing:
         check_publishable(folder)
         begun = time.perf_counter()
-        for number, (run, measured) in enumerate(_outcomes(table, missing, options), start=1):
+        for number, (run, measured) in enumerate(_outcomes(name, missing, options), start=1):
             keep(run.path(folder), run, measured)
             minutes = (time.perf_counter() - begun) / 60
             print(f"{name}: measured {number} of {len(missing)} ({run}); {minutes:.1f} minutes", flush=True)
-    contents = [read_json(run.path(folder)) for run in table.runs]
-    files: dict[tuple[str, str], set[str]] = {}
-    for run, content in zip(table.runs, contents, strict=True):
-        for row in content["cells"]:
-            files.setdefault((run.setting, row), set()).add("new" if run in missing else "kept")
-    told = {row: " and ".join(sorted(kinds)) for row, kinds in files.items()}
-    finished = dataclasses.replace(judged(table.outline, contents), files=told)
+    finished = judged(
+        outline, [{**read_json(run.path(folder)), "file": "new" if run in missing else "kept"} for run in runs]
+    )
     if options.json:
         publish_json(options.json, finished.to_json())
     return finished
@@ -181,7 +175,7 @@ def missing_runs(runs: Sequence[Run], folder: Path, again: bool = False) -> list
     return missing
 
 
-def _outcomes(table: Table, missing: Sequence[Run], options: RunOptions) -> Iterator[tuple[Run, Measured]]:
+def _outcomes(table: str, missing: Sequence[Run], options: RunOptions) -> Iterator[tuple[Run, Measured]]:
     jobs = min(options.jobs or os.cpu_count() or 1, len(missing))
     if len(missing) > 1 and (jobs > 1 or options.address) and importlib.util.find_spec("ray"):
         yield from _as_tasks(table, missing, options, jobs)
@@ -189,21 +183,21 @@ def _outcomes(table: Table, missing: Sequence[Run], options: RunOptions) -> Iter
     prepared = set()
     for run in missing:
         if run.training not in prepared:
-            table.prepare(run)
+            run.prepare()
             prepared.add(run.training)
-        count_opening(options.results, table.outline.name, run)
-        yield run, table.measure(run)
+        count_opening(options.results, table, run)
+        yield run, run.measure()
 
 
-def _as_tasks(table: Table, missing: Sequence[Run], options: RunOptions, jobs: int) -> Iterator[tuple[Run, Measured]]:
+def _as_tasks(table: str, missing: Sequence[Run], options: RunOptions, jobs: int) -> Iterator[tuple[Run, Measured]]:
     """Ray tasks, a few more than there are cores at a time; what is shared is prepared once, before its runs."""
     import ray
 
     from agents.rllib.cluster import running_ray
 
     with running_ray(jobs, options.address):
-        prepare = ray.remote(num_cpus=1)(lambda run: table.prepare(run))
-        measure = ray.remote(num_cpus=1)(lambda run, _: table.measure(run))
+        prepare = ray.remote(num_cpus=1)(lambda run: run.prepare())
+        measure = ray.remote(num_cpus=1)(lambda run, _: run.measure())
         at_once = options.jobs or 2 * int(ray.cluster_resources().get("CPU", jobs))
         prepared: dict[tuple[str, str, int], Any] = {}
         running: dict[Any, Run] = {}
@@ -213,7 +207,7 @@ def _as_tasks(table: Table, missing: Sequence[Run], options: RunOptions, jobs: i
                 run = waiting.pop(0)
                 if run.training not in prepared:
                     prepared[run.training] = prepare.remote(run)
-                count_opening(options.results, table.outline.name, run)
+                count_opening(options.results, table, run)
                 running[measure.remote(run, prepared[run.training])] = run
             (done,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(done), ray.get(done)
@@ -226,32 +220,30 @@ def judged(outline: Outline, contents: Sequence[Mapping[str, Any]]) -> Finished:
         by_setting.setdefault(content["card"]["setting"], []).append(content)
     results = {name: result_of(some) for name, some in by_setting.items()}
     checks = [check for name, result in results.items() for check in _checks(outline, name, result)]
-    checks += [{"setting": one["card"]["setting"], "world": one["card"]["world"], **check}
-               for one in contents for check in one["checks"]]  # fmt: skip
-    return Finished(outline, results, checks, contents)
+    for content in contents:
+        where = {name: content["card"][name] for name in ("setting", "world")}
+        checks += [{**where, **check} for check in content["checks"]]
+    return Finished(outline, contents, results, checks)
 
 
 def _checks(outline: Outline, setting: str, result: EvaluationResult) -> Iterator[dict[str, Any]]:
-    for comparison in outline.comparisons:
-        for world in result.world_names:
-            row = compared(result, comparison, world)
-            if row is None:
-                continue
-            cells = [result.cells[name, world] for name in (comparison.name, comparison.other)]
-            enough = all(
-                len(cell.value(comparison.metric)) >= outline.min_seeds for cell in cells if cell.world_requests
-            )
-            low, high = row.widest
-            verdict = judge(
-                f"{comparison.name} {'-' if comparison.how == 'minus' else '/'} {comparison.other}",
-                value=row.mean,
-                low=low,
-                high=high,
-                bar=comparison.bar if enough and outline.claims(setting, world) else None,
-                side=comparison.side,
-            )
-            where = {"setting": setting, "world": world, "metric": comparison.metric}
-            yield {**where, **as_json(verdict), "side": comparison.side, "seeds": row.seeds}
+    for comparison, world in product(outline.comparisons, result.world_names):
+        row = compared(result, comparison, world)
+        if row is None:
+            continue
+        cells = [result.cells[name, world] for name in (comparison.name, comparison.other)]
+        enough = all(len(cell.value(comparison.metric)) >= outline.min_seeds for cell in cells if cell.world_requests)
+        low, high = row.widest
+        verdict = judge(
+            f"{comparison.name} {'-' if comparison.how == 'minus' else '/'} {comparison.other}",
+            value=row.mean,
+            low=low,
+            high=high,
+            bar=comparison.bar if enough and outline.claims(setting, world) else None,
+            side=comparison.side,
+        )
+        where = {"setting": setting, "world": world, "metric": comparison.metric}
+        yield {**where, **as_json(verdict), "side": comparison.side, "seeds": row.seeds}
 
 
 def compared(result: EvaluationResult, comparison: Comparison, world: str) -> Row | None:
@@ -265,12 +257,16 @@ def compared(result: EvaluationResult, comparison: Comparison, world: str) -> Ro
 def show(finished: Finished, options: RunOptions) -> None:
     """Prints rows, checks and how often the deciding worlds were opened."""
     outline = finished.outline
+    files: dict[tuple[str, str], list[str]] = {}
+    for content in finished.contents:
+        for policy in content["cells"]:
+            files.setdefault((content["card"]["setting"], policy), []).append(content["file"])
     for setting, result in finished.results.items():
         rows = frame_of(result.rows())
         for metric, heading in outline.metrics.items():
             if metric in result.metrics:
                 shown = pivot(rows, metric, scale=outline.scale)
-                shown["files"] = [finished.files.get((setting, policy), "kept") for policy in shown["policy"]]
+                shown["files"] = [" and ".join(sorted(set(files[setting, policy]))) for policy in shown["policy"]]
                 print(f"\n{setting}: {heading}\n\n{markdown(shown)}")
     if finished.checks:
         print(f"\n{markdown(check_frame(finished.checks))}")

@@ -1,20 +1,20 @@
 """One finished run, one small committed file: what it is, how it is kept, and when a kept one may be used again.
 
-A run is a setting, a method, a training seed and a world. Its file holds ``card`` (everything that shapes the result:
-settings, sizes, digests of the log and the world), ``cells`` (by name of a row: sums over blocks of sessions, from
-which values, intervals and paired differences follow), ``checks`` and ``extra`` where a run brings its own, and
-``command``, ``date``, ``commit``, ``machine``. A kept file is used again only if its card is the one asked for.
+A run is a setting, a method, a training seed and a world, and how it is measured. Its file holds ``card`` (everything
+that shapes the result: settings, sizes, digests of the log and the world), ``cells`` (by name of a row: sums over
+blocks of sessions, from which values, intervals and paired differences follow), ``checks`` and ``extra`` where a run
+brings its own, and ``command``, ``date``, ``commit``, ``machine``. A kept file is used again only if its card is the
+one asked for.
 """
 
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsim_env.digests import digest_json
 from recsim_env.files import read_json, write_json, write_text
 from recsim_env.provenance import stamp
 from recsim_env.results import Cell, EvaluationResult, to_plain
@@ -30,6 +30,18 @@ OPENINGS = "openings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run found."""
+
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    """Name of a row to what was measured, of one training seed; most runs have one row, of the method's name."""
+    checks: Sequence[Mapping[str, Any]] = ()
+    """Checks that only the run itself can make: name, bar, value, low, high, verdict."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping, in JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One line of work of a table."""
 
@@ -39,6 +51,10 @@ class Run:
     seed: int = 0
     card: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What shapes the result beside these four, in JSON values; digests of the log and the world among it."""
+    measure: Callable[[], Measured] = field(compare=False, repr=False)
+    """Does the work; a Ray task, so it can be pickled and keeps nothing but what it returns and trains."""
+    prepare: Callable[[], object] = field(default=lambda: None, compare=False, repr=False)
+    """What runs that differ in the world alone share, training for instance; done once before them."""
 
     def __str__(self) -> str:
         return f"{self.setting}, {self.world}, {self.method}, seed {self.seed}"
@@ -58,18 +74,6 @@ class Run:
     def path(self, folder: Path) -> Path:
         """Its file in a table's folder."""
         return folder / slug(self.setting) / slug(self.world) / f"{slug(self.method)}-{self.seed}.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a run found."""
-
-    cells: Mapping[str, Cell] = field(default_factory=dict)
-    """Name of a row to what was measured, of one training seed; most runs have one row, of the method's name."""
-    checks: Sequence[Mapping[str, Any]] = ()
-    """Checks that only the run itself can make: name, bar, value, low, high, verdict."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else worth keeping, in JSON values."""
 
 
 def keep(path: Path, run: Run, measured: Measured) -> None:
@@ -92,11 +96,6 @@ def result_of(contents: Iterable[Mapping[str, Any]]) -> EvaluationResult:
         for name, plain in content["cells"].items():
             seeds.setdefault((name, content["card"]["world"]), []).append(Cell.from_json(plain))
     return EvaluationResult(cells={key: Cell.of_seeds(cells) for key, cells in seeds.items()})
-
-
-def fingerprint(card: Mapping[str, Any]) -> str:
-    """A short digest of settings: work kept under it can only be the same work."""
-    return digest_json(to_plain(card))[:8]
 
 
 def slug(name: str) -> str:

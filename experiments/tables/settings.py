@@ -13,16 +13,15 @@ from typing import Any
 
 import tyro
 
-from agents.goalrank import GoalRankConfig
-from experiments.policies import logging_clone
 from experiments.recipes import TrainRun
-from experiments.tables.runs import fingerprint, slug
+from experiments.tables.runs import slug
 from experiments.train import run as run_training
 from recsim_env.data import LoggedDataset, load_kuairand
+from recsim_env.digests import digest_json
 from recsim_env.files import claim
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import LoggingPolicy, synthetic_log
-from recsim_env.types import Policy
+from recsim_env.results import to_plain
 from recsim_env.world import World
 from reward_models.build import SHORT_FIT, BuildConfig, build_worlds, with_recommender, without_list_effect
 
@@ -146,8 +145,7 @@ def worlds_of(setting: Setting) -> Mapping[str, World]:
     """World A, the judges and the truth."""
     if setting.hazard != 1:
         return {name: _with_hazard(world, setting.hazard) for name, world in worlds_of(setting.trained_in).items()}
-    folders = world_folders(setting)
-    worlds = {name: World.load(folder) for name, folder in folders.items()}
+    worlds = {name: World.load(folder) for name, folder in world_folders(setting).items()}
     truth = known_truth(setting)
     return worlds if truth is None else {**worlds, TRUTH: with_recommender(truth, list(worlds.values())[-1])}
 
@@ -167,33 +165,22 @@ def digests(setting: Setting, world: str) -> Mapping[str, str]:
     }
 
 
-@cache
-def clone_of(setting: Setting) -> Policy:
-    """An imitation of the log's own ranker."""
-    return logging_clone(log_of(setting), worlds_of(setting)[TRAINING_WORLD], slate_size=SLATE)
-
-
 def method_card(run: TrainRun) -> dict[str, Any]:
     """What shapes a policy, less where it lies and the world, whose digest stands beside it."""
     plain = dataclasses.asdict(run)
     return {key: value for key, value in plain.items() if key not in ("world", "run_dir", "json", "address")}
 
 
-def goalrank_run(config: GoalRankConfig, iterations: int, **settings: Any) -> TrainRun:
-    """A training run of GoalRank, in whole sessions if nothing else is said."""
-    return TrainRun(method="agents.goalrank:GoalRank", config=config, iterations=iterations, **settings)
-
-
 def trained_folder(setting: Setting, name: str, card: Mapping[str, Any]) -> Path:
-    """A folder that no work with another card can share."""
-    return setting.folder / "trained" / f"{slug(name)}-{fingerprint(card)}"
+    """A folder for what is trained in the setting's world A; no work of another card, log or world can share it."""
+    fingerprint = digest_json(to_plain({"card": card, **digests(setting, TRAINING_WORLD)}))[:8]
+    return setting.folder / "trained" / f"{slug(name)}-{fingerprint}"
 
 
-def in_setting(run: TrainRun, setting: Setting, name: str, seed: int) -> TrainRun:
-    """A training run in the setting's world A, in a folder that no run of other settings or worlds can share."""
+def in_setting(run: TrainRun, setting: Setting, name: str) -> TrainRun:
+    """A training run in the setting's world A, in a folder of its own."""
     setting = setting.trained_in
-    card = {**method_card(run), "world": digests(setting, TRAINING_WORLD)["world_digest"]}
-    run_dir = trained_folder(setting, f"{name}-{seed}", card)
+    run_dir = trained_folder(setting, name, method_card(run))
     return dataclasses.replace(run, world=str(world_folders(setting)[TRAINING_WORLD]), run_dir=run_dir)
 
 

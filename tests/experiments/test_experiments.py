@@ -18,8 +18,7 @@ from experiments.policies import baselines, contender, named_policy, worlds_in
 from experiments.report import page as results_page
 from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.runner import RunOptions, complete
-from experiments.tables.runs import Run
-from experiments.tables.settings import LogSource, worlds_of
+from experiments.tables.settings import LogSource, Setting, worlds_of
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.results import as_json
 from recsim_env.types import Decision, Request
@@ -167,35 +166,35 @@ def table(tmp_path: Path) -> GoalRankTable:
 
 @pytest.mark.slow
 def test_compare_runs_what_is_missing_and_nothing_else(table: GoalRankTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    finished = complete(table.table(), table.run)
+    finished = complete(table.outline, table.runs(), table.run)
     (setting,) = finished.results
     result = finished.results[setting]
-    worlds = tuple(worlds_of(table.settings[setting]))
+    worlds = tuple(worlds_of(table.settings[0]))
     assert result.world_names == worlds
     assert result.row("GoalRank", "truth", "session_watch_time").seeds == 2
     assert {"logging clone", "evaluator search", "greedy oracle"} <= set(result.policies)
     assert len(finished.checks) == 2 * len(worlds)
     assert {check["world"] for check in finished.checks if check["verdict"] == "no bar"} == {"A"}
 
-    def never(self: GoalRankTable, run: Run) -> None:
-        raise AssertionError(f"{run} was measured before")
+    def never(self: GoalRankTable, setting: Setting, world: str, *work: object) -> None:
+        raise AssertionError(f"{world}, {work[:2]} was measured before")
 
     monkeypatch.setattr(GoalRankTable, "measure", never)
-    assert complete(table.table(), table.run).checks == finished.checks
+    assert complete(table.outline, table.runs(), table.run).checks == finished.checks
     with pytest.raises(ValueError, match="num_sessions was 12, now 13"):
-        complete(dataclasses.replace(table, num_sessions=13).table(), table.run)
+        complete(table.outline, dataclasses.replace(table, num_sessions=13).runs(), table.run)
     (table.run.results / "goalrank" / setting / "truth" / "GoalRank-1.json").unlink()
-    with pytest.raises(AssertionError, match="truth, GoalRank, seed 1 was measured before"):
-        complete(table.table(), table.run)
+    with pytest.raises(AssertionError, match=r"truth, \('GoalRank', .*seed=1.* was measured before"):
+        complete(table.outline, table.runs(), table.run)
     monkeypatch.undo()
-    assert complete(table.table(), table.run).checks == finished.checks
+    assert complete(table.outline, table.runs(), table.run).checks == finished.checks
     page = results_page.page(table.run.results)
     assert "GoalRank beside the baselines" in page
 
 
 def test_runs_differ_where_their_logs_do(table: GoalRankTable) -> None:
     """Settings of other seeds, sizes or training never share a policy's folder."""
-    (setting,) = table.settings.values()
+    (setting,) = table.settings
     one, other = (dataclasses.replace(table, iterations=n).training(setting, 0) for n in (2, 3))
     assert one.run_dir != other.run_dir
     assert one.run_dir == table.training(setting, 0).run_dir
@@ -212,8 +211,8 @@ def test_a_demo_runs_again_from_what_it_left(tmp_path: Path, monkeypatch: pytest
     assert {row["policy"] for row in first["rows"]} >= {"GoalRank", "pointwise greedy", "best of 20", "greedy oracle"}
     assert contender(tmp_path / "demo" / "policy").world_requests > 0
 
-    def never(self: GoalRankTable, run: Run) -> None:
-        raise AssertionError(f"{run} was measured before")
+    def never(self: GoalRankTable, setting: Setting, world: str, *work: object) -> None:
+        raise AssertionError(f"{world}, {work[:2]} was measured before")
 
     monkeypatch.setattr(GoalRankTable, "measure", never)
     again = run_demo(config)

@@ -145,16 +145,16 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["capabilities"] == inspect_log(planted())["capabilities"]
     assert capsys.readouterr().out.strip() == describe(found).strip()
-    with pytest.raises(SystemExit, match=r"^inspect: log.csv has no column 'uidd' \(did you mean 'uid'\?\)"):
+    with pytest.raises(ValueError, match=r"^log.csv has no column 'uidd' \(did you mean 'uid'\?\)"):
         main(tyro.cli(Inspect, args=[*command, columns.replace("uid", "uidd")]))
 
 
 def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no .*nothing.* found"):
+    with pytest.raises(ValueError, match=r"no .*nothing.* found"):
         main(Inspect(log=tmp_path / "nothing"))
     with pytest.raises(ValueError, match="session_gap_s must be positive, got 0"):
         Inspect(log=tmp_path, session_gap_s=0)
-    with pytest.raises(SystemExit, match="is a folder and a column map was given"):
+    with pytest.raises(ValueError, match="is a folder and a column map was given"):
         main(Inspect(log=tmp_path, preset="ratings"))
 
 

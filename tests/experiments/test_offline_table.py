@@ -29,10 +29,10 @@ def table(tmp_path: Path) -> OfflineTable:
 
 
 def test_what_is_finished_is_read_back(table: OfflineTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {**SORTS, **{name: METHODS[name] for name in ("DNN", "PRM on shuffled labels")}}
+    few = {**SORTS, **{name: METHODS[name] for name in ("DNN", "PRM on shuffled labels", "DNR, Beta")}}
     monkeypatch.setattr(offline, "METHODS", few)
     monkeypatch.setattr(offline, "SCORE_METHODS", {"DNR, Beta": METHODS["DNR, Beta"]})
-    first = complete(table.table(), table.run)
+    first = complete(table.outline, table.runs(), table.run)
     assert {setting: result.policies for setting, result in first.results.items()} == {
         "movies, honest": tuple(few),
         "movies, honest, score noise 0.5": ("retriever order", "DNR, Beta"),
@@ -46,11 +46,11 @@ def test_what_is_finished_is_read_back(table: OfflineTable, monkeypatch: pytest.
         raise AssertionError("this was run before")
 
     monkeypatch.setattr(offline, "scored_on", never)
-    assert complete(table.table(), table.run).to_json()["rows"] == first.to_json()["rows"]
-    one = complete(dataclasses.replace(table, methods=("DNN",)).table(), table.run)
+    assert complete(table.outline, table.runs(), table.run).to_json()["rows"] == first.to_json()["rows"]
+    one = complete(table.outline, dataclasses.replace(table, methods=("DNN",)).runs(), table.run)
     assert [result.policies for result in one.results.values()] == [("DNN",)]
     with pytest.raises(ValueError, match="width was 8, now 16"):
-        complete(dataclasses.replace(table, width=16).table(), table.run)
+        complete(table.outline, dataclasses.replace(table, width=16).runs(), table.run)
 
 
 def test_a_ranker_is_scored_request_by_request(table: OfflineTable) -> None:
@@ -71,4 +71,4 @@ def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"methods must be among .* got 'DN' \(did you mean 'DNN'\?\)"):
         OfflineTable(methods=("PRM", "DN"))
     with pytest.raises(ValueError, match=r"no .*nowhere found: give .* a MovieLens folder"):
-        OfflineTable(data="nowhere").table()
+        list(OfflineTable(data="nowhere").runs())

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.report.frames import frame_of
-from experiments.report.html import read_curves, write_report
+from experiments.report.html import SHOWN, read_curves, write_report
 from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult
 
@@ -106,7 +106,7 @@ def test_the_page_is_well_formed_and_needs_no_other_file(folder: Path) -> None:
     assert page.sources
     for source in page.sources:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
-    assert page.count["img"] == len(list((folder / "plots").glob("*.png"))) == 6
+    assert page.count["img"] == len(list((folder / "plots").glob("*.png"))) == 4
     assert "Ours & <theirs>" in page.words  # escaped, not swallowed as a tag
     assert "<ours>" in page.words
 
@@ -123,6 +123,23 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
     assert "click · auc" in page.words
     assert "0.7512" in page.words
     assert "12,000" in page.words
+
+
+def test_what_was_shown_stands_by_policy_best_first(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    tables = {heading: text[text.index(f"<h2>{heading}; world truth") :] for heading in SHOWN}
+    lines = {
+        heading: re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)
+        for heading, table in tables.items()
+    }
+    cells = {heading: [re.findall(r"<t[hd]>(.*?)</t[hd]>", one) for one in some] for heading, some in lines.items()}
+    shares = cells["Share of videos seen, by duration"]
+    assert shares[0] == ["policy", "0-7s", "7s+"]
+    assert [line[0] for line in shares[1:]] == ["oracle", "&lt;ours&gt;", "pointwise greedy", "random"]
+    assert [text.split()[0] for text in shares[1][1:]] == ["0.3000", "0.7000"]
+    seconds = cells["Seconds watched of a video seen, by duration"]
+    assert [text.split(" ")[0] for text in seconds[1][1:]] == ["", "7.000"], "nothing short was seen"
+    assert cells["What was shown"][0] == ["policy", "catalogue_coverage", "exposure_gini"]
 
 
 def test_differences_are_coloured_by_their_sign(folder: Path) -> None:
@@ -178,4 +195,4 @@ def test_a_result_without_evaluator_or_baselines_still_makes_a_report(tmp_path: 
     result = EvaluationResult(cells={("p", "w"): Cell(ratios=ratios, totals=bare.totals)})
     page = Page(write_report(result, tmp_path, title="bare").read_text())
     assert page.open == []
-    assert page.count["img"] == 3
+    assert page.count["img"] == 1

@@ -11,7 +11,7 @@ from agents.baselines import PointwiseGreedy, RandomSlate
 from agents.rerankers import list_bench
 from experiments.report.frames import frame_of
 from experiments.report.plots import reranker_curves
-from experiments.tables import reranker_methods, reranker_training, rerankers, settings
+from experiments.tables import reranker_methods, rerankers, settings
 from experiments.tables.runner import judged
 from experiments.tables.runs import BLOCKS
 from experiments.tables.settings import LogSource, Setting
@@ -24,10 +24,10 @@ def cells() -> dict[str, Cell]:
     world = bench_world()
     bench, pool = list_bench.Bench(world, 30, 6, seed=11), all_generators(world)
     found = bench_cells(bench, pool)
-    assert f"{reranker_training.share_name(0.02)}, search" in found
+    assert f"{reranker_methods.share_name(0.02)}, search" in found
     noisy, small = bench.show([RandomSlate(6), PointwiseGreedy(6)]), bench.show([RandomSlate(6)])
     found |= reranker_methods.consumed({"GoalRank, noise 0.2": noisy, "GoalRank, 10k": small}, 512)
-    for name in reranker_training.SEARCHES:
+    for name in reranker_methods.SEARCHES:
         searches = [[PointwiseGreedy(6), RandomSlate(6), RandomSlate(6)]] * 2
         found |= reranker_methods.consumed(list_bench.search_cells(bench, f"CLIG, {name}", searches), 512)
     return found
@@ -85,7 +85,7 @@ def test_training_runs_are_distinct_and_share_their_budget(monkeypatch: pytest.M
     monkeypatch.setattr(settings, "world_folders", lambda setting: {"A": Path("w")})
     monkeypatch.setattr(settings, "digests", lambda setting, world: {"world_digest": "d"})
     setting = Setting(source=LogSource(), name="synthetic", strength=1.0)
-    runs = reranker_training.training_runs(setting, reranker_training.Budget(), "all")
+    runs = reranker_methods.training_runs(setting, reranker_methods.Budget(), "all")
     flat = [run for some in runs.values() for run in some]
     assert len({run.run_dir for run in flat}) == len(flat)
     assert {(run.iterations, run.num_envs, run.steps_per_iteration, run.env) for run in flat} == {
@@ -93,7 +93,7 @@ def test_training_runs_are_distinct_and_share_their_budget(monkeypatch: pytest.M
     }
     claimed = {name for pair in rerankers.CHECKS for name in pair[:2] if name.startswith("GoalRank")}
     assert claimed <= set(runs)
-    assert set(reranker_training.training_runs(setting, reranker_training.Budget(), "plain")) == {"GoalRank"}
+    assert set(reranker_methods.training_runs(setting, reranker_methods.Budget(), "plain")) == {"GoalRank"}
 
 
 def test_curves_show_every_set_size_and_evaluator(cells: dict[str, Cell], tmp_path: Path) -> None:

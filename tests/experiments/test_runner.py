@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.tables import runs
-from experiments.tables.runner import Comparison, Outline, RunOptions, Table, compared, complete, missing_runs, show
+from experiments.tables.runner import Comparison, Finished, Outline, RunOptions, compared, complete, missing_runs, show
 from experiments.tables.runs import Measured, Run, count_opening, openings, publish_json, result_of
 from recsim_env.results import Cell, EvaluationResult
 
@@ -47,28 +48,28 @@ class Bench:
         self.asked: list[str] = []
         self.prepared: list[tuple[str, str, int]] = []
         self.fail_at: int | None = None
-        self.table = Table(
-            outline=OUTLINE,
-            runs=[
-                Run(
-                    setting="here",
-                    method=method,
-                    seed=seed,
-                    world=world,
-                    card={"size": 40, "world_digest": "d", **card},
-                )
-                for world in worlds
-                for method, seed in [("theirs", 0), *(("ours", seed) for seed in range(seeds))]
-            ],
-            measure=self.measure,
-            prepare=lambda run: self.prepared.append(run.training),
-        )
+        self.runs = [
+            Run(
+                setting="here",
+                method=method,
+                seed=seed,
+                world=world,
+                card={"size": 40, "world_digest": "d", **card},
+                measure=partial(self.measure, world, method, seed),
+                prepare=partial(self.prepared.append, ("here", method, seed)),
+            )
+            for world in worlds
+            for method, seed in [("theirs", 0), *(("ours", seed) for seed in range(seeds))]
+        ]
 
-    def measure(self, run: Run) -> Measured:
+    def measure(self, world: str, method: str, seed: int) -> Measured:
         if len(self.asked) == self.fail_at:
             raise KeyboardInterrupt
-        self.asked.append(str(run))
-        return Measured(cells={run.method: drawn(run.method, run.seed)})
+        self.asked.append(f"{world}, {method}, seed {seed}")
+        return Measured(cells={method: drawn(method, seed)})
+
+    def complete(self, options: RunOptions) -> Finished:
+        return complete(OUTLINE, self.runs, options)
 
 
 @pytest.fixture
@@ -78,13 +79,13 @@ def options(tmp_path: Path) -> RunOptions:
 
 def test_a_second_call_measures_nothing_and_says_so(options: RunOptions, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench()
-    first = complete(bench.table, options)
+    first = bench.complete(options)
     assert len(bench.asked) == 6
     assert sorted(bench.prepared) == [("here", "ours", 0), ("here", "ours", 1), ("here", "theirs", 0)]
     show(first, options)
     assert "| new" in capsys.readouterr().out
     again = Bench()
-    second = complete(again.table, options)
+    second = again.complete(options)
     assert again.asked == []
     assert (second.checks, second.to_json()["rows"]) == (first.checks, first.to_json()["rows"])
     show(second, options)
@@ -93,12 +94,12 @@ def test_a_second_call_measures_nothing_and_says_so(options: RunOptions, capsys:
     assert "| kept" in told
     assert "| new" not in told
     more = Bench(seeds=3)
-    complete(more.table, options)
-    assert more.asked == ["here, A, ours, seed 2", "here, judge-final-1, ours, seed 2"]
+    more.complete(options)
+    assert more.asked == ["A, ours, seed 2", "judge-final-1, ours, seed 2"]
 
 
 def test_figures_are_those_of_the_sessions_and_the_wider_interval_decides(options: RunOptions) -> None:
-    finished = complete(Bench().table, options)
+    finished = Bench().complete(options)
     parts = [drawn("ours", seed).ratios["seconds"] for seed in (0, 1)]
     both = (np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
     cells = {("ours", "A"): Cell(ratios={"seconds": both}, totals={}), ("theirs", "A"): drawn("theirs", 0)}
@@ -118,7 +119,7 @@ def test_figures_are_those_of_the_sessions_and_the_wider_interval_decides(option
 
 
 def test_one_training_seed_carries_no_claim(options: RunOptions) -> None:
-    finished = complete(Bench(seeds=1).table, options)
+    finished = Bench(seeds=1).complete(options)
     assert {check["verdict"] for check in finished.checks} == {"no bar"}
 
 
@@ -129,25 +130,25 @@ def test_other_sessions_cannot_be_compared() -> None:
 
 @pytest.mark.parametrize("changed", [{"size": 41}, {"world_digest": "e"}, {"method_config": {"lr": 0.1}}])
 def test_a_file_of_other_work_is_refused_or_measured_again(options: RunOptions, changed: dict[str, object]) -> None:
-    complete(Bench().table, options)
+    Bench().complete(options)
     bench = Bench(**changed)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"6 kept files are of other work, .*{next(iter(changed))}.* --again"):
-        complete(bench.table, options)
+        bench.complete(options)
     assert bench.asked == []
-    complete(bench.table, dataclasses.replace(options, again=True))
+    bench.complete(dataclasses.replace(options, again=True))
     assert len(bench.asked) == 6
-    assert missing_runs(bench.table.runs, options.results / "small") == []
+    assert missing_runs(bench.runs, options.results / "small") == []
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(options: RunOptions) -> None:
     stopped = Bench()
     stopped.fail_at = 4
     with pytest.raises(KeyboardInterrupt):
-        complete(stopped.table, options)
+        stopped.complete(options)
     bench = Bench()
-    finished = complete(bench.table, options)
+    finished = bench.complete(options)
     assert len(bench.asked) == 2
-    whole = complete(Bench().table, dataclasses.replace(options, results=options.results / "other"))
+    whole = Bench().complete(dataclasses.replace(options, results=options.results / "other"))
     assert finished.to_json()["rows"] == whole.to_json()["rows"]
 
 
@@ -155,11 +156,12 @@ def test_a_killed_table_leaves_whole_files_only(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
         "from tests.experiments.test_runner import Bench\n"
-        "from experiments.tables.runner import RunOptions, complete\n"
-        "bench = Bench(seeds=40); measure = bench.measure\n"
-        "import dataclasses\n"
-        "slow = lambda run: (time.sleep(0.02), measure(run))[1]\n"
-        "complete(dataclasses.replace(bench.table, measure=slow), RunOptions(results=Path(sys.argv[1]), jobs=1))\n"
+        "from experiments.tables.runner import RunOptions\n"
+        "class Slow(Bench):\n"
+        "    def measure(self, *run):\n"
+        "        time.sleep(0.02)\n"
+        "        return super().measure(*run)\n"
+        "Slow(seeds=40).complete(RunOptions(results=Path(sys.argv[1]), jobs=1))\n"
     )
     running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
@@ -171,17 +173,16 @@ def test_a_killed_table_leaves_whole_files_only(tmp_path: Path) -> None:
     assert 5 <= len(kept) < 80
     assert all(json.loads(path.read_text())["cells"] for path in kept)
     bench = Bench(seeds=40)
-    complete(bench.table, RunOptions(results=tmp_path, jobs=1))
+    bench.complete(RunOptions(results=tmp_path, jobs=1))
     assert 0 < len(bench.asked) <= 82 - len(kept)
 
 
 def test_every_look_at_a_deciding_world_is_counted_for_all_tables(options: RunOptions) -> None:
-    complete(Bench().table, options)
-    complete(Bench().table, options)
+    Bench().complete(options)
+    Bench().complete(options)
     assert openings(options.results) == {"here, judge-final-1, content d": 3}
-    count_opening(
-        options.results, "other", Run(setting="here", method="m", world="judge-final-1", card={"world_digest": "d"})
-    )
+    (look,) = Bench(seeds=0, worlds=("judge-final-1",)).runs
+    count_opening(options.results, "other", look)
     assert openings(options.results) == {"here, judge-final-1, content d": 4}
     assert json.loads((options.results / "openings.json").read_text()) == {
         "here, judge-final-1, content d": {"small": 3, "other": 1}
@@ -212,14 +213,14 @@ def test_a_changed_checkout_publishes_nothing(checkout: Callable[..., None], tmp
     with pytest.raises(
         ValueError, match=r"made by a commit, and code\.py differ from it: commit first, or write a trial"
     ):
-        complete(bench.table, published)
+        bench.complete(published)
     assert bench.asked == []
     with pytest.raises(ValueError, match="made by a commit"):
         publish_json(published.results / "speed.json", {})
-    complete(Bench(worlds=("A",)).table, RunOptions(results=tmp_path.parent / f"{tmp_path.name}-trial", jobs=1))
+    Bench(worlds=("A",)).complete(RunOptions(results=tmp_path.parent / f"{tmp_path.name}-trial", jobs=1))
     checkout("commit", "-am", "two")
-    complete(bench.table, published)  # and its own new files do not make the checkout a changed one
-    complete(Bench(seeds=3).table, published)
+    bench.complete(published)  # and its own new files do not make the checkout a changed one
+    Bench(seeds=3).complete(published)
     assert "+" not in json.loads(next(published.results.rglob("ours-2.json")).read_text())["commit"]
 
 
@@ -233,8 +234,8 @@ def test_results_are_read_in_the_order_of_their_seeds() -> None:
 @pytest.mark.slow
 def test_runs_are_ray_tasks_where_several_are_missing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    as_tasks = complete(Bench().table, RunOptions(results=tmp_path / "tasks", jobs=2))
-    here = complete(Bench().table, RunOptions(results=tmp_path / "here", jobs=1))
+    as_tasks = Bench().complete(RunOptions(results=tmp_path / "tasks", jobs=2))
+    here = Bench().complete(RunOptions(results=tmp_path / "here", jobs=1))
     assert as_tasks.to_json()["rows"] == here.to_json()["rows"]
     assert as_tasks.checks == here.checks
     assert openings(tmp_path / "tasks") == openings(tmp_path / "here")
@@ -242,8 +243,8 @@ def test_runs_are_ray_tasks_where_several_are_missing(tmp_path: Path) -> None:
 
 def test_some_worlds_can_be_left_closed(options: RunOptions) -> None:
     bench = Bench(worlds=("A", "judge-dev", "judge-final-1"))
-    finished = complete(bench.table, dataclasses.replace(options, worlds=("A", "judge-dev")))
+    finished = bench.complete(dataclasses.replace(options, worlds=("A", "judge-dev")))
     assert finished.results["here"].world_names == ("A", "judge-dev")
     assert openings(options.results) == {}
     with pytest.raises(ValueError, match=r"no world 'judge-def' \(did you mean 'judge-dev'\?\)"):
-        complete(bench.table, dataclasses.replace(options, worlds=("judge-def",)))
+        bench.complete(dataclasses.replace(options, worlds=("judge-def",)))
