@@ -1,8 +1,9 @@
 """The metrics of sessions: each a name, what is counted, and per what.
 
 To add one, count it where it happens (``of_request``, ``of_sessions``, both summed over a session) and give it a row in
-``table``, or count it over the whole catalogue (``of_catalogue``); then name it here. Reports list it by themselves (``REPORT_TABLES`` gives it a place in a table),
-committed files keep ``MAIN_METRICS``. Only this module, evaluation and oracles may ask a world for its truth.
+``table``, or count it over the whole catalogue (``of_catalogue``); then name it here. Reports list it by themselves,
+``REPORT_TABLES`` gives it a place in a table, and committed files keep ``MAIN_METRICS``. Only this module, evaluation
+and oracles may ask a world for its truth.
 
 Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     session_watch_time, session_length (requests), videos_seen, watch_time_per_video, truncated_share,
