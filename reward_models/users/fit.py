@@ -123,18 +123,11 @@ class _Fitting:
         count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
         return network
 
-    def replay(self, network: ResponseNetwork, label_P: Tensor) -> Tensor:
-        """What the network, as it is, expects of the labelled rows and those before them: (P, Y)."""
-        return network.replay(self.sequences, label_P, self.config.history_length)[0]
-
     def batch_loss(
-        self,
-        network: ResponseNetwork,
-        batch: SequenceBatch,
-        expected_PY: Tensor,
-        generator: torch.Generator | None = None,
+        self, network: ResponseNetwork, example: tuple[SequenceBatch, Tensor], generator: torch.Generator | None
     ) -> Tensor:
-        """``loss`` of a batch's labelled rows, each as if it were shown alone."""
+        """``loss`` of a batch's labelled rows, each as if it were shown alone, with what is expected of them (P, Y)."""
+        batch, expected_PY = example
         first = network(self.sequences, batch, expected_PY, self.config.history_length, generator)
         return self.loss(network, first.row_R, first.answer(network.core))
 
@@ -173,24 +166,24 @@ class _Fitting:
 
         def batches(generator: torch.Generator) -> Iterator[tuple[SequenceBatch, Tensor]]:
             shuffled = list(sequence_batches(self.sequences, label_P, size, generator))
-            for half in (shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]):
-                expected_PY = self.replay(network, label_P)
-                for batch in half:
-                    yield batch, expected_PY
+            for number, batch in enumerate(shuffled):
+                if number in (0, len(shuffled) // 2):  # often enough: from one replay to the next little changes
+                    expected_PY, _ = network.replay(self.sequences, label_P, self.config.history_length)
+                yield batch, expected_PY
 
         def validate() -> float:
             assert validation_P is not None
             total = rows = 0.0
-            expected_PY = self.replay(network, validation_P)
+            expected_PY, _ = network.replay(self.sequences, validation_P, self.config.history_length)
             for batch in sequence_batches(self.sequences, validation_P, 4 * size):
                 count = float(batch.label_BT.sum())
-                total, rows = total + float(self.batch_loss(network, batch, expected_PY)) * count, rows + count
+                total, rows = total + float(self.batch_loss(network, (batch, expected_PY), None)) * count, rows + count
             return total / rows
 
         result = train(
             network,
             batches=batches,
-            loss=lambda batch, generator: self.batch_loss(network, *batch, generator),
+            loss=lambda example, generator: self.batch_loss(network, example, generator),
             validate=None if validation_P is None else validate,
             config=replace(self.config.train, max_epochs=max_epochs),
             seed=self.seed,
@@ -285,7 +278,8 @@ class _Fitting:
     @torch.no_grad()
     def first_layer(self, network: ResponseNetwork, label_P: Tensor) -> FirstLayer:
         """All labelled rows as if shown alone, without dropout."""
-        expected_PY, length = self.replay(network, label_P), self.config.history_length
+        length = self.config.history_length
+        expected_PY, _ = network.replay(self.sequences, label_P, length)
         batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
         parts = [network(self.sequences, batch, expected_PY, length) for batch in batches]
         return FirstLayer(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
@@ -405,7 +399,7 @@ def fit_sequences(
     fitting.fit_lists(network, all_P, None, list_epochs, run_dir, "final-lists")
     if config.calibration_folds:
         _calibrate(network, fitting, all_P, epochs, run_dir)
-    return network.export(sequences, _next_day(last_date), config.history_length)
+    return network.export(sequences, last_date + 1, config.history_length)
 
 
 def _rows_of(users: ArrayLike | None, sequences: Sequences) -> Tensor:
@@ -453,8 +447,3 @@ def _calibrate(network: ResponseNetwork, fitting: _Fitting, label_P: Tensor, epo
 def _joined(parts: list[tuple[Tensor, Answer]]) -> tuple[Tensor, Answer]:
     rows, answers = zip(*parts, strict=True)
     return torch.cat(rows), Answer(*(torch.cat(logits) for logits in zip(*answers, strict=True)))
-
-
-def _next_day(date: int) -> int:
-    day = np.datetime64(f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}") + np.timedelta64(1, "D")
-    return int(str(day).replace("-", ""))

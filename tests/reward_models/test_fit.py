@@ -224,7 +224,7 @@ def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
     network = fitting.network(torch.ones(len(rows), dtype=torch.bool))
     label_P = sequences.user_P == rows["user"][0]
     (batch,) = sequence_batches(sequences, label_P, NUM_USERS)
-    state_TS = network.states(sequences, batch, fitting.replay(network, label_P), 50)[0]
+    state_TS = network.states(sequences, batch, network.replay(sequences, label_P, 50)[0], 50)[0]
     assert torch.equal(state_TS[3], state_TS[4])
     assert torch.equal(state_TS[3], state_TS[5])
     assert not torch.equal(state_TS[5], state_TS[6])
@@ -239,7 +239,7 @@ def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     _, begin_BS = network.replay(sequences, ~is_last_P, 50)
     (batch,) = sequence_batches(sequences, is_last_P, NUM_USERS)
     first = batch.label_BT.int().argmax(1)
-    state_BTS = network.states(sequences, batch, fitting.replay(network, is_last_P), 50)
+    state_BTS = network.states(sequences, batch, network.replay(sequences, is_last_P, 50)[0], 50)
     state_BS = state_BTS[torch.arange(NUM_USERS), first]
     torch.testing.assert_close(begin_BS[batch.user_B], state_BS, rtol=1e-5, atol=1e-5)
     assert (begin_BS[:, 0] == NUM_ROWS * 5 // 6).all()  # counts the rows of five days
