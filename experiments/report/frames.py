@@ -1,4 +1,4 @@
-"""Results as pandas frames: rows with the wider of their intervals, policies by worlds, checks in words."""
+"""Results as pandas frames: rows with their intervals, policies by worlds, checks in words."""
 
 import dataclasses
 import math
@@ -19,14 +19,21 @@ VERDICTS = {
 
 
 def frame_of(rows: Iterable[Row | Mapping[str, Any]]) -> pd.DataFrame:
-    """One line for each row, given as such or as a file holds it; ``low`` and ``high`` span both its intervals."""
-    plain = [row if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
+    """One line for each row, given as such or as a file holds it."""
+    plain = [_of_file(row) if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
     frame = pd.DataFrame(plain, columns=[field.name for field in dataclasses.fields(Row)])
-    ends = ["mean", "low", "high", "session_low", "session_high"]
+    ends = ["mean", "low", "high"]
     frame[ends] = frame[ends].astype(float)
-    frame["low"] = frame[["low", "session_low"]].min(axis=1)
-    frame["high"] = frame[["high", "session_high"]].max(axis=1)
-    return frame.drop(columns=["interval", "session_low", "session_high"])
+    return frame
+
+
+def _of_file(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of earlier versions hold two intervals, over sessions too where seeds were the unit: the span of both."""
+    spans = {}
+    for end, furthest in (("low", min), ("high", max)):
+        known = [row[name] for name in (end, f"session_{end}") if row.get(name) is not None]
+        spans[end] = furthest(known) if known else None
+    return {**row, **spans}
 
 
 def differences(result: EvaluationResult, policies: Iterable[str], baselines: Iterable[str]) -> list[Row]:

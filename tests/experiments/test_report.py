@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.report.frames import frame_of
 from experiments.report.html import SHOWN, read_curves, write_report
 from experiments.report.plots import ranked
-from recsim_env.results import Cell, EvaluationResult
+from recsim_env.results import Cell, EvaluationResult, as_json
 
 WORLDS = ("A", "truth")
 MEANS = {"pointwise greedy": 100.0, "<ours>": 130.0, "random": 40.0}
@@ -115,11 +115,9 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
     page = Page((folder / "report.html").read_text())
     for policy, world in result.cells:
         row = result.row(policy, world, "session_watch_time")
-        low, high = row.widest
-        assert f"{row.mean:.1f} [{low:.1f}, {high:.1f}]" in page.words
+        assert f"{row.mean:.1f} [{row.low:.1f}, {row.high:.1f}]" in page.words
     row = result.difference("<ours>", "pointwise greedy", "truth")
-    low, high = row.widest
-    assert f"{row.mean:+.1f} [{low:+.1f}, {high:+.1f}]" in page.words
+    assert f"{row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" in page.words
     assert "click · auc" in page.words
     assert "0.7512" in page.words
     assert "12,000" in page.words
@@ -196,3 +194,14 @@ def test_a_result_without_evaluator_or_baselines_still_makes_a_report(tmp_path: 
     page = Page(write_report(result, tmp_path, title="bare").read_text())
     assert page.open == []
     assert page.count["img"] == 1
+
+
+def test_a_row_of_an_earlier_file_has_the_span_of_its_two_intervals(result: EvaluationResult) -> None:
+    row = as_json(result.row("random", "A", "session_watch_time"))
+    old = {**row, "low": 3.0, "high": 5.0, "interval": "seeds", "session_low": 3.5, "session_high": 6.0}
+    total = {**old, "session_low": None, "session_high": None}
+    nothing = {**total, "low": None, "high": None}
+    frame = frame_of([row, old, total, nothing])
+    spans = [(row["low"], row["high"]), (3.0, 6.0), (3.0, 5.0), (math.nan, math.nan)]
+    np.testing.assert_array_equal(frame[["low", "high"]].to_numpy(), np.array(spans))
+    assert not {"interval", "session_low"} & set(frame.columns)
