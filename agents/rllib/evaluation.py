@@ -31,7 +31,8 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
 
     Returns:
         Means by name, with ``watch_time_minus_pointwise`` and the ends ``_low`` and ``_high`` of its 95 % interval over
-        sessions, which speaks of this training run; and twice the number of requests played.
+        sessions, which speaks of this training run; and twice the number of requests that these sessions are expected
+        to hold.
 
     Raises:
         ValueError: a duration that is not a number of sessions.

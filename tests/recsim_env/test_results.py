@@ -21,7 +21,7 @@ from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Decision, Request
 from tests.helpers.planted import planted_world
 
-SMALL = EvaluationSettings(cold_start_below=6, duration_edges=(20.0, 40.0), max_requests=6)
+SMALL = EvaluationSettings(cold_start_below=6, duration_edges=(20.0, 40.0), max_requests=6, leaving="drawn")
 
 
 class Stubborn:
