@@ -55,7 +55,14 @@ def figure(
     sign: str = "",
     scale: float = 1.0,
 ) -> str:
-    """A figure with its interval, with as many decimals as the interval's width can carry."""
+    """A figure with its interval, with as many decimals as the interval's width can carry.
+
+    With ``sign="+"`` it is a difference: one whose interval holds 0 is called a tie, with the bound it keeps to.
+
+    Example:
+        >>> figure(2.1, -3.04, 7.24, sign="+"), figure(12.0, 9.5, 14.5, sign="+")
+        ('+2.1 [-3.0, +7.2], tie within 7.2', '+12.0 [+9.5, +14.5]')
+    """
     mean, low, high = (math.nan if value is None else scale * value for value in (mean, low, high))
     if math.isnan(mean):
         return ""
@@ -64,7 +71,10 @@ def figure(
     digits = max(0, min(4, 1 - math.floor(math.log10(width)))) if width > 0 else 1
     digits = min(digits, 1) if abs(mean) >= 100 else digits
     text = f"{mean:{sign},.{digits}f}"
-    return f"{text} [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]" if known else text
+    if not known:
+        return text
+    tie = f", tie within {max(abs(low), abs(high)):,.{digits}f}" if sign == "+" and low <= 0 <= high else ""
+    return f"{text} [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]{tie}"
 
 
 def texts_of(rows: pd.DataFrame, *, sign: str = "", scale: float = 1.0) -> list[str]:

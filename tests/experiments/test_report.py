@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.report.frames import frame_of
+from experiments.report.frames import figure, frame_of
 from experiments.report.html import SHOWN, read_curves, write_report
 from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult, as_json
@@ -205,3 +205,20 @@ def test_a_row_of_an_earlier_file_has_the_span_of_its_two_intervals(result: Eval
     spans = [(row["low"], row["high"]), (3.0, 6.0), (3.0, 5.0), (math.nan, math.nan)]
     np.testing.assert_array_equal(frame[["low", "high"]].to_numpy(), np.array(spans))
     assert not {"interval", "session_low"} & set(frame.columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((2.0, -3.0, 7.0), "+2.0 [-3.0, +7.0], tie within 7.0"),
+        ((-2.0, -7.0, 3.0), "-2.0 [-7.0, +3.0], tie within 7.0"),
+        ((5.0, 3.0, 7.0), "+5.0 [+3.0, +7.0]"),
+        ((0.0, 0.0, 0.0), "+0.0 [+0.0, +0.0], tie within 0.0"),
+        ((2.0, math.nan, math.nan), "+2.000"),
+    ],
+)
+def test_a_difference_that_may_be_nothing_is_called_a_tie_with_its_bound(
+    given: tuple[float, float, float], text: str
+) -> None:
+    assert figure(*given, sign="+") == text
+    assert "tie" not in figure(*given)
