@@ -1,8 +1,9 @@
 """The metrics of sessions: each a name, what is counted, and per what.
 
 To add one, count it where it happens (``of_request``, ``of_sessions``, both summed over a session) and give it a row in
-``table``, or count it over the whole catalogue (``of_catalogue``); then name it here. Reports show it by themselves,
-committed files keep ``MAIN_METRICS``. Only this module, evaluation and oracles may ask a world for its truth.
+``table``, or count it over the whole catalogue (``of_catalogue``); then name it here. Reports list it by themselves,
+``REPORT_TABLES`` gives it a place in a table, and committed files keep ``MAIN_METRICS``. Only this module, evaluation
+and oracles may ask a world for its truth.
 
 A place counts by the chance that it is seen, a request by the chance that its user is still there; both are 0 or 1
 where leaving is drawn (``EvaluationSettings.leaving``), and every sum is then a plain count.
@@ -42,6 +43,13 @@ MAIN_METRICS = (
     "true_list_value", "evaluator_gap",
 )  # fmt: skip
 """What committed files keep; ``report.json`` has everything."""
+
+REPORT_TABLES = {
+    "Share of videos seen, by duration": ("exposure_share/",),
+    "Seconds watched of a video seen, by duration": ("watch_time_per_video/",),
+    "What was shown": ("catalogue_coverage", "exposure_gini", "tag_diversity", "cold_start_share"),
+}
+"""Tables of policies by metrics in the world that decides: headings, and how the metrics' names begin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,18 +27,12 @@ from experiments.report.frames import VERDICTS, check_frame, differences, frame_
 from experiments.tables.runs import slug
 from recsim_env.files import write_json, write_text, write_whole
 from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_csv
+from recsim_env.session_metrics import REPORT_TABLES
 
 CURVES = ("session/watch_time", "session/length", "train/", "evaluator/", "reward/", "feedback/", "validation/")
 """Tags of a training run worth a panel, the first groups first."""
 
 MAX_CURVES = 9
-
-SHOWN = {
-    "Share of videos seen, by duration": ("exposure_share/",),
-    "Seconds watched of a video seen, by duration": ("watch_time_per_video/",),
-    "What was shown": ("catalogue_coverage", "exposure_gini", "tag_diversity", "cold_start_share"),
-}
-"""Tables of policies by metrics in the world that decides: headings, and how the metrics' names begin."""
 
 
 def write_report(
@@ -180,7 +174,7 @@ def _sections(
         )
         yield Section("Evaluator against truth", None, "evaluator_against_truth", image, caption)
     here = rows[rows["world"] == world]
-    for heading, names in SHOWN.items():
+    for heading, names in REPORT_TABLES.items():
         metrics = [metric for metric in here["metric"].unique() if metric.startswith(names)]
         some = here[here["metric"].isin(metrics)].assign(metric=lambda rows: rows["metric"].str.split("/").str[-1])
         table = wide(some, texts_of(some), by="metric").set_index("policy")

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.report.frames import figure, frame_of
-from experiments.report.html import SHOWN, read_curves, write_report
+from experiments.report.html import read_curves, write_report
 from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult, as_json
+from recsim_env.session_metrics import REPORT_TABLES
 
 WORLDS = ("A", "truth")
 MEANS = {"pointwise greedy": 100.0, "<ours>": 130.0, "random": 40.0}
@@ -125,7 +126,7 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
 
 def test_what_was_shown_stands_by_policy_best_first(folder: Path) -> None:
     text = (folder / "report.html").read_text()
-    tables = {heading: text[text.index(f"<h2>{heading}; world truth") :] for heading in SHOWN}
+    tables = {heading: text[text.index(f"<h2>{heading}; world truth") :] for heading in REPORT_TABLES}
     lines = {
         heading: re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)
         for heading, table in tables.items()
