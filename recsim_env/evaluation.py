@@ -13,7 +13,8 @@ session goes on from this feedback. That is unbiased for any leave model. Places
 given the feedback before them, times the *expected* feedback: that at a place is independent of what came before it,
 given the session and the slate. Against drawn feedback that leaves paired rates (click, long view, watch time per
 video) a quarter of their variance, rare signals a twentieth, and session watch time what it was. Against drawn leaving,
-session watch time minus the pointwise sort's keeps a hundredth of its variance, at twice the time.
+session watch time minus the pointwise sort's keeps a hundredth of its variance, at twice the time. Expected feedback is
+as right as the world's ``outcomes``: ``checkers.check_expected`` compares them with draws.
 
 What is counted stands in ``session_metrics.py``; this module drives it.
 
