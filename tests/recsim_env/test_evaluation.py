@@ -39,9 +39,9 @@ class Stubborn:
 
 @pytest.mark.parametrize("leaving", ["weighted", "drawn"])
 def test_session_length_and_watch_time_have_their_closed_forms(leaving: Literal["weighted", "drawn"]) -> None:
-    """Constant hazard and 4 s a video: the number of videos is geometric."""
+    """Constant hazard and 4 s a video, none of them shown twice: the number of videos is geometric."""
     hazard, sessions = 0.1, 2000
-    world = planted_world(hazard=hazard, seconds=4.0)
+    world = planted_world(hazard=hazard, seconds=4.0, num_items=240)
     settings = EvaluationSettings(leaving=leaving)
     result = evaluate(
         {"p": RandomSlate(3)}, {"w": world}, num_sessions=sessions, seed=0, settings=settings, progress=False

@@ -75,7 +75,7 @@ class Stubborn:
 def test_sessions_have_their_closed_forms_at_any_lowest_weight(lowest: float) -> None:
     """Constant hazard, 4 s a video: without roulette the weights are the truth itself, in every session."""
     hazard, requests = 0.1, 20
-    world = planted_world(hazard=hazard, seconds=4.0)
+    world = planted_world(hazard=hazard, seconds=4.0, num_items=100)
     result = played({"p": RandomSlate(3)}, world, 1500, max_requests=requests, roulette_below=lowest)
     stay = math.exp(-hazard)
     videos = (1 - stay ** (3 * requests)) / (1 - stay)
@@ -115,7 +115,7 @@ class LastWatched:
 @pytest.mark.parametrize("how", [{"leaving": "drawn"}, {"roulette_below": 0.0}, {"roulette_below": 0.2}])
 def test_leaving_by_drawn_signals_and_rewards_of_whole_slates_are_unbiased(how: dict[str, Any]) -> None:
     """Watch time is uniform in (0, 8) s, so a place is the last with the chance .75 x .4 + .25 x .05."""
-    world = planted_world(seconds=4.0).replace(leave=LeavesTheShort())
+    world = planted_world(seconds=4.0, num_items=100).replace(leave=LeavesTheShort())
     result = played({"p": RandomSlate(3)}, world, 8000, reward=LastWatched(), max_requests=8, **how)
     stay = 0.25 * 0.95 + 0.75 * 0.6
     videos = (1 - stay**24) / (1 - stay)
