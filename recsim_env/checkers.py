@@ -261,19 +261,19 @@ def _check_rewards(report: Report, reward: Reward, request: Request, items_BK: T
     report.add(changed, "the call changes the slate or feedback it was given; clone before writing")
     check_rows(report, "the call", run, items_BK)
     if items_BK.shape[1] > 1:
-        repeated_BK = items_BK.clone()
-        repeated_BK[:, 1] = repeated_BK[:, 0]
-        signals_BKF = torch.ones_like(feedback.signals_BKF)
-        once_BKF = signals_BKF.clone()
-        once_BKF[:, 1] = 0.0
-        all_seen = torch.ones_like(feedback.seen_BK)
+        # A repeat's feedback is 0, as of a video skipped at once; being reached must not pay either.
+        twice_BK, reached_BK = items_BK[:, :1].expand(-1, 2), torch.ones_like(feedback.seen_BK[:, :2])
+        signals_BKF = torch.ones_like(feedback.signals_BKF[:, :2])
+        signals_BKF[:, 1] = 0.0
+        not_reached_BK = reached_BK.clone()
+        not_reached_BK[:, 1] = False
         paid = [
-            reward(request, repeated_BK, Feedback(given_BKF, all_seen, feedback.left_B))
-            for given_BKF in (signals_BKF, once_BKF)
+            reward(request, twice_BK, Feedback(signals_BKF, seen_BK, feedback.left_B))
+            for seen_BK in (reached_BK, not_reached_BK)
         ]
         report.add(
             not same(*paid),
-            "a video repeated in a slate is paid twice; multiply by slates.first_showing(items_BK)",
+            "a video repeated in a slate pays for being reached; multiply by slates.first_showing(items_BK)",
         )
 
 

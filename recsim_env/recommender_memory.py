@@ -89,6 +89,10 @@ class RecommenderMemory:
         """The score (B, Y) each item has, or would have, as a candidate of the current request."""
         return self.source.score(self.source_BS, self.draw_B, items_BY)
 
+    def showed(self, items_BY: Tensor) -> Tensor:
+        """Bool (B, Y): whether each item was shown earlier in the session."""
+        return (items_BY.unsqueeze(2) == self.shown_BM[:, None, self.history_length :]).any(dim=2)
+
     def features(self, items_BY: Tensor) -> Tensor:
         """Item features (B, Y, D)."""
         return embedding(items_BY, self.features_ND)

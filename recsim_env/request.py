@@ -35,6 +35,10 @@ class CandidateSide(Protocol):
         """Expected signals (B, Y, F) and their ensemble spread (B, Y, F)."""
         ...
 
+    def showed(self, items_BY: Tensor) -> Tensor:
+        """Bool (B, Y): whether each item was shown earlier in the session."""
+        ...
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "CandidateSide":
         """The same models, with a function applied to every tensor of the sessions."""
         ...

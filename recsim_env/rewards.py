@@ -1,7 +1,8 @@
 """Rewards: named components of what an environment pays for a slate.
 
 A reward maps (Request, items, Feedback) to components ``rewards_BR``; the scalar that learners see is their
-declared weighted sum. A video repeated within a slate earns nothing at its second place.
+declared weighted sum. A video that was shown before in the session earns nothing: its signals are 0, see
+``Simulator.step``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from recsim_env.plugins import nearest
-from recsim_env.slates import first_showing
 from recsim_env.types import WATCH_TIME, Feedback, Request
 
 
@@ -56,8 +56,7 @@ class SignalReward:
 
     def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
         """Sums of the rewarded signals, (B, R)."""
-        signals_BKR = feedback.signals_BKF[..., self._indices]
-        return (signals_BKR * first_showing(items_BK).unsqueeze(-1)).sum(dim=1)
+        return feedback.signals_BKF[..., self._indices].sum(dim=1)
 
 
 def watch_time_reward(signals: Sequence[str]) -> SignalReward:

@@ -20,6 +20,7 @@ from torch import Tensor
 from recsim_env.numerics import one_thread
 from recsim_env.randomness import Purpose, address, next_key, uniform
 from recsim_env.recommender_memory import RecommenderMemory
+from recsim_env.slates import first_in_session
 from recsim_env.types import CONTEXT, Expected, Feedback, Outcomes, Request
 from recsim_env.world import World
 
@@ -206,6 +207,9 @@ class Simulator:
     ) -> tuple[SessionState, Feedback]:
         """Shows one slate to every user.
 
+        A video earns once in a session: shown again, it is skipped at once, whatever the policy hopes for. So rewards,
+        metrics, ``expected`` and every search count it alike, and it tells nothing of the user.
+
         Args:
             state: the sessions.
             items_BK: int64 item codes, any items of the catalogue.
@@ -244,13 +248,15 @@ class Simulator:
             interrupted_BK = draws_BKJ[..., -2] < world.list_effect.interrupt(items_BK)
             skipped_BKF = world.list_effect.skip(signals_BKF)
             signals_BKF = torch.where(interrupted_BK.unsqueeze(-1), skipped_BKF, signals_BKF)
+        first_BK = first_in_session(request, items_BK.unsqueeze(1)).squeeze(1)
+        signals_BKF = signals_BKF * first_BK.unsqueeze(-1)
         stay_BK = world.leave.stay(request.context_BX, signals_BKF)
         goes_on_BK = draws_BKJ[..., -1] < stay_BK if leaving else torch.ones_like(stay_BK, dtype=torch.bool)
         seen_BK = torch.ones_like(goes_on_BK)
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        return self._advance(state, items_BK, feedback, draws[:, -1]), feedback, stay_BK
+        return self._advance(state, items_BK, feedback, first_BK, draws[:, -1]), feedback, stay_BK
 
     @torch.no_grad()
     @one_thread()
@@ -262,6 +268,8 @@ class Simulator:
         context = state.request.context_BX.repeat_interleave(G, dim=0)
         outcomes = self.world.response.outcomes(state.response_BS.repeat_interleave(G, dim=0), context, items)
         outcomes = self._with_list_effect(items, outcomes)
+        first_BKOF = first_in_session(state.request, items_BGK).view(B * G, K, 1, 1)
+        outcomes = outcomes._replace(signals_BKOF=outcomes.signals_BKOF * first_BKOF)
         weight_BKO1 = outcomes.probability_BKO.unsqueeze(-1)
         signals_BKF = (outcomes.signals_BKOF * weight_BKO1).sum(dim=2)
         stay_BK = (self._stay(context, outcomes.signals_BKOF) * outcomes.probability_BKO).sum(-1)
@@ -354,11 +362,16 @@ class Simulator:
             ),
         )
 
-    def _advance(self, state: SessionState, items_BK: Tensor, feedback: Feedback, draw_B: Tensor) -> SessionState:
-        """The sessions after a slate; ``draw_B`` chooses the next candidates."""
+    def _advance(
+        self, state: SessionState, items_BK: Tensor, feedback: Feedback, first_BK: Tensor, draw_B: Tensor
+    ) -> SessionState:
+        """The sessions after a slate; ``draw_B`` chooses the next candidates.
+
+        A repeat changes nobody: neither the user nor what the recommender's models think of one.
+        """
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
-        shown = (request.context_BX, items_BK, signals_BKF, seen_BK)
+        shown = (request.context_BX, items_BK, signals_BKF, seen_BK & first_BK)
         watched_B = signals_BKF[..., 0].sum(dim=1)
         index_B = state.request_index_B + 1
         clock_s_B = state.clock_s_B + watched_B + SECONDS_BETWEEN_REQUESTS

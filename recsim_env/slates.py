@@ -51,6 +51,18 @@ def first_showing(items_BK: Tensor) -> Tensor:
     return ~same_BKK.tril(-1).any(dim=2)
 
 
+def first_in_session(request: Request, items_BGK: Tensor) -> Tensor:
+    """Bool (B, G, K): false where the video was shown before, in this session or at an earlier place of the list.
+
+    A video earns once in a session (see ``Simulator.step``). Logged requests know nothing of their session: only their
+    own list counts.
+    """
+    first_BGK = first_showing(items_BGK.flatten(0, 1)).view_as(items_BGK)
+    if request.side is None:
+        return first_BGK
+    return first_BGK & ~request.side.showed(items_BGK.flatten(1)).view_as(items_BGK)
+
+
 def best_positions(score_BC: Tensor, slate_size: int) -> Tensor:
     """Positions (B, K) of the highest scores, best first; ties keep the candidates' order.
 

@@ -53,8 +53,8 @@ from reward_models.users.response import ResponseConfig
 from reward_models.users.sequences import read_sequences
 
 JUDGE_FAMILIES = (
-    ResponseConfig(memory="gated", width=48, event_width=24, decays=(0.7, 0.95)),
-    ResponseConfig(memory="decayed", width=96, event_width=32, decays=(0.9,)),
+    ResponseConfig(memory="gated", width=48, event_width=24, trait_rows=(10.0,), decays=(0.8,)),
+    ResponseConfig(memory="decayed", width=96, event_width=32, trait_rows=(15.0,), decays=(0.9,)),
 )
 """Model families of the judges; world A has the default one."""
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from recsim_env.data.requests import LoggedBatch, LoggedRequests
 from recsim_env.plugins import load_object
 from recsim_env.saving import class_path
-from recsim_env.slates import find, positions_of
+from recsim_env.slates import find, first_in_session, positions_of
 from recsim_env.types import ListEffect, ListValue, Request
 from reward_models.list_effects import kinds_of
 from reward_models.ranker_controls import RankerControls, ranker_controls
@@ -70,7 +70,7 @@ class SlateEvaluator:
 
     @torch.no_grad()
     def score(self, request: Request, items_BGK: Tensor) -> ListValue:
-        """Values of G lists per request, in expected seconds watched.
+        """Values of G lists per request, in expected seconds watched; a repeated video is worth nothing.
 
         Args:
             request: all fields are read but the item codes of the history.
@@ -97,6 +97,7 @@ class SlateEvaluator:
         seconds_MLK = torch.exp(logit_MPF).view(-1, batch * lists, places)
         if self.list_effect is not None:
             seconds_MLK = seconds_MLK * (1.0 - self.list_effect.interrupt(items_BGK.flatten(0, 1)))
+        seconds_MLK = seconds_MLK * first_in_session(request, items_BGK).flatten(0, 1)
         value_ML = seconds_MLK.sum(dim=-1)
         members = len(value_ML)
         value_L = value_ML.sum(dim=0) / members

@@ -1,6 +1,7 @@
 """Gradient-boosted trees on the inputs of the learned users: the reference they are measured against.
 
-Legend: P rows, B users, T rows of a user, S floats of state, N items.
+Legend: P rows, U users, V users who still have a row, H past events, Z decay rates, F signals, Y amounts, E floats of
+an event, N items.
 """
 
 import numpy as np
@@ -12,17 +13,19 @@ from torch import Tensor
 from recsim_env.data.features import item_features, known_durations, user_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import NO_ITEM
-from reward_models.users.response import ResponseConfig
-from reward_models.users.sequences import Sequences, sequence_batches
+from reward_models.users.sequences import Sequences
 from reward_models.users.starting_levels import measure_memory
-from reward_models.users.user_state import UserState, feedback_features
+from reward_models.users.user_state import UserState, amounts
 from reward_models.users.watch_time import WatchTimeCells
 
 FloatArray = NDArray[np.float32]
 
+_DECAYS = (0.7, 0.93, 0.99)
+_PRIOR = 1.0  # amounts that a user begins with, both own and usual
+
 
 def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) -> tuple[FloatArray, FloatArray]:
-    """Features of item, user and context, decayed sums of the user's own feedback, and the memory's reading of them.
+    """Features of item, user and context, and decayed sums of the user's own feedback.
 
     Args:
         dataset: the log.
@@ -48,37 +51,43 @@ def tree_inputs(dataset: LoggedDataset, sequences: Sequences, frozen_from: int) 
     return tables[0], tables[1]
 
 
-@torch.no_grad()
 def _feedback_sums(sequences: Sequences, duration_N: Tensor, before_date: int) -> FloatArray:
-    """What the learned users' memory holds before each row, without its learned item vectors."""
-    cells, num_tabs = WatchTimeCells(), int(sequences.tab_P.max()) + 1
-    memory = UserState(ResponseConfig().decays, False, 1, sequences.signals_PF.shape[1], num_tabs, cells.num_groups)
+    """Decayed sums of each user's past before each row: how much of everything there was, and how much is usual.
+
+    Sums, means and the log of amounts over usual ones, with three rates of decay; no surprise of any model.
+    """
+    cells, num_tabs, width = WatchTimeCells(), int(sequences.tab_P.max()) + 1, sequences.signals_PF.shape[1] + 1
+    memory = UserState(trait_rows=(1.0,), decays=(0.5,), gated=False, event_width=1, num_signals=width - 1,
+                       num_tabs=num_tabs, num_groups=cells.num_groups)  # fmt: skip
     measure_memory(memory, sequences, sequences.date_P < before_date, duration_N, cells)
 
-    def events(
-        items_BT: Tensor, tab_BT: Tensor, signals_BTF: Tensor, known_BTF: Tensor, happened_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        duration_BT = duration_N[items_BT]
-        usual_BTY = memory.usual_TGY[tab_BT, cells.group(duration_BT)]
-        feedback = feedback_features(signals_BTF, duration_BT, usual_BTY, known_BTF)
-        return memory.events(torch.zeros(*items_BT.shape, 1), feedback, happened_BT)
+    def events(item: Tensor, tab: Tensor, signals: Tensor, known: Tensor) -> Tensor:
+        known = torch.cat([known, known[..., :1]], -1)
+        usual = memory.usual_TGY[tab, cells.group(duration_N[item])] * known
+        held = amounts(signals, duration_N[item]) * known
+        return torch.cat([held, usual, torch.ones_like(usual[..., :1])], -1)
 
-    sums_PS = torch.zeros(len(sequences.item_P), memory.state_width)
-    everything_P = torch.ones(len(sequences.item_P), dtype=torch.bool)
-    for batch in sequence_batches(sequences, everything_P, 512):
-        items_BH, signals_BHF, known_BHF = sequences.past.window(batch.user_B, 50)
-        past_BH = items_BH.clamp(min=0)
-        history = events(past_BH, torch.full_like(past_BH, num_tabs), signals_BHF, known_BHF, items_BH != NO_ITEM)
-        start_BS = memory.update(torch.zeros(len(items_BH), memory.state_width), *history)
-        row_BT = batch.row_BT
-        rows = (sequences.item_P[row_BT], sequences.tab_P[row_BT], sequences.signals_PF[row_BT])
-        begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-        scanned = memory.scan(start_BS, *events(*rows, sequences.known_PF[row_BT], batch.valid_BT), begin_BT)
-        sums_PS[row_BT[batch.valid_BT]] = scanned[batch.valid_BT]
-    sums = sums_PS.reshape(len(sums_PS), memory.num_sums, -1).numpy()
-    rates = sums / (sums[..., -1:] + 1.0)
-    flat = [part.reshape(len(sums), -1) for part in (sums, rates)]
-    return np.concatenate([*flat, memory.features(sums_PS).numpy()], 1)
+    event_PE = events(sequences.item_P, sequences.tab_P, sequences.signals_PF, sequences.known_PF)
+    decay_Z1 = torch.tensor(_DECAYS).unsqueeze(1)
+    items_UH, signals_UHF, known_UHF = sequences.past.window(torch.arange(len(sequences.start_U1) - 1), 50)
+    past_UH = items_UH.clamp(min=0)
+    past_UHE = events(past_UH, torch.full_like(past_UH, num_tabs), signals_UHF, known_UHF)
+    sums_UZE = torch.zeros(len(past_UH), len(_DECAYS), event_PE.shape[1])
+    for column in range(past_UH.shape[1]):
+        happened_U11 = (items_UH[:, column] != NO_ITEM)[:, None, None]
+        sums_UZE = torch.where(happened_U11, sums_UZE * decay_Z1 + past_UHE[:, column].unsqueeze(1), sums_UZE)
+    before_PZE = torch.zeros(len(event_PE), len(_DECAYS), event_PE.shape[1])
+    length_U = sequences.start_U1.diff()
+    for step in range(int(length_U.max())):  # all users side by side, as long as they have rows
+        user_V = (length_U > step).nonzero().squeeze(1)
+        row_V = sequences.start_U1[user_V] + step
+        before_PZE[row_V] = sums_UZE[user_V]
+        sums_UZE[user_V] = sums_UZE[user_V] * decay_Z1 + event_PE[row_V].unsqueeze(1)
+    sums_PZE = before_PZE[sequences.begin_P]  # places of one request come with the same past
+    amount_PZY, usual_PZY, count_PZ1 = torch.split(sums_PZE, [width, width, 1], -1)
+    rates_PZE = sums_PZE / (count_PZ1 + 1.0)
+    beyond_PZY = torch.log((amount_PZY + _PRIOR) / (usual_PZY + _PRIOR))
+    return torch.cat([part.flatten(1) for part in (sums_PZE, rates_PZE, beyond_PZY)], 1).numpy()
 
 
 def boosted(inputs: FloatArray, labels: NDArray[np.float32], seed: int = 0) -> HistGradientBoostingClassifier:

@@ -123,9 +123,19 @@ class _Fitting:
         count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
         return network
 
-    def batch_loss(self, network: ResponseNetwork, batch: SequenceBatch, generator: torch.Generator | None) -> Tensor:
+    def replay(self, network: ResponseNetwork, label_P: Tensor) -> Tensor:
+        """What the network, as it is, expects of the labelled rows and those before them: (P, Y)."""
+        return network.replay(self.sequences, label_P, self.config.history_length)[0]
+
+    def batch_loss(
+        self,
+        network: ResponseNetwork,
+        batch: SequenceBatch,
+        expected_PY: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """``loss`` of a batch's labelled rows, each as if it were shown alone."""
-        first = network(self.sequences, batch, self.config.history_length, generator)
+        first = network(self.sequences, batch, expected_PY, self.config.history_length, generator)
         return self.loss(network, first.row_R, first.answer(network.core))
 
     def loss(self, network: ResponseNetwork, row_R: Tensor, answer: Answer) -> Tensor:
@@ -161,21 +171,26 @@ class _Fitting:
         # A user's rows stay together, since each row's state comes from the rows before it.
         size = min(self.config.batch_users, max(1, num_users // self.config.min_batches))
 
-        def batches(generator: torch.Generator) -> Iterator[SequenceBatch]:
-            return sequence_batches(self.sequences, label_P, size, generator)
+        def batches(generator: torch.Generator) -> Iterator[tuple[SequenceBatch, Tensor]]:
+            shuffled = list(sequence_batches(self.sequences, label_P, size, generator))
+            for half in (shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]):
+                expected_PY = self.replay(network, label_P)
+                for batch in half:
+                    yield batch, expected_PY
 
         def validate() -> float:
             assert validation_P is not None
             total = rows = 0.0
+            expected_PY = self.replay(network, validation_P)
             for batch in sequence_batches(self.sequences, validation_P, 4 * size):
                 count = float(batch.label_BT.sum())
-                total, rows = total + float(self.batch_loss(network, batch, None)) * count, rows + count
+                total, rows = total + float(self.batch_loss(network, batch, expected_PY)) * count, rows + count
             return total / rows
 
         result = train(
             network,
             batches=batches,
-            loss=lambda batch, generator: self.batch_loss(network, batch, generator),
+            loss=lambda batch, generator: self.batch_loss(network, *batch, generator),
             validate=None if validation_P is None else validate,
             config=replace(self.config.train, max_epochs=max_epochs),
             seed=self.seed,
@@ -270,8 +285,9 @@ class _Fitting:
     @torch.no_grad()
     def first_layer(self, network: ResponseNetwork, label_P: Tensor) -> FirstLayer:
         """All labelled rows as if shown alone, without dropout."""
+        expected_PY, length = self.replay(network, label_P), self.config.history_length
         batches = sequence_batches(self.sequences, label_P, 4 * self.config.batch_users)
-        parts = [network(self.sequences, batch, self.config.history_length) for batch in batches]
+        parts = [network(self.sequences, batch, expected_PY, length) for batch in batches]
         return FirstLayer(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     @torch.no_grad()

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from recsim_env.types import NO_ITEM
 from reward_models.list_effects import kinds_of
 from reward_models.users.response import Answer, ResponseCore, SequenceResponse
-from reward_models.users.sequences import SequenceBatch, Sequences, sequence_batches
-from reward_models.users.user_state import feedback_features
+from reward_models.users.sequences import SequenceBatch, Sequences
+from reward_models.users.user_state import amounts
+
+_PAST_WEIGHT = 0.1  # events that one of before the log counts for
 
 
 class FirstLayer(NamedTuple):
@@ -45,6 +47,8 @@ class ResponseNetwork(nn.Module):
     user_features_UD: Tensor
     duration_N: Tensor
     duration_hat_NC: Tensor
+    group_N: Tensor
+    cell_amounts_NM2: Tensor
     kind_NY: Tensor
 
     def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
@@ -57,6 +61,8 @@ class ResponseNetwork(nn.Module):
         self.register_buffer("user_features_UD", user_features_UD, persistent=False)
         self.register_buffer("duration_N", duration_N, persistent=False)
         self.item_vector = nn.Embedding(len(item_features_ND), config.item_width)
+        self.register_buffer("group_N", core.cells.group(duration_N), persistent=False)
+        self.register_buffer("cell_amounts_NM2", core.cells.amounts(duration_N), persistent=False)
         self.register_buffer("duration_hat_NC", core.cells.hats(duration_N), persistent=False)
         item_inputs = item_features_ND.shape[1] + self.duration_hat_NC.shape[1] + config.item_width
         self.item_layer = nn.Linear(item_inputs, width)
@@ -82,50 +88,122 @@ class ResponseNetwork(nn.Module):
         """Features, duration and learned vector of items (...), side by side."""
         return torch.cat([self.item_features_ND[items], self.duration_hat_NC[items], self.item_vector(items)], -1)
 
-    def past_sums(self, window: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Decayed sums (B, S) of a history window (items, feedback, known), see ``Histories.window``."""
+    def past_state(self, window: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """State (B, S) after a history window (items, feedback, known), see ``Histories.window``."""
         items_BH, feedback_BHF, known_BHF = window
         happened_BH, items_BH = items_BH != NO_ITEM, items_BH.clamp(min=0)
-        unknown_BH = torch.full_like(items_BH, self.core.num_tabs)
-        events = self.events(items_BH, unknown_BH, feedback_BHF, known_BHF, happened_BH)
-        return self.core.memory.update(feedback_BHF.new_zeros(len(items_BH), self.core.memory.state_width), *events)
+        # What was done before the log has no context to ask the model about: what is usual is expected of it.
+        usual_BHY = self.core.memory.usual_TGY[self.core.num_tabs, self.group_N[items_BH]]
+        surprise_BHY = self.surprise(items_BH, feedback_BHF, known_BHF, usual_BHY)
+        events = self.core.memory.events(self.item_events(items_BH), surprise_BHY, happened_BH)
+        state_BS = self.core.memory.update(feedback_BHF.new_zeros(len(items_BH), self.core.memory.state_width), *events)
+        # Without watch times an event says little: a user's first rows of the log still have nearly all to tell.
+        return torch.cat([_PAST_WEIGHT * state_BS[:, :1], state_BS[:, 1:]], 1)
 
-    def events(
-        self, items_BT: Tensor, tab_BT: Tensor, signals_BTF: Tensor, known_BTF: Tensor, happened_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Impressions as the memory takes them, see ``UserState.events``."""
-        duration_BT, memory = self.duration_N[items_BT], self.core.memory
-        usual_BTY = memory.usual_TGY[tab_BT, self.core.cells.group(duration_BT)]
-        features = feedback_features(signals_BTF, duration_BT, usual_BTY, known_BTF)
-        return memory.events(self.event_layer(self.item_inputs(items_BT)), features, happened_BT)
+    def item_events(self, items: Tensor) -> Tensor:
+        """Event vectors (..., E) of items."""
+        event: Tensor = self.event_layer(self.item_inputs(items))
+        return event
 
-    def row_events(self, sequences: Sequences, row_BT: Tensor, happened_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for rows of the log."""
-        tab_BT = sequences.tab_P[row_BT].clamp(0, self.core.num_tabs - 1)
-        known_BTF = sequences.known_PF[row_BT]
-        return self.events(sequences.item_P[row_BT], tab_BT, sequences.signals_PF[row_BT], known_BTF, happened_BT)
+    def surprise(self, items: Tensor, signals: Tensor, known: Tensor, expected: Tensor) -> Tensor:
+        """Amounts (..., Y) beyond the expected ones; 0 where nothing was recorded.
 
-    def states(self, sequences: Sequences, batch: SequenceBatch, history_length: int) -> Tensor:
-        """Decayed sums (B, T, S) with which users come to each of their rows."""
-        past_BS = self.past_sums(sequences.past.window(batch.user_B, history_length))
-        events = self.row_events(sequences, batch.row_BT, batch.valid_BT)
-        begin_BT = (sequences.begin_P[batch.row_BT] - batch.row_BT[:, :1]).clamp(min=0)
+        Args:
+            items: int64 (...).
+            signals: float32 (..., F).
+            known: bool (..., F).
+            expected: float32 (..., Y).
+        """
+        return (amounts(signals, self.duration_N[items]) - expected) * torch.cat([known, known[..., :1]], -1)
+
+    def states(self, sequences: Sequences, batch: SequenceBatch, expected_PY: Tensor, history_length: int) -> Tensor:
+        """States (B, T, S) with which users come to each of their rows, when this is what was expected of the rows."""
+        row_BT = batch.row_BT
+        item_BT = sequences.item_P[row_BT]
+        shown = (item_BT, sequences.signals_PF[row_BT], sequences.known_PF[row_BT])
+        surprise_BTY = self.surprise(*shown, expected_PY[row_BT])
+        events = self.core.memory.events(self.item_events(item_BT), surprise_BTY, batch.valid_BT)
+        past_BS = self.past_state(sequences.past.window(batch.user_B, history_length))
+        begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
         return self.core.memory.scan(past_BS, *events, begin_BT)
 
-    def last_states(self, sequences: Sequences, before_date: int, history_length: int) -> Tensor:
-        """Decayed sums (U, S) with which users come to ``before_date``: their history, then their rows."""
-        is_past_P = sequences.date_P < before_date
+    @torch.no_grad()
+    def replay(self, sequences: Sequences, label_P: Tensor, history_length: int) -> tuple[Tensor, Tensor]:
+        """What the model expects of rows, one after another as it will be simulated.
+
+        A row's surprise needs the state before it, and that state the surprises before: there is no shorter way. So
+        the training, which needs all rows at once, takes what the model as it stood a while ago expected.
+
+        Returns:
+            Expected amounts (P, Y) of the rows of users with labelled rows, up to the last of these; and the state
+            (U, S) of every user after these rows.
+        """
         users = torch.split(torch.arange(len(self.user_features_UD)), 4096)
-        sums_US = torch.cat([self.past_sums(sequences.past.window(user_B, history_length)) for user_B in users])
-        for batch in sequence_batches(sequences, is_past_P, 512):
-            events = self.row_events(sequences, batch.row_BT, batch.label_BT)
-            sums_US[batch.user_B] = self.core.memory.update(sums_US[batch.user_B], *events)
-        return sums_US
+        state_US = torch.cat([self.past_state(sequences.past.window(user_B, history_length)) for user_B in users])
+        expected_PY = state_US.new_zeros(len(sequences.item_P), len(sequences.signals) + 1)
+        tables = self.tables()
+        # Users side by side, the longest first: each step has those who still have a row.
+        end_U = torch.zeros(len(sequences.start_U1) - 1, dtype=torch.int64)
+        row_R = label_P.nonzero().squeeze(1)
+        end_U.scatter_reduce_(0, sequences.user_P[row_R], row_R + 1, "amax")
+        length_U = (end_U - sequences.start_U1[:-1]).clamp(min=0)
+        user_V = length_U.argsort(descending=True, stable=True)[: int((length_U > 0).sum())]
+        state_VS, begin_VS = state_US[user_V], state_US[user_V]
+        for step in range(int(length_U.max())):
+            running = int((length_U[user_V] > step).sum())
+            row_B, state_BS = sequences.start_U1[user_V[:running]] + step, state_VS[:running]
+            is_first_B1 = (sequences.begin_P[row_B] == row_B).unsqueeze(1)
+            begin_BS = torch.where(is_first_B1, state_BS, begin_VS[:running])
+            expected_PY[row_B] = expected_BY = self.expected_amounts(sequences, row_B, begin_BS, tables)
+            item_B = sequences.item_P[row_B]
+            shown = (item_B, sequences.signals_PF[row_B], sequences.known_PF[row_B])
+            happened_B = torch.ones_like(row_B, dtype=torch.bool)
+            events = self.core.memory.events(
+                tables["item_event_NE"][item_B], self.surprise(*shown, expected_BY), happened_B
+            )
+            state_VS[:running] = self.core.memory.update(state_BS, *(part.unsqueeze(1) for part in events))
+            begin_VS[:running] = begin_BS
+        state_US[user_V] = state_VS
+        return expected_PY, state_US
+
+    def expected_amounts(
+        self, sequences: Sequences, row_B: Tensor, state_BS: Tensor, tables: dict[str, Tensor]
+    ) -> Tensor:
+        """What is expected of rows by users in these states: (B, Y)."""
+        item_B, tab_B = sequences.item_P[row_B], self.tabs(sequences.tab_P[row_B])
+        user_BV, taste_BE = self.core.user(state_BS, tables["user_UH"][sequences.user_P[row_B]])
+        hidden_BH = self.core.hidden(
+            user_BV,
+            taste_BE,
+            tables["item_NH"][item_B],
+            tables["item_event_NE"][item_B],
+            tables["tab_TH"][tab_B] + tables["hour_24H"][sequences.hour_P[row_B]],
+        )
+        strength_B = self.earlier_strength(sequences, row_B) if self.core.num_kinds else None
+        return self.core.expected_amounts(
+            self.core.answer(hidden_BH, user_BV, tab_B, strength_B),
+            tables["log_prior_NM"][item_B],
+            self.cell_amounts_NM2[item_B],
+            tab_B,
+            self.group_N[item_B],
+        )
+
+    def tabs(self, tab: Tensor) -> Tensor:
+        """Tabs as the model knows them."""
+        return tab.clamp(0, self.core.num_tabs - 1)
+
+    def first(self, sequences: Sequences, row: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """First layer (..., H) before its nonlinearity, and user (..., H + A), of rows (...) in states (..., S)."""
+        inputs = self.item_inputs(sequences.item_P[row])
+        user, taste = self.core.user(state, self.user_layer(self.user_features_UD[sequences.user_P[row]]))
+        context = self.tab_vector(self.tabs(sequences.tab_P[row])) + self.hour_vector(sequences.hour_P[row])
+        return self.core.hidden(user, taste, self.item_layer(inputs), self.event_layer(inputs), context), user
 
     def forward(
         self,
         sequences: Sequences,
         batch: SequenceBatch,
+        expected_PY: Tensor,
         history_length: int,
         generator: torch.Generator | None = None,
     ) -> "FirstLayer":
@@ -134,23 +212,18 @@ class ResponseNetwork(nn.Module):
         Args:
             sequences: the log.
             batch: users.
+            expected_PY: what was expected of the rows, see ``replay``.
             history_length: pre-log impressions to begin with.
             generator: draws the dropout; ``None`` for none.
         """
-        sums_RS = self.states(sequences, batch, history_length)[batch.label_BT]
+        state_RS = self.states(sequences, batch, expected_PY, history_length)[batch.label_BT]
         row_R = batch.row_BT[batch.label_BT]
-        items_R = sequences.item_P[row_R]
-        inputs_RD = self.item_inputs(items_R)
-        user_RV, taste_RE = self.core.user(sums_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
-        tab_R = sequences.tab_P[row_R].clamp(0, self.core.num_tabs - 1)
-        context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
-        item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
-        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH)
+        hidden_RH, user_RV = self.first(sequences, row_R, state_RS)
         rate = self.core.config.dropout
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
+        return FirstLayer(row_R, hidden_RH, user_RV, self.tabs(sequences.tab_P[row_R]))
 
     def earlier_strength(self, sequences: Sequences, row_R: Tensor) -> Tensor:
         """Strengths (R,) of what the earlier places of their requests do to rows."""
@@ -162,18 +235,25 @@ class ResponseNetwork(nn.Module):
         return (earlier_RY @ self.core.pair_effects.pair * self.kind_NY[sequences.item_P[row_R]]).sum(-1)
 
     @torch.no_grad()
-    def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:
-        """Turns the encoders into tables; users start from what they did before ``before_date``."""
+    def tables(self) -> dict[str, Tensor]:
+        """Everything that depends on one item, user or context alone, computed once."""
         inputs_ND = self.item_inputs(torch.arange(len(self.item_features_ND)))
-        tables = {
+        return {
             "item_NH": self.item_layer(inputs_ND),
             "item_event_NE": self.event_layer(inputs_ND),
+            "log_prior_NM": self.core.log_prior(self.duration_N),
             "user_UH": self.user_layer(self.user_features_UD),
-            "sums_US": self.last_states(sequences, before_date, history_length),
             "tab_TH": self.tab_vector.weight,
             "hour_24H": self.hour_vector.weight,
-            "duration_N": self.duration_N,
         }
+
+    @torch.no_grad()
+    def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:
+        """Turns the encoders into tables; users start from what they did before ``before_date``."""
+        tables = self.tables()
+        del tables["log_prior_NM"]
+        _, state_US = self.replay(sequences, sequences.date_P < before_date, history_length)
+        tables |= {"state_US": state_US, "duration_N": self.duration_N}
         if self.core.num_kinds:
             tables["item_kind_NY"] = self.kind_NY
         return SequenceResponse(copy.deepcopy(self.core), tables)

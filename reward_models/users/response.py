@@ -1,12 +1,12 @@
 """Learned users: how a user answers each place of a slate, and how the answers change the user.
 
-A user's past is a few exponentially decayed sums of event vectors, updated place by place and never
+A user's past is a few sums of surprises (see ``user_state``), updated place by place and never
 re-encoded. Watch time is drawn first, as a cell of ``WatchTimeCells``; clicks and long views are read off
 that cell, as they are in the log; the other signals are drawn given the cell and given the first of
 them. For a simulation everything that does not change is a table: one row an item, user or context.
 
 Legend: B sessions, K places, F signals, H hidden width, E event width, Y kinds, M cells, T tabs,
-D signals read off the cell, A signals drawn given the cell, Z decay rates, N items, U users, C knots of
+D signals read off the cell, A signals drawn given the cell, Z sums, Y amounts, N items, U users, C knots of
 duration, S floats of state; ``...`` any leading shape.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.functional import embedding
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from reward_models.list_effects import PairEffects
-from reward_models.users.user_state import UserState, feedback_features
+from reward_models.users.user_state import UserState, amounts
 from reward_models.users.watch_time import KNOTS_S, WatchTimeCells, cell_mass, draw_cell
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
@@ -32,9 +32,11 @@ class ResponseConfig:
     """Shape of a response model. Different settings are different model families for judging."""
 
     memory: Literal["decayed", "gated"] = "decayed"
-    """``decayed``: the past fades at fixed rates. ``gated``: each event decides how much it makes fade."""
-    decays: tuple[float, ...] = (0.7, 0.93, 0.99)
-    """Share of the past kept at each event, one for each sum; where ``gated`` begins its training."""
+    """``decayed``: moods fade at fixed rates. ``gated``: each event decides how much it makes them fade."""
+    trait_rows: tuple[float, ...] = (5.0, 30.0)
+    """Rows that the prior of a lasting trait counts for, one for each sum: event n moves it by 1 / (rows + n)."""
+    decays: tuple[float, ...] = (0.7, 0.95)
+    """Share of a mood kept at each event, one for each sum; where ``gated`` begins its training."""
     width: int = 64
     """H: hidden units."""
     event_width: int = 24
@@ -49,11 +51,14 @@ class ResponseConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decays", tuple(self.decays))
+        object.__setattr__(self, "trait_rows", tuple(self.trait_rows))
         object.__setattr__(self, "read_off", tuple(self.read_off))
         if self.memory not in ("decayed", "gated"):
             raise ValueError(f'memory must be "decayed" or "gated", got {self.memory!r}')
         if not self.decays or not all(0.0 < decay < 1.0 for decay in self.decays):
             raise ValueError(f"decays need one or more values between 0 and 1, got {self.decays}")
+        if not self.trait_rows or not all(rows > 0.0 for rows in self.trait_rows):
+            raise ValueError(f"trait_rows need one or more values above 0, got {self.trait_rows}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if min(self.width, self.event_width) < 1 or self.item_width < 0:
@@ -98,11 +103,17 @@ class ResponseCore(nn.Module):
         self.given = tuple(name for name in signals[1:] if name not in config.read_off)
         width, num_given = config.width, len(self.given)
         self.memory = UserState(
-            config.decays, config.memory == "gated", config.event_width, len(signals), num_tabs, cells.num_groups
+            config.trait_rows,
+            config.decays,
+            config.memory == "gated",
+            config.event_width,
+            len(signals),
+            num_tabs,
+            cells.num_groups,
         )
         self.state_layer = nn.Linear(self.memory.num_features, width)
         self.user_layer = nn.Linear(width, width + num_given)
-        self.taste_ZE = nn.Parameter(torch.full((len(config.decays), config.event_width), 1.0 / len(config.decays)))
+        self.taste_ZE = nn.Parameter(torch.full((self.memory.num_sums, config.event_width), 1.0))
         self.taste_layer = nn.Linear(config.event_width, width, bias=False)
         self.trunk = nn.Linear(width, width)
         self.head = nn.Linear(width, cells.num_cells + num_given)
@@ -114,14 +125,49 @@ class ResponseCore(nn.Module):
         self.register_buffer("read_off_TGMD", torch.full(shape, 0.5))
         self.pair_effects = PairEffects(num_kinds)
         self.pair_slope_V = nn.Parameter(torch.cat([torch.linspace(-1.0, 1.0, cells.num_cells), torch.ones(num_given)]))
+        drawn = (WATCH_TIME, *self.read_off, *self.given)
+        self.order = None if drawn == signals else [drawn.index(name) for name in signals]
 
     def log_prior(self, duration_N: Tensor) -> Tensor:
         """What its duration alone makes of a video's cells, (N, M): the width it leaves, and a learned level."""
         return self.cells.log_share(duration_N) + self.cells.hats(duration_N) @ self.duration_logit_CM
 
-    def user(self, sums: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
+    def cell_signals(self, answer: Answer, seconds: Tensor, tab: Tensor, group: Tensor) -> Tensor:
+        """Expected signals given each cell, (..., M, F), from ``seconds`` (..., M) expected in each."""
+        parts = [seconds.unsqueeze(-1)]
+        if self.read_off:
+            parts.append(self.read_off_TGMD[tab, group])
+        if self.given:
+            logit = answer.given.unsqueeze(-2) + self.cell_effect_MA
+            parent = sigmoid(logit[..., :1])
+            without = sigmoid(logit[..., 1:])
+            with_parent = sigmoid(logit[..., 1:] + self.parent_effect_A[1:])
+            parts += [parent, without + parent * (with_parent - without)]
+        signals = torch.cat(parts, -1)
+        return signals if self.order is None else signals[..., self.order]
+
+    def expected_amounts(
+        self, answer: Answer, log_prior: Tensor, cell_amounts: Tensor, tab: Tensor, group: Tensor
+    ) -> Tensor:
+        """What the model expects of events, as ``user_state.amounts`` has it: (..., F + 1).
+
+        Args:
+            answer: of the places.
+            log_prior: (..., M), see ``log_prior``.
+            cell_amounts: (..., M, 2), see ``WatchTimeCells.amounts``.
+            tab: int64 (...).
+            group: int64 (...), duration group.
+        """
+        signals = self.cell_signals(answer, cell_amounts[..., 0], tab, group)
+        held = torch.cat([signals, cell_amounts[..., 1:]], -1)
+        mass = cell_mass(answer.cells, log_prior)
+        # Sums as cumulative sums: their bytes do not depend on the batch.
+        share = mass / mass.cumsum(-1)[..., -1:]
+        return (held * share.unsqueeze(-1)).cumsum(-2)[..., -1, :]
+
+    def user(self, state: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:
         """What a user adds to first layer and rare signals (..., H + A), and the user's taste (..., E)."""
-        features = self.memory.features(sums)
+        features = self.memory.features(state)
         hidden = linear(features, self.state_layer.weight, self.state_layer.bias) + static
         taste = self.memory.taste(features, self.taste_ZE)
         return linear(torch.relu(hidden), self.user_layer.weight, self.user_layer.bias), taste
@@ -195,26 +241,27 @@ class _Place(NamedTuple):
     answer: Answer
     log_prior_BKM: Tensor
     log_duration_BK: Tensor
+    amounts_BKM2: Tensor
     tab_B1: Tensor
 
 
 class SequenceResponse(nn.Module):
     """A fitted response model, ready to simulate: ``recsim_env.types.ResponseModel`` and ``Saveable``.
 
-    Its state holds the user code and the decayed sums: float32 (B, 1 + Z (E + 2 F + 3)).
+    Its state holds the user code and the ``UserState``: float32 (B, 2 + Z (E + F + 1)).
     Made by ``reward_models.users.fit.fit_response``.
 
     Args:
         core: the layers.
         tables: by name, ``item_NH``, ``item_event_NE``, ``item_kind_NY`` (where there are kinds),
-            ``user_UH``, ``sums_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
+            ``user_UH``, ``state_US``, ``tab_TH``, ``hour_24H`` and ``duration_N`` (s).
     """
 
     item_NH: Tensor
     item_event_NE: Tensor
     item_kind_NY: Tensor
     user_UH: Tensor
-    sums_US: Tensor
+    state_US: Tensor
     tab_TH: Tensor
     hour_24H: Tensor
     duration_N: Tensor
@@ -233,7 +280,8 @@ class SequenceResponse(nn.Module):
         cells, duration_N = core.cells, self.duration_N
         # One gather brings everything that a place needs of its item.
         log_prior_NM = core.log_prior(duration_N).detach()
-        rows = [self.item_NH, self.item_event_NE, log_prior_NM, cells.log_duration(duration_N).unsqueeze(1)]
+        amounts_NX = cells.amounts(duration_N).flatten(1)
+        rows = [self.item_NH, self.item_event_NE, log_prior_NM, cells.log_duration(duration_N).unsqueeze(1), amounts_NX]
         if core.num_kinds:
             effect_NY = linear(self.item_kind_NY, core.pair_effects.pair.detach().T)
             rows += [self.item_kind_NY, effect_NY]
@@ -241,14 +289,12 @@ class SequenceResponse(nn.Module):
         self.register_buffer("item_row_NR", torch.cat(rows, 1), persistent=False)
         self.register_buffer("group_N", cells.group(duration_N), persistent=False)
         self.register_buffer("context_T24H", self.tab_TH.unsqueeze(1) + self.hour_24H, persistent=False)
-        drawn = (WATCH_TIME, *core.read_off, *core.given)
-        self._order = None if drawn == core.signals else [drawn.index(name) for name in core.signals]
         self.requires_grad_(False)
         self.eval()
 
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) of users at the start of their first session."""
-        return torch.cat([user_B.unsqueeze(-1).float(), self.sums_US[user_B]], -1)
+        return torch.cat([user_B.unsqueeze(-1).float(), self.state_US[user_B]], -1)
 
     @torch.inference_mode()
     def respond(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, uniform_BKJ: Tensor) -> Tensor:
@@ -270,25 +316,15 @@ class SequenceResponse(nn.Module):
             logit_BKA = logit_BKA[..., 1:] + core.parent_effect_A[1:] * parent_BK1
             parts += [parent_BK1, (threshold_BKA[..., 1:] < logit_BKA).float()]
         signals_BKF = torch.cat(parts, -1)
-        return signals_BKF if self._order is None else signals_BKF[..., self._order]
+        return signals_BKF if core.order is None else signals_BKF[..., core.order]
 
     @torch.inference_mode()
     def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
         """The distribution that ``respond`` draws from: one outcome a watch-time cell (O = M)."""
         core, place = self.core, self._place(state_BS, context_BX, items_BK)
         mass_BKM = cell_mass(place.answer.cells, place.log_prior_BKM)
-        parts = [core.cells.mean(place.log_duration_BK).unsqueeze(-1)]
-        if core.read_off:
-            parts.append(core.read_off_TGMD[place.tab_B1, self.group_N[items_BK]])
-        if core.given:
-            logit_BKMA = place.answer.given.unsqueeze(-2) + core.cell_effect_MA
-            parent_BKM1 = sigmoid(logit_BKMA[..., :1])
-            without_BKMA = sigmoid(logit_BKMA[..., 1:])
-            with_BKMA = sigmoid(logit_BKMA[..., 1:] + core.parent_effect_A[1:])
-            parts += [parent_BKM1, without_BKMA + parent_BKM1 * (with_BKMA - without_BKMA)]
-        signals_BKMF = torch.cat(parts, -1)
-        if self._order is not None:
-            signals_BKMF = signals_BKMF[..., self._order]
+        seconds_BKM, group_BK = core.cells.mean(place.log_duration_BK), self.group_N[items_BK]
+        signals_BKMF = core.cell_signals(place.answer, seconds_BKM, place.tab_B1, group_BK)
         return Outcomes(signals_BKMF, mass_BKM / mass_BKM.cumsum(-1)[..., -1:])
 
     def expected(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Tensor:
@@ -301,10 +337,13 @@ class SequenceResponse(nn.Module):
         self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
     ) -> Tensor:
         """State after a slate; places that were not seen change nothing."""
-        usual_BKY = self.core.memory.usual_TGY[self._tab(context_BX), self.group_N[items_BK]]
-        feedback_BKP = feedback_features(signals_BKF, self.duration_N[items_BK], usual_BKY)
-        events = self.core.memory.events(embedding(items_BK, self.item_event_NE), feedback_BKP, seen_BK)
-        return torch.cat([state_BS[:, :1], self.core.memory.update(state_BS[:, 1:], *events)], -1)
+        core, place, group_BK = self.core, self._place(state_BS, context_BX, items_BK), self.group_N[items_BK]
+        expected_BKY = core.expected_amounts(
+            place.answer, place.log_prior_BKM, place.amounts_BKM2, place.tab_B1, group_BK
+        )
+        surprise_BKY = amounts(signals_BKF, self.duration_N[items_BK]) - expected_BKY
+        events = core.memory.events(embedding(items_BK, self.item_event_NE), surprise_BKY, seen_BK)
+        return torch.cat([state_BS[:, :1], core.memory.update(state_BS[:, 1:], *events)], -1)
 
     def _tab(self, context_BX: Tensor) -> Tensor:
         return context_BX[:, _TAB : _TAB + 1].long().clamp_(0, self.core.num_tabs - 1)
@@ -315,7 +354,7 @@ class SequenceResponse(nn.Module):
         hour_B1 = context_BX[:, _HOUR : _HOUR + 1].long().clamp_(0, 23)
         user_BV, taste_BE = core.user(state_BS[:, 1:], self.user_UH[state_BS[:, 0].long()])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
-        item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, *kinds = torch.split(
+        item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, amounts_BKX, *kinds = torch.split(
             embedding(items_BK, self.item_row_NR), self._row_widths, -1
         )
         hidden_BKH = core.hidden(user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
@@ -325,7 +364,8 @@ class SequenceResponse(nn.Module):
             effect_BKK = (effect_BKY.unsqueeze(2) * kind_BKY.unsqueeze(1)).sum(-1)
             strength_BK = core.pair_effects.strength(effect_BKK)
         answer = core.answer(hidden_BKH, user_B1V, tab_B1, strength_BK)
-        return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), tab_B1)
+        amounts_BKM2 = amounts_BKX.view(*items_BK.shape, -1, 2)
+        return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), amounts_BKM2, tab_B1)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""

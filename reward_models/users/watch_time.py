@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reward_models.users.user_state import amounts
+
 _LOG_ZERO = -200.0  # its exponential is 0 in float32, and unlike -inf it can be subtracted
 _SECONDS = (
     *(0.1, 0.5, 0.8, 1.1, 1.5, 2.0, 2.6, 3.5, 5.0, 7.0, 9.0, 12.0, 15.0, 18.0, 23.0, 30.0, 40.0, 55.0),
@@ -23,6 +25,7 @@ _SECONDS = (
 )
 KNOTS_S = (4.0, 7.0, 10.0, 14.0, 18.0, 25.0, 40.0, 60.0, 100.0, 160.0, 260.0, 500.0)
 """Durations in seconds at which ``WatchTimeCells.hats`` has its peaks."""
+_POSITIONS = 8  # of a cell, where its amounts are averaged
 _RATIOS = (0.94, 0.97, 1.0, 1.03, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -122,6 +125,17 @@ class WatchTimeCells:
         width = high - low
         growth = torch.where(width > 1e-4, torch.expm1(width) / width.clamp(min=1e-4), 1.0)
         return torch.exp(low) * growth
+
+    def amounts(self, duration_N: Tensor) -> Tensor:
+        """Expected log watch time and completion, as a user's state counts them, in each cell: (N, M, 2)."""
+        cells_M = torch.arange(self.num_cells, device=duration_N.device)
+        log_duration_N1 = self.log_duration(duration_N).unsqueeze(-1)
+        total_NM2 = duration_N.new_zeros(len(duration_N), self.num_cells, 2)
+        for step in range(_POSITIONS):  # neither has a simple integral over a cell
+            middle_M = torch.full_like(duration_N[:1], (step + 0.5) / _POSITIONS).expand(self.num_cells)
+            seconds_NM1 = self.seconds_at(cells_M, middle_M, log_duration_N1).unsqueeze(-1)
+            total_NM2 += amounts(seconds_NM1, duration_N.unsqueeze(-1).expand(-1, self.num_cells))
+        return total_NM2 / _POSITIONS
 
     def hats(self, duration_N: Tensor) -> Tensor:
         """Overlapping triangles (N, C) over log duration: users treat 10, 20 and 60 s in no linear way."""

@@ -199,40 +199,40 @@ def test_sound_response_models_pass() -> None:
     check_response_model(world.response, num_users=50, num_items=200)
 
 
-class PaysTwice:
-    names = ("watched",)
+class PaysForReaching:
+    names = ("seen",)
     weights = (1.0,)
 
     def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
-        return feedback.signals_BKF[..., :1].sum(1)
+        return feedback.seen_BK.sum(1, keepdim=True).float()
 
 
-class Flat(PaysTwice):
+class Flat(PaysForReaching):
     def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
         return feedback.signals_BKF[..., 0].sum(1)
 
 
-class BatchMean(PaysTwice):
+class BatchMean(PaysForReaching):
     def __call__(self, request: Request, items_BK: Tensor, feedback: Feedback) -> Tensor:
         paid_B1 = feedback.signals_BKF[:, 0, :1]
         return paid_B1 - paid_B1.mean()
 
 
-class Unweighted(PaysTwice):
+class Unweighted(PaysForReaching):
     weights = (1.0, 2.0)
 
 
 @pytest.mark.parametrize(
     ("reward", "finding"),
     [
-        (PaysTwice(), "a video repeated in a slate is paid twice"),
+        (PaysForReaching(), "a video repeated in a slate pays"),
         (Flat(), r"shape \(8,\), need \(8, 1\)"),
         (BatchMean(), "other rows stand beside it"),
         (Unweighted(), "need one weight for each of the names"),
         (SignalReward({"like": 1.0}, ("a", "b", "c", "like")), "raised IndexError"),
     ],
 )
-def test_a_broken_reward_is_told_what_is_wrong(reward: PaysTwice, finding: str) -> None:
+def test_a_broken_reward_is_told_what_is_wrong(reward: PaysForReaching, finding: str) -> None:
     with pytest.raises(ValueError, match=finding):
         check_reward(reward, WORLD)
 

@@ -353,3 +353,22 @@ def test_repeats_are_warned_of_and_counted() -> None:
             {"p": same_video}, {"w": planted_world()}, num_sessions=20, seed=0, settings=SMALL, progress=False
         )
     assert found.row("p", "w", "repeat_share").mean > 0.5
+
+
+def test_no_column_pays_for_repeats() -> None:
+    """Six videos of 4 s: the same one in every place of every slate earns 4 s a session, whatever is counted."""
+    world = planted_world(hazard=0.0, seconds=4.0)
+
+    def again(request: Request, generator: torch.Generator) -> Decision:
+        return Decision(torch.full((len(request.user_B), 6), 7))
+
+    settings = EvaluationSettings(max_requests=5, slate_size=6)
+    contenders = {"again": Contender(policies=[again], outside=True)}
+    found = evaluate(contenders, {"w": world}, num_sessions=50, seed=3, settings=settings, progress=False)
+    seconds = found.row("again", "w", "session_watch_time").mean
+    assert seconds == pytest.approx(4.0, abs=3.5 * 8 / math.sqrt(12 * 50))  # uniform in (0, 8), 50 times
+    assert found.row("again", "w", "session_reward").mean == pytest.approx(seconds)
+    assert found.row("again", "w", "list_reward").mean == pytest.approx(seconds / 5)
+    assert found.row("again", "w", "true_list_value").mean == pytest.approx(4 / 5)
+    assert found.row("again", "w", "like_per_session").mean <= 1.0
+    assert found.row("again", "w", "repeat_share").mean == pytest.approx(29 / 30)

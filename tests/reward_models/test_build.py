@@ -70,7 +70,7 @@ def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], f
     """Names of tensors that differ; in what starts from each user's own past, rows of ``foreign`` do not count."""
     own = torch.ones(400, dtype=torch.bool)
     own[torch.from_numpy(foreign)] = False
-    starts = ("start_US", "sums_US")
+    starts = ("start_US", "state_US")
     assert first.keys() == second.keys()
     same = {
         name: torch.equal(first[name][own], second[name][own]) if name in starts else torch.equal(first[name], other)

@@ -110,6 +110,57 @@ def test_feedback_in_the_simulation_changes_taste(fitted: SequenceResponse) -> N
     assert after > 0.6
 
 
+@pytest.mark.parametrize("shown", ["disliked", "liked", "uniform"])
+def test_poor_slates_do_not_turn_a_user_into_another(fitted: SequenceResponse, shown: str) -> None:
+    """Tastes of the planted log never change: after fifty slates every video is worth what it was."""
+    user_B = torch.arange(NUM_USERS).repeat(4)
+    context_BX, probes_BK = contexts(len(user_B)), torch.arange(NUM_ITEMS).expand(len(user_B), -1)
+    is_match_BK = (probes_BK % 2) == (user_B // 2 % 2).unsqueeze(1)
+    state_BS, generator = fitted.start(user_B), torch.Generator().manual_seed(0)
+
+    def clicks() -> list[float]:
+        click_BK = fitted.expected(state_BS, context_BX, probes_BK)[..., 1]
+        return [float(click_BK[is_match_BK].mean()), float(click_BK[~is_match_BK].mean())]
+
+    before = clicks()
+    tag_B1 = (user_B // 2 % 2).unsqueeze(1) if shown == "liked" else 1 - (user_B // 2 % 2).unsqueeze(1)
+    for _ in range(50):
+        number_BK = torch.randint(NUM_ITEMS // 2, (len(user_B), 6), generator=generator)
+        any_BK = torch.randint(2, number_BK.shape, generator=generator)
+        items_BK = 2 * number_BK + (any_BK if shown == "uniform" else tag_B1)
+        uniform_BKJ = torch.rand(*items_BK.shape, fitted.num_draws, generator=generator).clamp(1e-6, 1 - 1e-6)
+        signals_BKF = fitted.respond(state_BS, context_BX, items_BK, uniform_BKJ)
+        state_BS = fitted.observe(state_BS, context_BX, items_BK, signals_BKF, torch.ones_like(items_BK) > 0)
+    assert sum(clicks()) == pytest.approx(sum(before), rel=0.05)
+    assert clicks() == pytest.approx(before, abs=0.05)
+
+
+@pytest.mark.parametrize("has_lists", [False, True])
+def test_training_replays_the_log_as_the_simulation_plays(has_lists: bool) -> None:
+    """States after the log: once by ``replay``, once by showing the exported model the log, slate by slate."""
+    log, _ = planted_log(has_lists)
+    sequences = read_sequences(log, 5)
+    features = torch.from_numpy(item_features(log).values)
+    fitting = _Fitting(sequences, features, torch.zeros(NUM_USERS, 0), QUICK, seed=0)
+    everything_P = torch.ones(len(log.rows), dtype=torch.bool)
+    network = fitting.network(everything_P)
+    with torch.no_grad():
+        network.core.pair_effects.pair.normal_(generator=torch.Generator().manual_seed(1))
+    _, state_US = network.replay(sequences, everything_P, 5)
+    model = network.export(sequences, FIRST_DAY, 5)
+    user_B = torch.arange(NUM_USERS)
+    state_BS, size = model.start(user_B), SLATE if has_lists else 1
+    item_UP = sequences.item_P.view(NUM_USERS, -1)
+    signals_UPF = sequences.signals_PF.view(NUM_USERS, NUM_ROWS, -1)
+    context_BX = contexts(NUM_USERS)
+    for begin in range(0, NUM_ROWS, size):
+        context_BX[:, CONTEXT.index("hour")] = sequences.hour_P.view(NUM_USERS, -1)[:, begin].float()
+        places = slice(begin, begin + size)
+        seen_BK = torch.ones(NUM_USERS, size, dtype=torch.bool)
+        state_BS = model.observe(state_BS, context_BX, item_UP[:, places], signals_UPF[:, places], seen_BK)
+    torch.testing.assert_close(state_BS[:, 1:], state_US, rtol=1e-4, atol=1e-4)
+
+
 def test_signals_hang_together_as_in_the_log(fitted: SequenceResponse) -> None:
     user_B = torch.arange(NUM_USERS)
     items_BK = torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
@@ -171,8 +222,9 @@ def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
     features = torch.from_numpy(item_features(dataset).values)
     fitting = _Fitting(sequences, features, torch.zeros(NUM_USERS, 0), QUICK, 0)
     network = fitting.network(torch.ones(len(rows), dtype=torch.bool))
-    (batch,) = sequence_batches(sequences, sequences.user_P == rows["user"][0], NUM_USERS)
-    state_TS = network.states(sequences, batch, 50)[0]
+    label_P = sequences.user_P == rows["user"][0]
+    (batch,) = sequence_batches(sequences, label_P, NUM_USERS)
+    state_TS = network.states(sequences, batch, fitting.replay(network, label_P), 50)[0]
     assert torch.equal(state_TS[3], state_TS[4])
     assert torch.equal(state_TS[3], state_TS[5])
     assert not torch.equal(state_TS[5], state_TS[6])
@@ -184,12 +236,13 @@ def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     fitting = _Fitting(read_sequences(dataset, QUICK.history_length), features, torch.zeros(NUM_USERS, 0), QUICK, 0)
     sequences, is_last_P = fitting.sequences, fitting.sequences.date_P == LAST_DAY
     network = fitting.network(~is_last_P)
-    begin_BS = network.last_states(sequences, LAST_DAY, 50)
+    _, begin_BS = network.replay(sequences, ~is_last_P, 50)
     (batch,) = sequence_batches(sequences, is_last_P, NUM_USERS)
     first = batch.label_BT.int().argmax(1)
-    state_BS = network.states(sequences, batch, 50)[torch.arange(NUM_USERS), first]
+    state_BTS = network.states(sequences, batch, fitting.replay(network, is_last_P), 50)
+    state_BS = state_BTS[torch.arange(NUM_USERS), first]
     torch.testing.assert_close(begin_BS[batch.user_B], state_BS, rtol=1e-5, atol=1e-5)
-    assert (begin_BS[:, -1] > 10).all()  # counts the rows of five days
+    assert (begin_BS[:, 0] == NUM_ROWS * 5 // 6).all()  # counts the rows of five days
 
 
 def test_a_run_is_of_one_log_to_the_last_label() -> None:
