@@ -58,6 +58,9 @@ def fidelity_line(name: str, card: dict[str, Any]) -> str:
         if figures["auc"] is not None and figures["positives"] >= 200
     ]
     watch = card["logged"]["watch_time"]
+    probes = [requests[max(requests, key=int)]["watch_time"] / requests["1"]["watch_time"] for requests in
+              card["probes"].values()]  # fmt: skip
+    told.append(f"fixed videos are worth {min(probes):.2f}x to {max(probes):.2f}x after 50 requests of any policy")
     told.insert(0, f"watch time {watch['emitted_mean']:.1f} s (logged {watch['logged_mean']:.1f} s)")
     return f"{name}: " + "; ".join(told)
 

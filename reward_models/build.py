@@ -41,7 +41,7 @@ from recsim_env.recommender import FILES as RECOMMENDER_FILES
 from recsim_env.recommender import Recommender
 from recsim_env.types import NO_ITEM, WATCH_TIME
 from recsim_env.world import Catalogue, Users, World
-from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, retriever_order, rollout_drift
+from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, probe_drift, retriever_order, rollout_drift
 from reward_models.recommender.encoding import HistoryConfig, encode_requests
 from reward_models.recommender.list_evaluator import fit_list_evaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
@@ -391,6 +391,7 @@ class _Builder:
             "test_days": list(self.days.test),
             "logged": logged_fidelity(response, held_out),
             "drift": rollout_drift(world, retriever_order),
+            "probes": probe_drift(world),
         }
         return world.replace(fidelity=fidelity)
 
@@ -420,7 +421,8 @@ def without_list_effect(world: World) -> World:
         evaluator=world.evaluator.with_list_effect(None),  # type: ignore[union-attr]
         declared={name: value for name, value in world.declared.items() if name != "list_effect"},
     )
-    return plain.replace(fidelity={**world.fidelity, "drift": rollout_drift(plain, retriever_order)})
+    drift = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
+    return plain.replace(fidelity={**world.fidelity, **drift})
 
 
 def main_tags(dataset: LoggedDataset) -> Tensor:

@@ -1,6 +1,7 @@
 """A learned world as a whole: bytes of its rows at any thread count, and its move to another device."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,10 @@ from recsim_env import RecEnv, RecVectorEnv, Request, Simulator, World
 from recsim_env.checkers import check_expected
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.slates import are_candidates
-from recsim_env.types import CONTEXT
+from recsim_env.types import CONTEXT, Outcomes
+from reward_models.fidelity import probe_drift
 from tests.helpers.learned import shared_learned_worlds
+from tests.helpers.planted import PlantedResponse, planted_world
 
 NAMES = ("A", "judge-final-1")
 
@@ -139,3 +142,28 @@ def test_the_search_for_tensors_finds_what_is_hidden() -> None:
         deep: list[dict[str, Tensor]]
 
     assert left_behind(Hides([{"a": torch.zeros(1)}]), "it", set(), "meta") == ["it.deep[0]['a']"]
+
+
+class _Tiring(PlantedResponse):
+    """Every second watched takes from what all videos are worth."""
+
+    def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
+        outcomes = super().outcomes(state_BS, context_BX, items_BK)
+        signals_BKOF = outcomes.signals_BKOF.clone()
+        signals_BKOF[..., 0] *= torch.exp(-state_BS / 1000.0).unsqueeze(-1)
+        return outcomes._replace(signals_BKOF=signals_BKOF)
+
+
+def test_probes_stay_where_users_do_and_fall_where_users_tire() -> None:
+    still = planted_world(num_items=400, seconds=5.0)
+    known = still.response.like_N  # type: ignore[attr-defined]
+    tiring = still.replace(response=_Tiring(torch.full((400,), 5.0), known))
+    for requests in probe_drift(still, num_sessions=16).values():
+        assert len({tuple(round(value, 4) for value in means.values()) for means in requests.values()}) == 1
+    found = probe_drift(tiring, num_sessions=64)
+    for policy in ("retriever", "greedy"):  # 6 places of 5 s a request, all new to the user
+        for request, means in found[policy].items():
+            assert means["watch_time"] == pytest.approx(5 * math.exp(-30 * (int(request) - 1) / 1000), rel=0.12)
+    # Any video of the catalogue may be shown again, and then earns nothing.
+    assert found["uniform"]["10"]["watch_time"] > found["uniform"]["50"]["watch_time"]
+    assert found["uniform"]["50"]["watch_time"] > found["greedy"]["50"]["watch_time"]
