@@ -6,8 +6,8 @@
     python -m experiments.compare response-bars   learned users against the test days of a real log
 
 Each finished run leaves one small JSON file in ``experiments/results``; a kept file is used again only if the
-settings, sizes, seeds and the content of log and worlds are those asked for. Intervals are the wider of those over
-training seeds and over sessions. ``--json`` writes ``rows`` and ``checks`` (name, bar, value, low, high, verdict).
+settings, sizes, seeds and the content of log and worlds are those asked for. Intervals are over sessions and training
+seeds together. ``--json`` writes ``rows`` and ``checks`` (name, bar, value, low, high, verdict).
 """
 
 from collections.abc import Callable

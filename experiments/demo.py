@@ -111,7 +111,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         checks=finished.checks,
         extra={"wall_seconds": time.perf_counter() - begun, **published_stamp()},
     )
-    _say("\nsession watch time (s), mean and 95 % interval over sessions (one training seed)")
+    _say("\nsession watch time (s), mean and 95 % interval (over sessions: it speaks of this one training run)")
     watched = pivot(frame_of(result.rows()), "session_watch_time")
     _say(f"\n{markdown(watched)}\n\n{markdown(check_frame(finished.checks))}")
     _say(f"\nreport:  {config.folder / 'report.html'}\ncurves:  .venv/bin/tensorboard --logdir {config.folder}")

@@ -103,7 +103,7 @@ def leads(result: EvaluationResult, policies: tuple[str, ...]) -> str:
 def main(arguments: Arguments) -> None:
     """Evaluates, prints the table and says where the report is."""
     result = run(arguments)
-    print("session watch time (s), mean and 95 % interval over sessions\n")
+    print("session watch time (s), mean and 95 % interval (over sessions: it speaks of these trained policies)\n")
     print(markdown(pivot(frame_of(result.rows()), "session_watch_time")))
     if lines := leads(result, tuple(name.partition("=")[0] for name in arguments.policies)):
         print(f"\npaired differences on the same sessions (s)\n{lines}\n")

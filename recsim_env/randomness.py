@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     """Marks keys that serve something other than a session's own requests."""
 
     BRANCH = 1
+    ROULETTE = 2
 
 
 def _signed(value: int) -> int:

@@ -1,13 +1,13 @@
 """Evaluation results: measured cells, their intervals, paired differences, verdicts, JSON and CSV.
 
 Every metric is a ratio of two per-session sums: seconds over sessions, likes over videos seen, overlapping
-pairs over slates. Its interval over sessions comes from the ratio's linearisation: session i moves the
-ratio r by (numerator_i - r * denominator_i) / mean(denominator), and Student's t is applied to these
-moves. For a plain mean that is the usual t interval. Two policies that played the same sessions are
-compared on the moves' differences, which is the paired t interval.
+pairs over slates. What sessions do to it comes from the ratio's linearisation: session i moves the ratio r by
+(numerator_i - r * denominator_i) / mean(denominator). With one training seed the interval is Student's t over
+these moves; for a plain mean that is the usual one. Two policies that played the same sessions are compared on
+the moves' differences, which is the paired t interval.
 
-Session luck and training luck stay apart: with several training seeds the headline interval takes seeds
-as its unit (t over the seeds' values), and the interval over sessions stands beside it.
+There is one interval for each figure. It holds the luck of sessions and the luck of training (``intervals.py``);
+with one training seed it knows nothing of the latter, and speaks of that training run only.
 
 Shape legend: S training seeds, n sessions.
 """
@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from recsim_env.files import write_json, write_text
+from recsim_env.intervals import half_width
 
 Array = NDArray[np.float64]
 FeedbackClass = Literal["logged", "one slate", "branched"]
@@ -126,33 +126,25 @@ class Cell:
             return np.asarray(numerator_Sn.sum(1) / denominator_Sn.sum(1))
 
     def moves(self, metric: str) -> Array:
-        """How far each session moves the metric, (n,), averaged over training seeds."""
-        if metric in self.totals:
-            return np.full(self.num_sessions, np.nan)
+        """How far each session moves the metric of each training seed, (S, n)."""
         numerator_Sn, denominator_Sn = self.ratios[metric]
         value_S1 = self.value(metric)[:, None]
         with np.errstate(invalid="ignore", divide="ignore"):
             # First-order change of the ratio with session i; the moves sum to 0, so their spread is its error.
-            moves_Sn = (numerator_Sn - value_S1 * denominator_Sn) / denominator_Sn.mean(1, keepdims=True)
-        # All seeds played the same sessions: averaging first keeps what these have in common.
-        return np.asarray(moves_Sn.mean(0))
+            return np.asarray((numerator_Sn - value_S1 * denominator_Sn) / denominator_Sn.mean(1, keepdims=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure with its 95 % intervals; NaN (null in JSON) where an interval has no meaning."""
+    """One figure with its 95 % interval; NaN (null in JSON) where an interval has no meaning."""
 
     policy: str
     world: str
     metric: str
     mean: float
     low: float
-    """Headline interval: over training seeds where there are several, otherwise over sessions."""
+    """95 % interval over sessions and training seeds; with one seed it speaks of that training run only."""
     high: float
-    interval: Literal["sessions", "seeds"]
-    """The unit of the headline interval."""
-    session_low: float
-    session_high: float
     seeds: int
     sessions: int
     feedback: FeedbackClass
@@ -162,13 +154,6 @@ class Row:
     """In a difference: the policy that was subtracted."""
     baseline_world: str | None = None
     """In a gap: the world that was subtracted."""
-
-    @property
-    def widest(self) -> tuple[float, float]:
-        """The span of both intervals: what a claim about sessions *and* training must clear."""
-        if math.isnan(self.session_low):
-            return self.low, self.high
-        return min(self.low, self.session_low), max(self.high, self.session_high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,23 +242,20 @@ class EvaluationResult:
             ValueError: no such policy, world or metric.
         """
         cell = self._cell(policy, world, metric)
-        row = Row(
+        value_S = cell.value(metric)
+        half = half_width(value_S, *_moves(cell, metric))
+        return Row(
             policy=policy,
             world=world,
             metric=metric,
-            mean=float(cell.value(metric).mean()),
-            low=math.nan,
-            high=math.nan,
-            interval="sessions",
-            session_low=math.nan,
-            session_high=math.nan,
-            seeds=len(cell.value(metric)),
+            mean=float(value_S.mean()),
+            low=float(value_S.mean()) - half,
+            high=float(value_S.mean()) + half,
+            seeds=len(value_S),
             sessions=cell.num_sessions,
             feedback=cell.feedback,
             world_requests=cell.world_requests,
         )
-        moves = cell.moves(metric)
-        return _with_intervals(row, cell.value(metric), _standard_error(moves), len(moves))
 
     def rows(self) -> list[Row]:
         """All figures, ordered by policy, world and metric as they were given."""
@@ -290,10 +272,11 @@ class EvaluationResult:
             ValueError: both have several seeds and their numbers differ, or a name is unknown.
         """
         first, second = self._pair(policy, baseline, world, metric)
-        values = _paired(first.value(metric), second.value(metric), policy, baseline)
-        moves = first.moves(metric) - second.moves(metric)
-        row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline, seeds=len(values))
-        return _with_intervals(row, values, _standard_error(moves), len(moves))
+        value_S = _paired(first.value(metric), second.value(metric), policy, baseline)
+        both = zip(_moves(first, metric), _moves(second, metric), strict=True)
+        moves = [ours_Sn - theirs_Sn for ours_Sn, theirs_Sn in both]
+        row = dataclasses.replace(self.row(policy, world, metric), baseline=baseline)
+        return _with_interval(row, value_S, moves)
 
     def ratio(self, policy: str, baseline: str, world: str, metric: str = "session_watch_time") -> Row:
         """``policy`` over ``baseline`` in one world: a ratio of their sums, paired by session and by training seed.
@@ -313,15 +296,13 @@ class EvaluationResult:
     def gap(self, policy: str, world: str, other: str, metric: str = "session_watch_time") -> Row:
         """One policy in ``world`` minus the same policy in ``other``.
 
-        The two worlds hold other users, so sessions are not paired: the interval over sessions adds
-        both variances. Training seeds are paired: it is the same policy.
+        The two worlds hold other users, so sessions are not paired: both worlds' variances add up. Training seeds are
+        paired: it is the same policy.
         """
         first, second = self._cell(policy, world, metric), self._cell(policy, other, metric)
-        values = _paired(first.value(metric), second.value(metric), world, other)
-        moves = first.moves(metric)
-        error = math.hypot(_standard_error(moves), _standard_error(second.moves(metric)))
+        value_S = _paired(first.value(metric), second.value(metric), world, other)
         row = dataclasses.replace(self.row(policy, world, metric), baseline_world=other)
-        return _with_intervals(row, values, error, len(moves))
+        return _with_interval(row, value_S, [*_moves(first, metric), *_moves(second, metric)])
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: ``settings``, ``worlds`` and ``rows`` (fields of ``Row``; NaN becomes null)."""
@@ -394,31 +375,14 @@ def _rounded(values: Array) -> Any:
     return [_rounded(row) for row in values] if values.ndim > 1 else [float(f"{value:.7g}") for value in values]
 
 
-def _standard_error(moves_n: Array) -> float:
-    # Sessions are independent and a session's places are not, so the session is the unit.
-    if len(moves_n) < 2:
-        return math.nan
-    return float(moves_n.std(ddof=1) / math.sqrt(len(moves_n)))
+def _moves(cell: Cell, metric: str) -> list[Array]:
+    """What an interval needs of the sessions; nothing for a figure of all of them together."""
+    return [] if metric in cell.totals else [cell.moves(metric)]
 
 
-def _half_width(standard_error: float, units: int) -> float:
-    return float(stdtrit(units - 1, 0.975)) * standard_error if units > 1 else math.nan
-
-
-def _with_intervals(row: Row, value_S: Array, session_error: float, units: int) -> Row:
-    mean = float(value_S.mean())
-    session = _half_width(session_error, units)
-    over_seeds = len(value_S) > 1
-    half = _half_width(_standard_error(value_S), len(value_S)) if over_seeds else session
-    return dataclasses.replace(
-        row,
-        mean=mean,
-        low=mean - half,
-        high=mean + half,
-        interval="seeds" if over_seeds else "sessions",
-        session_low=mean - session,
-        session_high=mean + session,
-    )
+def _with_interval(row: Row, value_S: Array, moves: Sequence[Array]) -> Row:
+    mean, half = float(value_S.mean()), half_width(value_S, *moves)
+    return dataclasses.replace(row, mean=mean, low=mean - half, high=mean + half, seeds=len(value_S))
 
 
 def _paired(first_S: Array, second_S: Array, name: str, other: str) -> Array:

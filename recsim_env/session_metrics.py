@@ -5,6 +5,9 @@ To add one, count it where it happens (``of_request``, ``of_sessions``, both sum
 ``REPORT_TABLES`` gives it a place in a table, and committed files keep ``MAIN_METRICS``. Only this module, evaluation
 and oracles may ask a world for its truth.
 
+A place counts by the chance that it is seen, a request by the chance that its user is still there; both are 0 or 1
+where leaving is drawn (``EvaluationSettings.leaving``), and every sum is then a plain count.
+
 Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     session_watch_time, session_length (requests), videos_seen, watch_time_per_video, truncated_share,
     <signal>_rate (per video seen), <signal>_per_session, session_reward, list_reward, reward/<name>,
@@ -13,8 +16,8 @@ Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value
     and evaluator_gap (expected seconds of a shown list, by the evaluator, in truth, and the excess of the
     first: its errors, and what leaving within the list costs if it counts every place as reached),
-    watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage and exposure_gini (of
-    exposures over the whole catalogue).
+    watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage (videos that some session
+    sees) and exposure_gini (of exposures over the whole catalogue).
 
 Shape legend: B sessions, K places, F signals, R reward components, N items, P pairs of places, D features,
 M videos of a whole session, n sessions.
@@ -22,6 +25,7 @@ M videos of a whole session, n sessions.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,7 +35,7 @@ from recsim_env.plugins import nearest
 from recsim_env.rewards import Reward, scalar
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.slates import are_candidates
-from recsim_env.types import NO_ITEM, WATCH_TIME, Feedback
+from recsim_env.types import NO_ITEM, WATCH_TIME, Expected
 
 MAIN_METRICS = (
     "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
@@ -46,6 +50,20 @@ REPORT_TABLES = {
     "What was shown": ("catalogue_coverage", "exposure_gini", "tag_diversity", "cold_start_share"),
 }
 """Tables of policies by metrics in the world that decides: headings, and how the metrics' names begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What one request comes to for users who are there when it is answered."""
+
+    seen_BK: Tensor
+    """float64 chance that each place is seen; 0 or 1 where leaving is drawn."""
+    signals_BKF: Tensor
+    """Signals of each place if it is seen: drawn, or expected."""
+    rewards_BR: Tensor
+    """Components of the reward."""
+    expected: Expected | None
+    """What the world expects of the slate alone, (B, 1, ...), where it was asked."""
 
 
 class SessionMetrics:
@@ -91,41 +109,50 @@ class SessionMetrics:
         if int(logged_impressions_N.sum()):
             self.cold_N = logged_impressions_N.to(simulator.device) < cold_start_below
 
-    def of_request(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
+    def of_request(self, state: SessionState, items_BK: Tensor, shown: Shown) -> dict[str, Tensor]:
         """Quantities (B,) of one request, by name."""
-        seen_BK = feedback.seen_BK
+        seen_BK = shown.seen_BK
+        signals_BKF = shown.signals_BKF * seen_BK.unsqueeze(-1)
         inside_BK = are_candidates(items_BK, state.request.candidates_BC)
         counted = {
-            "requests": torch.ones_like(feedback.left_B),
+            "requests": torch.ones_like(seen_BK[:, 0]),
             "seen": seen_BK.sum(1),
-            "outside": (seen_BK & ~inside_BK).sum(1),
-            **dict(zip(self.signals, feedback.signals_BKF.sum(1).unbind(1), strict=True)),
-            **self._rewards(state, items_BK, feedback),
+            "outside": (seen_BK * ~inside_BK).sum(1),
+            **dict(zip(self.signals, signals_BKF.sum(1).unbind(1), strict=True)),
+            "reward": scalar(self.reward, shown.rewards_BR),
+            **{f"reward/{name}": shown.rewards_BR[:, i] for i, name in enumerate(self.reward.names)},
             **self._diversity(items_BK),
-            **self._list_values(state, items_BK),
+            **self._list_values(state, items_BK, shown.expected),
         }
         if self.cold_N is not None:
-            counted["cold"] = (seen_BK & self.cold_N[items_BK]).sum(1)
+            counted["cold"] = (seen_BK * self.cold_N[items_BK]).sum(1)
         bucket_BK = self.bucket_N[items_BK]
         for index, name in enumerate(self.buckets):
-            chosen_BK = seen_BK & (bucket_BK == index)
-            counted[f"seen/{name}"] = chosen_BK.sum(1)
-            counted[f"watch_time/{name}"] = (feedback.signals_BKF[..., 0] * chosen_BK).sum(1)
+            chosen_BK = bucket_BK == index
+            counted[f"seen/{name}"] = (seen_BK * chosen_BK).sum(1)
+            counted[f"watch_time/{name}"] = (signals_BKF[..., 0] * chosen_BK).sum(1)
         return counted
 
-    def of_sessions(self, watched_BM: Tensor, stayed_B: Tensor) -> dict[str, Tensor]:
+    def of_sessions(self, seen_BM: Tensor, repeated_BM: Tensor, stayed_B: Tensor) -> dict[str, Tensor]:
         """Quantities (B,) of whole sessions, by name.
 
         Args:
-            watched_BM: int64 items that were seen, ``NO_ITEM`` elsewhere.
-            stayed_B: bool, sessions cut off with the user still there.
+            seen_BM: float64 chance that the user is there and sees each place of the session.
+            repeated_BM: bool, places whose video the session has shown before.
+            stayed_B: float64 chance that the session is cut off with the user still there.
         """
-        return {"sessions": torch.ones_like(stayed_B), "truncated": stayed_B, "repeats": num_repeats(watched_BM)}
+        repeats_B = (seen_BM * repeated_BM).sum(1)
+        return {"sessions": torch.ones_like(stayed_B), "truncated": stayed_B, "repeats": repeats_B}
 
-    def of_catalogue(self, exposures_N: Tensor) -> dict[str, float]:
-        """Metrics of how often each item was seen, int64 (N,), in all sessions together."""
-        counts_N = exposures_N.cpu().numpy()
-        return {"catalogue_coverage": float((counts_N > 0).mean()), "exposure_gini": gini(counts_N)}
+    def of_catalogue(self, exposures_N: Tensor, missed_N: Tensor) -> dict[str, float]:
+        """Metrics of all sessions together.
+
+        Args:
+            exposures_N: float64, how often each item was seen. Where leaving is not drawn these are expected counts,
+                less noisy than drawn ones, whose noise passes for a little concentration.
+            missed_N: float64 chance that no session saw the item.
+        """
+        return {"catalogue_coverage": float((1.0 - missed_N).mean()), "exposure_gini": gini(exposures_N.cpu().numpy())}
 
     def ratios(self, sums: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Metric to its numerator and denominator among the sums of quantities.
@@ -178,11 +205,6 @@ class SessionMetrics:
         }
         return {metric: pair for metric, pair in pairs.items() if possible.get(metric, True)}
 
-    def _rewards(self, state: SessionState, items_BK: Tensor, feedback: Feedback) -> dict[str, Tensor]:
-        rewards_BR = self.reward(state.request, items_BK, feedback)
-        parts = {f"reward/{name}": rewards_BR[:, i] for i, name in enumerate(self.reward.names)}
-        return {"reward": scalar(self.reward, rewards_BR), **parts}
-
     def _diversity(self, items_BK: Tensor) -> dict[str, Tensor]:
         places = items_BK.shape[1]
         first, second = torch.triu_indices(places, places, offset=1, device=items_BK.device)
@@ -198,14 +220,13 @@ class SessionMetrics:
             "distance": (1.0 - cosine_BP).sum(1),
         }
 
-    def _list_values(self, state: SessionState, items_BK: Tensor) -> dict[str, Tensor]:
-        items_B1K = items_BK.unsqueeze(1)
+    def _list_values(self, state: SessionState, items_BK: Tensor, expected: Expected | None) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         evaluator = self.simulator.world.evaluator
         if evaluator is not None:
-            values["evaluator_value"] = evaluator.score(state.request, items_B1K).value_BG[:, 0]
-        if self.true_values:
-            values["true_list_value"] = self.simulator.expected(state, items_B1K).watch_time_BG[:, 0]
+            values["evaluator_value"] = evaluator.score(state.request, items_BK.unsqueeze(1)).value_BG[:, 0]
+        if self.true_values and expected is not None:
+            values["true_list_value"] = expected.watch_time_BG[:, 0]
         if len(values) == 2:
             values["evaluator_gap"] = values["evaluator_value"] - values["true_list_value"]
         return values
@@ -238,8 +259,10 @@ def gini(counts_N: np.ndarray) -> float:
     return float((ranks_N * sorted_N).sum() / (count * total))
 
 
-def num_repeats(watched_nM: Tensor) -> Tensor:
-    """Videos that each session had already seen, int64 (n,)."""
+def repeated(watched_nM: Tensor) -> Tensor:
+    """Bool (n, M): places whose video stands at an earlier place of the session; never where there is ``NO_ITEM``."""
     # Once sorted, equal neighbours are repeats; comparing all pairs would take the square of 300 places a session.
-    sorted_nM = watched_nM.sort(dim=1).values
-    return ((sorted_nM[:, 1:] == sorted_nM[:, :-1]) & (sorted_nM[:, 1:] != NO_ITEM)).sum(1)
+    sorted_nM, place_nM = watched_nM.sort(dim=1, stable=True)
+    again_nM = torch.zeros_like(sorted_nM, dtype=torch.bool)
+    again_nM[:, 1:] = (sorted_nM[:, 1:] == sorted_nM[:, :-1]) & (sorted_nM[:, 1:] != NO_ITEM)
+    return torch.zeros_like(again_nM).scatter(1, place_nM, again_nM)

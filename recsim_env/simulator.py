@@ -219,6 +219,24 @@ class Simulator:
         Returns:
             The sessions at their next request, and the feedback.
         """
+        following, feedback, _ = self._show(state, items_BK, leaving=True)
+        if begin_B is not None:
+            following = self.restart(following, begin_B)
+        return following, feedback
+
+    @torch.no_grad()
+    @one_thread()
+    def stay_through(self, state: SessionState, items_BK: Tensor) -> tuple[SessionState, Feedback, Tensor]:
+        """Shows one slate to users who stay through it, however unlikely; only evaluation and oracles may ask.
+
+        Returns:
+            The sessions at their next request, the feedback of every place, with the draws of ``step``, and the chance
+            (B, K) that a user who gives this feedback goes on after each place.
+        """
+        return self._show(state, items_BK, leaving=False)
+
+    def _show(self, state: SessionState, items_BK: Tensor, *, leaving: bool) -> tuple[SessionState, Feedback, Tensor]:
+        """Plays one slate, with users who leave or without."""
         self._check_items(items_BK, state.num_sessions)
         world, request = self.world, state.request
         places, per_place = items_BK.shape[1], self._draws_per_place
@@ -232,15 +250,13 @@ class Simulator:
             signals_BKF = torch.where(interrupted_BK.unsqueeze(-1), skipped_BKF, signals_BKF)
         first_BK = first_in_session(request, items_BK.unsqueeze(1)).squeeze(1)
         signals_BKF = signals_BKF * first_BK.unsqueeze(-1)
-        goes_on_BK = draws_BKJ[..., -1] < world.leave.stay(request.context_BX, signals_BKF)
+        stay_BK = world.leave.stay(request.context_BX, signals_BKF)
+        goes_on_BK = draws_BKJ[..., -1] < stay_BK if leaving else torch.ones_like(stay_BK, dtype=torch.bool)
         seen_BK = torch.ones_like(goes_on_BK)
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        following = self._advance(state, items_BK, feedback, first_BK, draws[:, -1])
-        if begin_B is not None:
-            following = self.restart(following, begin_B)
-        return following, feedback
+        return self._advance(state, items_BK, feedback, first_BK, draws[:, -1]), feedback, stay_BK
 
     @torch.no_grad()
     @one_thread()

@@ -15,6 +15,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from agents.baselines.pointwise_greedy import PointwiseGreedy
 from agents.method import as_used
 from recsim_env.evaluation import EvaluationSettings, evaluate
+from recsim_env.intervals import half_width
 
 FIRST_SEED = 1_000_000_000
 """First seed of evaluation's sessions. Samplers' seeds are hashes: that one of theirs is among these is unlikely."""
@@ -30,7 +31,8 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
 
     Returns:
         Means by name, with ``watch_time_minus_pointwise`` and the ends ``_low`` and ``_high`` of its 95 % interval over
-        sessions; and twice the number of requests played.
+        sessions, which speaks of this training run; and twice the number of requests that these sessions are expected
+        to hold.
 
     Raises:
         ValueError: a duration that is not a number of sessions.
@@ -58,7 +60,7 @@ def paired_evaluation(algorithm: Algorithm, eval_runners: Any) -> tuple[dict[str
         parts = [play_paired(runners.local_env_runner, duration, seed)]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     difference = values["watch_time"] - values["pointwise_watch_time"]
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    half = half_width(difference.mean(keepdims=True), difference[None])
     results: dict[str, Any] = {f"session_{name}": float(values[name].mean()) for name in _METRICS}
     results |= {
         "watch_time_minus_pointwise": float(difference.mean()),

@@ -1,4 +1,4 @@
-"""Results as pandas frames: rows with the wider of their intervals, policies by worlds, checks in words."""
+"""Results as pandas frames: rows with their intervals, policies by worlds, checks in words."""
 
 import dataclasses
 import math
@@ -19,14 +19,21 @@ VERDICTS = {
 
 
 def frame_of(rows: Iterable[Row | Mapping[str, Any]]) -> pd.DataFrame:
-    """One line for each row, given as such or as a file holds it; ``low`` and ``high`` span both its intervals."""
-    plain = [row if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
+    """One line for each row, given as such or as a file holds it."""
+    plain = [_of_file(row) if isinstance(row, Mapping) else dataclasses.asdict(row) for row in rows]
     frame = pd.DataFrame(plain, columns=[field.name for field in dataclasses.fields(Row)])
-    ends = ["mean", "low", "high", "session_low", "session_high"]
+    ends = ["mean", "low", "high"]
     frame[ends] = frame[ends].astype(float)
-    frame["low"] = frame[["low", "session_low"]].min(axis=1)
-    frame["high"] = frame[["high", "session_high"]].max(axis=1)
-    return frame.drop(columns=["interval", "session_low", "session_high"])
+    return frame
+
+
+def _of_file(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of earlier versions hold two intervals, over sessions too where seeds were the unit: the span of both."""
+    spans = {}
+    for end, furthest in (("low", min), ("high", max)):
+        known = [row[name] for name in (end, f"session_{end}") if row.get(name) is not None]
+        spans[end] = furthest(known) if known else None
+    return {**row, **spans}
 
 
 def differences(result: EvaluationResult, policies: Iterable[str], baselines: Iterable[str]) -> list[Row]:
@@ -48,7 +55,14 @@ def figure(
     sign: str = "",
     scale: float = 1.0,
 ) -> str:
-    """A figure with its interval, with as many decimals as the interval's width can carry."""
+    """A figure with its interval, with as many decimals as the interval's width can carry.
+
+    With ``sign="+"`` it is a difference: one whose interval holds 0 is called a tie, with the bound it keeps to.
+
+    Example:
+        >>> figure(2.1, -3.04, 7.24, sign="+"), figure(12.0, 9.5, 14.5, sign="+")
+        ('+2.1 [-3.0, +7.2], tie within 7.2', '+12.0 [+9.5, +14.5]')
+    """
     mean, low, high = (math.nan if value is None else scale * value for value in (mean, low, high))
     if math.isnan(mean):
         return ""
@@ -57,7 +71,10 @@ def figure(
     digits = max(0, min(4, 1 - math.floor(math.log10(width)))) if width > 0 else 1
     digits = min(digits, 1) if abs(mean) >= 100 else digits
     text = f"{mean:{sign},.{digits}f}"
-    return f"{text} [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]" if known else text
+    if not known:
+        return text
+    tie = f", tie within {max(abs(low), abs(high)):,.{digits}f}" if sign == "+" and low <= 0 <= high else ""
+    return f"{text} [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]{tie}"
 
 
 def texts_of(rows: pd.DataFrame, *, sign: str = "", scale: float = 1.0) -> list[str]:

@@ -58,7 +58,7 @@ def page(folder: Path) -> str:
     claim = "; it ".join(VERDICTS[word].replace(":", " where", 1) for word in ("holds", "fails"))
     intro = (
         "Made by `python -m experiments.results_page` from the files in [results](results). Brackets hold 95 % "
-        "intervals, the wider of those over training seeds and over sessions. A claim "
+        "intervals over sessions and training seeds; with one seed they speak of that training run only. A claim "
         f"{claim}, and is undecided between; without a bar nothing is claimed."
     )
     return "\n\n".join(["# Results", intro, *chain(*sections)]) + "\n"

@@ -100,7 +100,7 @@ def reranker_curves(rows: pd.DataFrame) -> Figure:
     """Four panels for each world of the rerankers table, in expected seconds of a slate there.
 
     Best of k generators, best of k draws by evaluators of more or less log, parameters, reward noise. Bands and bars
-    are 95 % intervals, the wider of those over training seeds and over requests.
+    are 95 % intervals over requests and training seeds.
 
     Args:
         rows: of one setting, as ``frames.frame_of`` makes them.

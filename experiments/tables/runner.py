@@ -233,12 +233,11 @@ def _checks(outline: Outline, setting: str, result: EvaluationResult) -> Iterato
             continue
         cells = [result.cells[name, world] for name in (comparison.name, comparison.other)]
         enough = all(len(cell.value(comparison.metric)) >= outline.min_seeds for cell in cells if cell.world_requests)
-        low, high = row.widest
         verdict = judge(
             f"{comparison.name} {'-' if comparison.how == 'minus' else '/'} {comparison.other}",
             value=row.mean,
-            low=low,
-            high=high,
+            low=row.low,
+            high=row.high,
             bar=comparison.bar if enough and outline.claims(setting, world) else None,
             side=comparison.side,
         )
@@ -247,7 +246,7 @@ def _checks(outline: Outline, setting: str, result: EvaluationResult) -> Iterato
 
 
 def compared(result: EvaluationResult, comparison: Comparison, world: str) -> Row | None:
-    """The difference or ratio of two rows with both intervals, or nothing where they did not play the same sessions."""
+    """The difference or ratio of two rows, or nothing where they did not play the same sessions."""
     asked = (comparison.name, comparison.other, world, comparison.metric)
     if not result.paired(*asked):
         return None

@@ -119,7 +119,7 @@ def test_evaluate_says_by_how_much_a_policy_leads(
         settings=EvaluationSettings(num_candidates=20, slate_size=4, max_requests=1),
     )
     print_evaluation(arguments)
-    assert "twin - pointwise greedy, A: +0.0 [+0.0, +0.0]\n" in capsys.readouterr().out
+    assert "twin - pointwise greedy, A: +0.0 [+0.0, +0.0], tie within 0.0\n" in capsys.readouterr().out
     report = json.loads((tmp_path / "copy.json").read_text())
     assert report == json.loads((tmp_path / "report.json").read_text())
     rows = [row for row in report["rows"] if row["metric"] == "evaluator_value"]

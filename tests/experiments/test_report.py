@@ -14,10 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.report.frames import frame_of
+from experiments.report.frames import figure, frame_of
 from experiments.report.html import read_curves, write_report
 from experiments.report.plots import ranked
-from recsim_env.results import Cell, EvaluationResult
+from recsim_env.results import Cell, EvaluationResult, as_json
 from recsim_env.session_metrics import REPORT_TABLES
 
 WORLDS = ("A", "truth")
@@ -116,11 +116,9 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
     page = Page((folder / "report.html").read_text())
     for policy, world in result.cells:
         row = result.row(policy, world, "session_watch_time")
-        low, high = row.widest
-        assert f"{row.mean:.1f} [{low:.1f}, {high:.1f}]" in page.words
+        assert f"{row.mean:.1f} [{row.low:.1f}, {row.high:.1f}]" in page.words
     row = result.difference("<ours>", "pointwise greedy", "truth")
-    low, high = row.widest
-    assert f"{row.mean:+.1f} [{low:+.1f}, {high:+.1f}]" in page.words
+    assert f"{row.mean:+.1f} [{row.low:+.1f}, {row.high:+.1f}]" in page.words
     assert "click · auc" in page.words
     assert "0.7512" in page.words
     assert "12,000" in page.words
@@ -197,3 +195,31 @@ def test_a_result_without_evaluator_or_baselines_still_makes_a_report(tmp_path: 
     page = Page(write_report(result, tmp_path, title="bare").read_text())
     assert page.open == []
     assert page.count["img"] == 1
+
+
+def test_a_row_of_an_earlier_file_has_the_span_of_its_two_intervals(result: EvaluationResult) -> None:
+    row = as_json(result.row("random", "A", "session_watch_time"))
+    old = {**row, "low": 3.0, "high": 5.0, "interval": "seeds", "session_low": 3.5, "session_high": 6.0}
+    total = {**old, "session_low": None, "session_high": None}
+    nothing = {**total, "low": None, "high": None}
+    frame = frame_of([row, old, total, nothing])
+    spans = [(row["low"], row["high"]), (3.0, 6.0), (3.0, 5.0), (math.nan, math.nan)]
+    np.testing.assert_array_equal(frame[["low", "high"]].to_numpy(), np.array(spans))
+    assert not {"interval", "session_low"} & set(frame.columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((2.0, -3.0, 7.0), "+2.0 [-3.0, +7.0], tie within 7.0"),
+        ((-2.0, -7.0, 3.0), "-2.0 [-7.0, +3.0], tie within 7.0"),
+        ((5.0, 3.0, 7.0), "+5.0 [+3.0, +7.0]"),
+        ((0.0, 0.0, 0.0), "+0.0 [+0.0, +0.0], tie within 0.0"),
+        ((2.0, math.nan, math.nan), "+2.000"),
+    ],
+)
+def test_a_difference_that_may_be_nothing_is_called_a_tie_with_its_bound(
+    given: tuple[float, float, float], text: str
+) -> None:
+    assert figure(*given, sign="+") == text
+    assert "tie" not in figure(*given)

@@ -98,7 +98,7 @@ def test_a_second_call_measures_nothing_and_says_so(options: RunOptions, capsys:
     assert more.asked == ["A, ours, seed 2", "judge-final-1, ours, seed 2"]
 
 
-def test_figures_are_those_of_the_sessions_and_the_wider_interval_decides(options: RunOptions) -> None:
+def test_figures_are_those_of_the_sessions_and_their_interval_decides(options: RunOptions) -> None:
     finished = Bench().complete(options)
     parts = [drawn("ours", seed).ratios["seconds"] for seed in (0, 1)]
     both = (np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
@@ -106,7 +106,7 @@ def test_figures_are_those_of_the_sessions_and_the_wider_interval_decides(option
     whole = EvaluationResult(cells=cells)
     row, kept = whole.row("ours", "A", "seconds"), finished.results["here"].row("ours", "A", "seconds")
     assert (kept.mean, kept.seeds, kept.sessions) == (pytest.approx(row.mean), 2, 40)
-    assert kept.widest == pytest.approx(row.widest)
+    assert (kept.low, kept.high) == pytest.approx((row.low, row.high))
     assert finished.results["here"].row("theirs", "A", "coverage").mean == 0.25
     difference = {check["world"]: check for check in finished.checks if " - " in check["name"]}["judge-final-1"]
     # By hand: 10 and 11 seconds more, the same in every session; t of one degree of freedom is 12.706.

@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -36,11 +37,15 @@ class Stubborn:
         return Decision(torch.stack([torch.full_like(first_B, 3), first_B, torch.full_like(first_B, 29)], 1))
 
 
-def test_session_length_and_watch_time_have_their_closed_forms() -> None:
+@pytest.mark.parametrize("leaving", ["weighted", "drawn"])
+def test_session_length_and_watch_time_have_their_closed_forms(leaving: Literal["weighted", "drawn"]) -> None:
     """Constant hazard and 4 s a video, none of them shown twice: the number of videos is geometric."""
     hazard, sessions = 0.1, 2000
     world = planted_world(hazard=hazard, seconds=4.0, num_items=240)
-    result = evaluate({"p": RandomSlate(3)}, {"w": world}, num_sessions=sessions, seed=0, progress=False)
+    settings = EvaluationSettings(leaving=leaving)
+    result = evaluate(
+        {"p": RandomSlate(3)}, {"w": world}, num_sessions=sessions, seed=0, settings=settings, progress=False
+    )
     stay = math.exp(-hazard)
     videos = (1 - stay**180) / (1 - stay)
     requests = (1 - stay**180) / (1 - stay**3)
@@ -123,7 +128,8 @@ def slow_twin(world: World, policy: Policy, num_sessions: int, seed: int) -> dic
 @pytest.mark.parametrize("policy", [Stubborn(), RetrieverOrder(3)], ids=["stubborn", "retriever"])
 def test_every_count_agrees_with_a_slow_twin(policy: Policy) -> None:
     world = planted_world()
-    result = evaluate({"p": policy}, {"w": world}, num_sessions=40, seed=9, settings=SMALL, progress=False)
+    settings = dataclasses.replace(SMALL, leaving="drawn")
+    result = evaluate({"p": policy}, {"w": world}, num_sessions=40, seed=9, settings=settings, progress=False)
     twin = slow_twin(world, policy, 40, 9)
     for metric, value in twin.items():
         assert result.row("p", "w", metric).mean == pytest.approx(value, rel=1e-5, abs=1e-6), metric

@@ -15,12 +15,13 @@ from torch import Tensor
 from agents.baselines import PointwiseGreedy, RandomSlate, RetrieverOrder
 from recsim_env.evaluation import Contender, EvaluationResult, EvaluationSettings, evaluate, judge
 from recsim_env.files import write_text
+from recsim_env.intervals import half_width
 from recsim_env.results import Cell
 from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import Decision, Request
 from tests.helpers.planted import planted_world
 
-SMALL = EvaluationSettings(cold_start_below=6, duration_edges=(20.0, 40.0), max_requests=6)
+SMALL = EvaluationSettings(cold_start_below=6, duration_edges=(20.0, 40.0), max_requests=6, leaving="drawn")
 
 
 class Stubborn:
@@ -54,7 +55,7 @@ def test_the_interval_of_a_mean_is_students_t(result: EvaluationResult) -> None:
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     row = result.row("greedy", "A", "session_watch_time")
     assert (row.low, row.high) == pytest.approx((low, high))
-    assert (row.interval, row.seeds, row.sessions) == ("sessions", 1, 300)
+    assert (row.seeds, row.sessions) == (1, 300)
 
 
 def test_the_interval_of_a_rate_agrees_with_the_bootstrap(result: EvaluationResult) -> None:
@@ -83,20 +84,16 @@ def test_an_exact_tie_has_an_interval_of_zero_width(result: EvaluationResult) ->
     assert (row.mean, row.low, row.high) == (0, 0, 0)
 
 
-def test_seeds_are_the_unit_where_there_are_several(result: EvaluationResult) -> None:
-    cell = result.cells["random", "A"]
-    per_seed = cell.ratios["session_watch_time"][0].mean(1)
-    low, high = stats.t.interval(0.95, 2, per_seed.mean(), stats.sem(per_seed))
-    row = result.row("random", "A", "session_watch_time")
-    assert (row.interval, row.seeds) == ("seeds", 3)
-    assert (row.low, row.high) == pytest.approx((low, high))
-    per_session = cell.ratios["session_watch_time"][0].mean(0)
-    session = stats.t.interval(0.95, 299, per_session.mean(), stats.sem(per_session))
-    assert (row.session_low, row.session_high) == pytest.approx(session)
-    assert row.widest == (min(low, session[0]), max(high, session[1]))
-    difference = result.difference("random", "retriever", "A")
-    baseline = result.row("retriever", "A", "session_watch_time").mean
-    assert (difference.low, difference.high) == pytest.approx((low - baseline, high - baseline))
+def test_sessions_that_all_seeds_play_alike_are_not_luck_of_training(result: EvaluationResult) -> None:
+    """Against one seed of another policy the interval is that of the seeds' differences to it."""
+    values_Sn = result.cells["random", "A"].ratios["session_watch_time"][0]
+    baseline_1n = result.cells["retriever", "A"].ratios["session_watch_time"][0]
+    row, lead = (result.row("random", "A", "session_watch_time"), result.difference("random", "retriever", "A"))
+    assert (row.seeds, row.sessions, lead.seeds) == (3, 300, 3)
+    for found, table_Sn in ((row, values_Sn), (lead, values_Sn - baseline_1n)):
+        moves_Sn = table_Sn - table_Sn.mean(1, keepdims=True)
+        half = half_width(table_Sn.mean(1), moves_Sn)
+        assert (found.low, found.high) == pytest.approx((table_Sn.mean() - half, table_Sn.mean() + half))
 
 
 def test_two_policies_with_other_numbers_of_seeds_cannot_be_paired() -> None:
@@ -116,15 +113,20 @@ def test_a_gap_between_worlds_adds_both_variances(result: EvaluationResult) -> N
     assert (row.low, row.high) == pytest.approx((row.mean - half, row.mean + half))
     assert row.mean == pytest.approx(first.mean() - second.mean())
     assert (row.world, row.baseline_world) == ("A", "truth")
+    several = result.gap("random", "A", "truth")
+    cells = [result.cells["random", w].ratios["session_watch_time"][0] for w in ("A", "truth")]
+    moves = [table_Sn - table_Sn.mean(1, keepdims=True) for table_Sn in cells]
+    half = half_width(cells[0].mean(1) - cells[1].mean(1), *moves)
+    assert (several.low, several.high) == pytest.approx((several.mean - half, several.mean + half))
 
 
 def test_totals_have_no_interval_over_sessions(result: EvaluationResult) -> None:
     row = result.row("greedy", "A", "catalogue_coverage")
     assert math.isnan(row.low)
-    assert math.isnan(row.session_low)
     over_seeds = result.row("random", "A", "catalogue_coverage")
-    assert over_seeds.low < over_seeds.mean < over_seeds.high
-    assert not math.isnan(over_seeds.widest[0])
+    values = result.cells["random", "A"].totals["catalogue_coverage"]
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert (over_seeds.low, over_seeds.high) == pytest.approx((low, high))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,24 @@ def test_a_ratio_of_rows_is_paired_by_session() -> None:
     result = EvaluationResult(cells=cells)
     row = result.ratio("ours", "one", "w", "s")
     assert (row.mean, row.seeds) == (pytest.approx(4), 3)
-    assert row.session_high - row.session_low == pytest.approx(0, abs=1e-9)  # the same luck in every session
+    low, high = stats.t.interval(0.95, 2, 4, stats.sem([2, 3, 7]))
+    assert (row.low, row.high) == pytest.approx((low, high))  # the same luck in every session: seeds alone differ
     assert result.ratio("ours", "two", "w", "s").mean == pytest.approx(2.5)  # of the seeds that both have
     with pytest.raises(ValueError, match="only the same sessions can be paired"):
         result.ratio("ours", "few", "w", "s")
+
+
+def test_the_interval_of_a_ratio_over_seeds_and_that_of_a_difference_cover_the_truth() -> None:
+    """Likes per video seen: seeds and sessions differ in both, and so do two policies in the same sessions."""
+    rng = np.random.default_rng(0)
+    sessions, trials, hits = 80, 1500, np.zeros(2)
+    for _ in range(trials):
+        (patience_1n, taste_1n), cells = rng.gamma(4.0, 0.25, size=(2, 1, sessions)), {}
+        for policy, rate in (("ours", 0.3), ("theirs", 0.2)):
+            seen_Sn = rng.poisson(20 * patience_1n, size=(3, sessions)) + 1.0
+            rate_Sn = rate * (1 + 0.05 * rng.normal(size=(3, 1))) * taste_1n
+            cells[policy, "w"] = Cell(ratios={"rate": (rng.poisson(seen_Sn * rate_Sn) * 1.0, seen_Sn)}, totals={})
+        result = EvaluationResult(cells=cells)
+        rows = result.row("ours", "w", "rate"), result.difference("ours", "theirs", "w", "rate")
+        hits += [row.low <= truth <= row.high for row, truth in zip(rows, (0.3, 0.1), strict=True)]
+    assert np.all(np.abs(hits / trials - 0.95) < 0.02)

@@ -120,6 +120,22 @@ def test_one_step_against_a_slow_twin(simulator: Simulator) -> None:
         state = simulator.restart(following, feedback.left_B)
 
 
+def test_those_who_stay_play_on_as_they_do_in_a_step(simulator: Simulator) -> None:
+    state = simulator.start(300, seed=8)
+    items = slates(state)
+    stepped, feedback = simulator.step(state, items)
+    through, everything, stay_BK = simulator.stay_through(state, items)
+    stays = ~feedback.left_B
+    assert 0.2 < stays.float().mean() < 0.95
+    assert same_bytes(stepped.select(stays), through.select(stays))
+    seen_BK1 = feedback.seen_BK.unsqueeze(-1)
+    assert torch.equal(everything.signals_BKF * seen_BK1, feedback.signals_BKF)
+    assert everything.seen_BK.all()
+    assert not everything.left_B.any()
+    expected = simulator.world.leave.stay(state.request.context_BX, everything.signals_BKF)
+    assert torch.equal(stay_BK, expected)
+
+
 def test_candidates_are_new_distinct_and_best_first(simulator: Simulator) -> None:
     state = simulator.start(32, seed=9)
     for _ in range(10):
