@@ -49,7 +49,7 @@ class DemoConfig:
     """Share of its requests answered with uniform videos: what an operator spends on exploration."""
     iterations: int = 60
     """Training rounds of GoalRank."""
-    num_sessions: int = 1000
+    num_sessions: int = 500
     """Sessions of each policy in each world."""
     seed: int = 0
     """Seed of the log and the worlds; the training seed is 0."""
