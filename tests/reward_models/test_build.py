@@ -11,7 +11,7 @@ import torch
 
 from recsim_env.data import LoggedDataset
 from recsim_env.simulator import Simulator
-from recsim_env.world import World, load_worlds
+from recsim_env.world import FORMAT, World, load_worlds
 from reward_models.build import (
     BuildConfig,
     build_worlds,
@@ -175,7 +175,7 @@ def test_files_of_the_users_are_left_alone(log: LoggedDataset, tmp_path: Path) -
     out.mkdir()
     config = json.loads(json.dumps(dataclasses.asdict(ONE_JUDGE)))
     del config["jobs"]
-    card = {"format": 2, "log": log.name, "content": log.digest, "config": config}
+    card = {"format": FORMAT, "log": log.name, "content": log.digest, "config": config}
     (out / "build.json").write_text(json.dumps(card))
     (out / "A").mkdir()
     (out / "A" / "thesis.txt").write_text("mine")
