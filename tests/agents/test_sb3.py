@@ -90,9 +90,10 @@ def test_other_modes_and_partial_calls_are_refused() -> None:
         env.set_attr("render_mode", None, indices=[1])
 
 
-def test_ppo_passes_every_pointwise_ranker_of_the_tiny_world() -> None:
-    # Random slates reach 0.64 of it, a sort by predicted watch time 0.84.
-    world, sizes = tiny_world(), TINY_SIZES | {"history_length": 3}
+def test_ppo_nearly_reaches_the_optimum_of_the_tiny_world() -> None:
+    # Random slates reach 0.58 of it, the best pointwise ranker, which sees the truth, 0.75. No video earns twice, so
+    # what both earlier slates showed must be in the observation.
+    world, sizes = tiny_world(), TINY_SIZES | {"history_length": 6}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,7 +102,7 @@ def test_ppo_passes_every_pointwise_ranker_of_the_tiny_world() -> None:
             "MlpPolicy", env, n_steps=16, batch_size=256, n_epochs=4, gamma=1.0, learning_rate=1e-3, ent_coef=0.01,
             seed=0, device="cpu",
         )  # fmt: skip
-        model.learn(100_000)
+        model.learn(300_000)
         num_sessions = 20_000
         played = RecVectorEnv(num_sessions, world, autoreset_mode="Disabled", **sizes)
         observation, _ = played.reset(seed=10**6)
@@ -114,8 +115,7 @@ def test_ppo_passes_every_pointwise_ranker_of_the_tiny_world() -> None:
     finally:
         torch.set_num_threads(threads)
     assert over.all()
-    # Eight videos for nine places, and none earns twice: the best pointwise ranker, which sees the truth, gets 0.75.
-    assert total.mean() / tiny_optimum(world).session_watch_time > 0.87
+    assert total.mean() / tiny_optimum(world).session_watch_time > 0.95
 
 
 @pytest.mark.parametrize("env_id", ["recsim_env/Session-v0", "recsim_env:recsim_env/Session-v0"])

@@ -21,9 +21,7 @@ from tests.helpers.learned import ONE_JUDGE
 
 LONGER = dataclasses.replace(
     ONE_JUDGE,
-    fit=ResponseFitConfig(
-        calibration_folds=0, train=TrainConfig(max_epochs=6, learning_rate=0.005, learning_rate_decay=0.8)
-    ),
+    fit=ResponseFitConfig(calibration_folds=0, train=TrainConfig(max_epochs=6, learning_rate_decay=0.8)),
 )
 NUM_USERS, NUM_ITEMS, ROWS = 120, 30, 42
 

@@ -6,10 +6,46 @@ import numpy as np
 import torch
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
+from agents.goalrank import GoalRank, GoalRankConfig
 from agents.method import Method
 from agents.rllib.algorithm import MethodAlgorithmConfig
 from agents.rllib.env_runner import MethodEnvRunner
 from agents.rllib.replay import Replay
+from tests.helpers.list_game import ENV
+from tests.helpers.planted import planted_world
+
+SMALL_GOALRANK = GoalRankConfig(width=16, heads=2, item_embedding=4, minibatch_size=128, lr=3e-3)
+"""Learns the list game in seconds."""
+
+
+def game_config(
+    config: GoalRankConfig = SMALL_GOALRANK, num_envs: int = 16, **env_config: object
+) -> MethodAlgorithmConfig:
+    """GoalRank in the list game."""
+    return (
+        MethodAlgorithmConfig(GoalRank)
+        .environment(ENV, env_config=env_config)
+        .env_runners(num_envs_per_env_runner=num_envs, rollout_fragment_length=8)
+        .training(method_config=config)
+    )
+
+
+def quick_game(**settings: Any) -> MethodAlgorithmConfig:
+    """The same, so small that a round takes no time; for what is not about learning."""
+    return (
+        MethodAlgorithmConfig(GoalRank)
+        .environment(ENV)
+        .env_runners(num_envs_per_env_runner=8, rollout_fragment_length=4)
+        .training(**{"width": 8, "heads": 2, "item_embedding": 0, "group_size": 4, "minibatch_size": 16, **settings})
+    )
+
+
+def session_game() -> MethodAlgorithmConfig:
+    """GoalRank in a session environment that an evaluation can play."""
+    world = planted_world(num_items=20)
+    return quick_game().environment(
+        "recsim_env/Session-v0", env_config={"world": world, "slate_size": 3, "max_requests": 5}
+    )
 
 
 def learn(method: Method, env: Any, iterations: int, *, num_envs: int = 64, steps: int = 8, **env_config: Any) -> Any:
