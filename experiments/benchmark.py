@@ -5,14 +5,14 @@
     python -m experiments.benchmark rerankers --world FOLDER [--json PATH]
     python -m experiments.benchmark gpu [--world FOLDER] [--json PATH]
 
-What is measured, and the keys of the JSON, stand in ``experiments.benchmarks``, one file for each subject.
+Figures are CPU-seconds over all threads that the environment gives (``OMP_NUM_THREADS``; ``make bench`` gives one, as the
+published figures have it), and how many these were stands beside them. What is measured, and the keys of the JSON, stand in ``experiments.benchmarks``, one file for each subject.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from experiments.command import run_command
@@ -102,7 +102,6 @@ def main(command: Env | Rllib | Rerankers | Gpu) -> None:
     """Runs one benchmark and prints it."""
     if command.json:
         check_publishable(command.json)
-    torch.set_num_threads(1)  # figures are CPU-seconds of one thread
     report = command.run()
     for key, value in report.items():
         if isinstance(value, dict):
