@@ -5,8 +5,9 @@
     python -m experiments.benchmark rerankers --world FOLDER [--json PATH]
     python -m experiments.benchmark gpu [--world FOLDER] [--json PATH]
 
-Figures are CPU-seconds over all threads that the environment gives (``OMP_NUM_THREADS``; ``make bench`` gives one, as the
-published figures have it), and how many these were stands beside them. What is measured, and the keys of the JSON, stand in ``experiments.benchmarks``, one file for each subject.
+Figures are CPU-seconds over all threads that the environment gives (``OMP_NUM_THREADS``; ``make bench`` gives one, as
+the published figures have it), and how many these were stands beside them. What is measured, and the keys of the JSON,
+stand in ``experiments.benchmarks``, one file for each subject.
 """
 
 from dataclasses import dataclass
