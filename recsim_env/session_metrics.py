@@ -118,7 +118,8 @@ class SessionMetrics:
             "requests": torch.ones_like(seen_BK[:, 0]),
             "seen": seen_BK.sum(1),
             "outside": (seen_BK * ~inside_BK).sum(1),
-            **dict(zip(self.signals, signals_BKF.sum(1).unbind(1), strict=True)),
+            # Behind a prefix: a log may well call a signal "seen" or "reward".
+            **{f"signal/{name}": signals_BKF[..., i].sum(1) for i, name in enumerate(self.signals)},
             "reward": scalar(self.reward, shown.rewards_BR),
             **{f"reward/{name}": shown.rewards_BR[:, i] for i, name in enumerate(self.reward.names)},
             **self._diversity(items_BK),
@@ -179,16 +180,16 @@ class SessionMetrics:
             "true_list_value": self.true_values,
             "evaluator_gap": evaluated and self.true_values,
         }
-        others = [name for name in self.signals if name != WATCH_TIME]
+        others, watch_time = [name for name in self.signals if name != WATCH_TIME], f"signal/{WATCH_TIME}"
         components = self.reward.names if len(self.reward.names) > 1 else ()
         pairs = {
-            "session_watch_time": (WATCH_TIME, "sessions"),
+            "session_watch_time": (watch_time, "sessions"),
             "session_length": ("requests", "sessions"),
             "videos_seen": ("seen", "sessions"),
-            "watch_time_per_video": (WATCH_TIME, "seen"),
+            "watch_time_per_video": (watch_time, "seen"),
             "truncated_share": ("truncated", "sessions"),
-            **{f"{name}_rate": (name, "seen") for name in others},
-            **{f"{name}_per_session": (name, "sessions") for name in others},
+            **{f"{name}_rate": (f"signal/{name}", "seen") for name in others},
+            **{f"{name}_per_session": (f"signal/{name}", "sessions") for name in others},
             "session_reward": ("reward", "sessions"),
             "list_reward": ("reward", "requests"),
             **{f"reward/{name}": (f"reward/{name}", "sessions") for name in components},

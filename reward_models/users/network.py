@@ -192,13 +192,6 @@ class ResponseNetwork(nn.Module):
         """Tabs as the model knows them."""
         return tab.clamp(0, self.core.num_tabs - 1)
 
-    def first(self, sequences: Sequences, row: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """First layer (..., H) before its nonlinearity, and user (..., H + A), of rows (...) in states (..., S)."""
-        inputs = self.item_inputs(sequences.item_P[row])
-        user, taste = self.core.user(state, self.user_layer(self.user_features_UD[sequences.user_P[row]]))
-        context = self.tab_vector(self.tabs(sequences.tab_P[row])) + self.hour_vector(sequences.hour_P[row])
-        return self.core.hidden(user, taste, self.item_layer(inputs), self.event_layer(inputs), context), user
-
     def forward(
         self,
         sequences: Sequences,
@@ -218,12 +211,16 @@ class ResponseNetwork(nn.Module):
         """
         state_RS = self.states(sequences, batch, expected_PY, history_length)[batch.label_BT]
         row_R = batch.row_BT[batch.label_BT]
-        hidden_RH, user_RV = self.first(sequences, row_R, state_RS)
+        inputs_RD, tab_R = self.item_inputs(sequences.item_P[row_R]), self.tabs(sequences.tab_P[row_R])
+        user_RV, taste_RE = self.core.user(state_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
+        context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
+        item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
+        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH)
         rate = self.core.config.dropout
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return FirstLayer(row_R, hidden_RH, user_RV, self.tabs(sequences.tab_P[row_R]))
+        return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
 
     def earlier_strength(self, sequences: Sequences, row_R: Tensor) -> Tensor:
         """Strengths (R,) of what the earlier places of their requests do to rows."""

@@ -1,5 +1,6 @@
 """Evaluation against closed forms, a slow twin that plays one session at a time, and textbook intervals."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -21,7 +22,7 @@ from recsim_env.known_worlds import pointwise_oracle, short_video_world
 from recsim_env.rewards import SignalReward
 from recsim_env.session_metrics import MAIN_METRICS, SessionMetrics, gini
 from recsim_env.simulator import Simulator
-from recsim_env.types import Decision, Policy, Request
+from recsim_env.types import WATCH_TIME, Decision, Policy, Request
 from recsim_env.world import World
 from tests.helpers.learned import shared_learned_worlds
 from tests.helpers.planted import SIGNALS, planted_world
@@ -372,3 +373,16 @@ def test_no_column_pays_for_repeats() -> None:
     assert found.row("again", "w", "true_list_value").mean == pytest.approx(4 / 5)
     assert found.row("again", "w", "like_per_session").mean <= 1.0
     assert found.row("again", "w", "repeat_share").mean == pytest.approx(29 / 30)
+
+
+@pytest.mark.parametrize("name", ["seen", "requests", "reward"])
+def test_a_signal_may_bear_the_name_of_a_count(name: str) -> None:
+    def counts(signal: str) -> dict[str, float]:
+        world = planted_world()
+        response = copy.copy(world.response)
+        response.signals = (WATCH_TIME, signal)
+        world = world.replace(signals=response.signals, response=response)
+        found = evaluate({"p": RandomSlate(3)}, {"w": world}, num_sessions=30, seed=2, settings=SMALL, progress=False)
+        return {row.metric.replace(f"{signal}_", "x_"): row.mean for row in found.rows()}
+
+    assert counts(name) == pytest.approx(counts("like"), nan_ok=True)
