@@ -244,11 +244,12 @@ class Simulator:
         draws_BKJ = draws[:, :-1].reshape(-1, places, per_place)
 
         signals_BKF = world.response.respond(state.response_BS, request.context_BX, items_BK, draws_BKJ[..., :-2])
+        first_BK = answered_BK = first_in_session(request, items_BK.unsqueeze(1)).squeeze(1)
         if world.list_effect is not None:
             interrupted_BK = draws_BKJ[..., -2] < world.list_effect.interrupt(items_BK)
             skipped_BKF = world.list_effect.skip(signals_BKF)
             signals_BKF = torch.where(interrupted_BK.unsqueeze(-1), skipped_BKF, signals_BKF)
-        first_BK = first_in_session(request, items_BK.unsqueeze(1)).squeeze(1)
+            answered_BK = first_BK & ~interrupted_BK
         signals_BKF = signals_BKF * first_BK.unsqueeze(-1)
         stay_BK = world.leave.stay(request.context_BX, signals_BKF)
         goes_on_BK = draws_BKJ[..., -1] < stay_BK if leaving else torch.ones_like(stay_BK, dtype=torch.bool)
@@ -256,7 +257,7 @@ class Simulator:
         seen_BK[:, 1:] = goes_on_BK[:, :-1].cummin(dim=1).values
         signals_BKF = signals_BKF * seen_BK.unsqueeze(-1)
         feedback = Feedback(signals_BKF, seen_BK, ~goes_on_BK.all(dim=1))
-        return self._advance(state, items_BK, feedback, first_BK, draws[:, -1]), feedback, stay_BK
+        return self._advance(state, items_BK, feedback, first_BK, answered_BK, draws[:, -1]), feedback, stay_BK
 
     @torch.no_grad()
     @one_thread()
@@ -363,17 +364,23 @@ class Simulator:
         )
 
     def _advance(
-        self, state: SessionState, items_BK: Tensor, feedback: Feedback, first_BK: Tensor, draw_B: Tensor
+        self,
+        state: SessionState,
+        items_BK: Tensor,
+        feedback: Feedback,
+        first_BK: Tensor,
+        answered_BK: Tensor,
+        draw_B: Tensor,
     ) -> SessionState:
         """The sessions after a slate; ``draw_B`` chooses the next candidates.
 
-        A repeat changes nobody: neither the user nor what the recommender's models think of one.
+        A repeat changes neither the user nor what the recommender's models think. A skip that the declared effect of the
+        list drew was no answer to the video: the user stays the same, which the recommender cannot know.
         """
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
-        shown = (request.context_BX, items_BK, signals_BKF, seen_BK & first_BK)
-        watched_B = signals_BKF[..., 0].sum(dim=1)
-        index_B = state.request_index_B + 1
+        shown = (request.context_BX, items_BK, signals_BKF)
+        watched_B, index_B = signals_BKF[..., 0].sum(dim=1), state.request_index_B + 1
         clock_s_B = state.clock_s_B + watched_B + SECONDS_BETWEEN_REQUESTS
         hour_B, weekday_B = _clock(clock_s_B)
         context = dict(zip(CONTEXT, request.context_BX.unbind(dim=1), strict=True)) | {
@@ -390,13 +397,13 @@ class Simulator:
             request_index_B=index_B,
             clock_s_B=clock_s_B,
             watched_s_B=state.watched_s_B + watched_B,
-            response_BS=world.response.observe(state.response_BS, *shown),
+            response_BS=world.response.observe(state.response_BS, *shown, seen_BK & answered_BK),
             request=Request(
                 request.user_B,
                 request.user_features_BD,
                 _context(**context),
                 *self._history(request, items_BK, feedback),
-                side=state.memory.observe(*shown, draw_B),
+                side=state.memory.observe(*shown, seen_BK & first_BK, draw_B),
             ),
         )
 

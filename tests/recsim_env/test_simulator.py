@@ -14,6 +14,7 @@ from recsim_env.randomness import address, next_key, uniform
 from recsim_env.simulator import SECONDS_BETWEEN_REQUESTS, SessionState, Simulator
 from recsim_env.types import NO_ITEM, Request
 from recsim_env.world import World
+from tests.helpers.planted import planted_world
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +346,21 @@ def test_tag_repeats_interrupt_later_places() -> None:
     effect = TagRepeatEffect(torch.tensor([5, 5, 5, 7, -1, -1]), strength=0.5)
     chance = effect.interrupt(torch.tensor([[0, 1, 3, 2, 4, 5]]))
     assert chance[0].tolist() == pytest.approx([0, 0.5, 0, 0.75, 0, 0])
+
+
+def test_a_skip_that_the_list_drew_changes_no_user() -> None:
+    """Users of the planted world count the seconds they watch: those of skipped places do not count."""
+    calm = planted_world(num_items=30, hazard=0.0, seconds=20.0)
+    strict = calm.replace(list_effect=TagRepeatEffect(torch.zeros(30, dtype=torch.int64), strength=0.999))
+    items_BK = torch.arange(6).expand(50, -1)
+    for world, places in ((calm, 6), (strict, 1)):  # all of one tag: but for 1 in 1,000 only the first is answered
+        simulator = Simulator(world, num_candidates=10, slate_size=6, history_length=4, max_requests=4)
+        state, feedback = simulator.step(simulator.start(50, seed=0), items_BK)
+        answered_B = feedback.signals_BKF[:, :places, 0].sum(1)
+        same_B = (state.response_BS[:, 0] - answered_B).abs() < 1e-3
+        assert float(same_B.float().mean()) > 0.95
+        remembered_BH = state.request.history_BH
+        assert remembered_BH.tolist() == [[2, 3, 4, 5]] * 50, "the recommender has seen them all"
 
 
 def test_sessions_start_by_the_hour_profile() -> None:
