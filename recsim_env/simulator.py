@@ -374,8 +374,8 @@ class Simulator:
     ) -> SessionState:
         """The sessions after a slate; ``draw_B`` chooses the next candidates.
 
-        A repeat changes neither the user nor what the recommender's models think. A skip that the list's declared effect
-        drew was no answer to the video: the user stays the same, which the recommender cannot know.
+        A repeat changes neither the user nor what the recommender's models think. A skip that the list's declared
+        effect drew was no answer to the video: the user stays the same, which the recommender cannot know.
         """
         world, request = self.world, state.request
         signals_BKF, seen_BK = feedback.signals_BKF, feedback.seen_BK
