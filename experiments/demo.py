@@ -18,7 +18,7 @@ import tyro
 
 from experiments.build_world import fidelity_line
 from experiments.command import run_command
-from experiments.report.frames import check_frame, frame_of, markdown, pivot
+from experiments.report.frames import check_frame, frame_of, markdown, pivot, repeaters
 from experiments.report.html import write_report
 from experiments.tables.goalrank import FIRST_SESSION, METHOD, OUTLINE, GoalRankTable
 from experiments.tables.runner import RunOptions, complete
@@ -113,7 +113,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
     )
     _say("\nsession watch time (s), mean and 95 % interval (over sessions: it speaks of this one training run)")
     watched = pivot(frame_of(result.rows()), "session_watch_time")
-    _say(f"\n{markdown(watched)}\n\n{markdown(check_frame(finished.checks))}")
+    _say(f"\n{markdown(watched)}")
+    if named := repeaters(result):
+        _say(f"\n{named}")
+    _say(f"\n{markdown(check_frame(finished.checks))}")
     _say(f"\nreport:  {config.folder / 'report.html'}\ncurves:  .venv/bin/tensorboard --logdir {config.folder}")
     _say(f"took {(time.perf_counter() - begun) / 60:.1f} minutes")
     return dict(read_json(config.folder / "report.json"))

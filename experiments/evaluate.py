@@ -19,7 +19,7 @@ import tyro
 
 from experiments.command import run_command
 from experiments.policies import TO_BEAT, named_policies, worlds_in
-from experiments.report.frames import differences, frame_of, markdown, pivot, texts_of
+from experiments.report.frames import differences, frame_of, markdown, pivot, repeaters, texts_of
 from experiments.report.html import write_report
 from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.files import claim, read_json, write_json
@@ -105,6 +105,8 @@ def main(arguments: Arguments) -> None:
     result = run(arguments)
     print("session watch time (s), mean and 95 % interval (over sessions: it speaks of these trained policies)\n")
     print(markdown(pivot(frame_of(result.rows()), "session_watch_time")))
+    if named := repeaters(result):
+        print(f"\n{named}")
     if lines := leads(result, tuple(name.partition("=")[0] for name in arguments.policies)):
         print(f"\npaired differences on the same sessions (s)\n{lines}\n")
     print(f"report: {arguments.out / 'report.html'}")

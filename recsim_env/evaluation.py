@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recsim_env.envs import RecVectorEnv
+from recsim_env.leaving import reached
 from recsim_env.policy_checkers import try_policy
 from recsim_env.randomness import Purpose, address, uniform
 from recsim_env.results import Cell, EvaluationResult, FeedbackClass, Row, Verdict, judge
@@ -338,8 +339,8 @@ def _weighted(counter: SessionMetrics, state: SessionState, items_BK: Tensor) ->
     """Shows slates to users who stay: the state after, what is counted, and the chance to stay given the feedback."""
     following, feedback, stay_BK = counter.simulator.stay_through(state, items_BK)
     expected = counter.simulator.expected(state, items_BK.unsqueeze(1))
-    through_BK = stay_BK.to(torch.float64).cumprod(dim=1)
-    reached_BK = torch.cat([torch.ones_like(through_BK[:, :1]), through_BK[:, :-1]], dim=1)
+    stay_BK = stay_BK.to(torch.float64)
+    through_BK, reached_BK = stay_BK.cumprod(dim=1), reached(stay_BK)
     signals_BKF = expected.signals_BGKF[:, 0]
     reward, request = counter.reward, state.request
     if type(reward) is SignalReward:  # linear in the signals, and nothing else is known to be

@@ -13,9 +13,9 @@ Metrics (seconds, videos, shares; ``/`` begins a bucket or component):
     <signal>_rate (per video seen), <signal>_per_session, session_reward, list_reward, reward/<name>,
     repeat_share (videos already seen in this session), outside_share (not among the candidates),
     cold_start_share (few logged impressions), tag_diversity (share of a slate's pairs whose main tags
-    differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value
-    and evaluator_gap (expected seconds of a shown list, by the evaluator, in truth, and the excess of the
-    first: its errors, and what leaving within the list costs if it counts every place as reached),
+    differ), feature_diversity (mean cosine distance of a slate's pairs), evaluator_value, true_list_value,
+    evaluator_gap and evaluator_over_truth (expected seconds of a shown list, by the evaluator, in truth, and
+    the first minus and over the second: what it promises too much),
     watch_time_per_video/<duration> and exposure_share/<duration>, catalogue_coverage (videos that some session
     sees) and exposure_gini (of exposures over the whole catalogue).
 
@@ -40,7 +40,7 @@ from recsim_env.types import NO_ITEM, WATCH_TIME, Expected
 MAIN_METRICS = (
     "session_watch_time", "session_length", "list_reward", "click_rate", "long_view_rate", "like_rate",
     "catalogue_coverage", "exposure_gini", "cold_start_share", "tag_diversity", "evaluator_value",
-    "true_list_value", "evaluator_gap",
+    "true_list_value", "evaluator_gap", "evaluator_over_truth",
 )  # fmt: skip
 """What committed files keep; ``report.json`` has everything."""
 
@@ -179,6 +179,7 @@ class SessionMetrics:
             "evaluator_value": evaluated,
             "true_list_value": self.true_values,
             "evaluator_gap": evaluated and self.true_values,
+            "evaluator_over_truth": evaluated and self.true_values,
         }
         others, watch_time = [name for name in self.signals if name != WATCH_TIME], f"signal/{WATCH_TIME}"
         components = self.reward.names if len(self.reward.names) > 1 else ()
@@ -201,6 +202,7 @@ class SessionMetrics:
             "evaluator_value": ("evaluator_value", "requests"),
             "true_list_value": ("true_list_value", "requests"),
             "evaluator_gap": ("evaluator_gap", "requests"),
+            "evaluator_over_truth": ("evaluator_value", "true_list_value"),
             **{f"watch_time_per_video/{name}": (f"watch_time/{name}", f"seen/{name}") for name in self.buckets},
             **{f"exposure_share/{b}": (f"seen/{b}", "seen") for b in self.buckets},
         }

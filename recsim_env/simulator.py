@@ -17,6 +17,7 @@ from typing import Literal, SupportsIndex
 import torch
 from torch import Tensor
 
+from recsim_env.leaving import expected_stay, reached
 from recsim_env.numerics import one_thread
 from recsim_env.randomness import Purpose, address, next_key, uniform
 from recsim_env.recommender_memory import RecommenderMemory
@@ -273,32 +274,10 @@ class Simulator:
         outcomes = outcomes._replace(signals_BKOF=outcomes.signals_BKOF * first_BKOF)
         weight_BKO1 = outcomes.probability_BKO.unsqueeze(-1)
         signals_BKF = (outcomes.signals_BKOF * weight_BKO1).sum(dim=2)
-        stay_BK = (self._stay(context, outcomes.signals_BKOF) * outcomes.probability_BKO).sum(-1)
-        reached_BK = torch.ones_like(stay_BK)
-        reached_BK[:, 1:] = stay_BK[:, :-1].cumprod(dim=1)
+        stay_BKO = expected_stay(self.world.leave, context, outcomes.signals_BKOF)
+        reached_BK = reached((stay_BKO * outcomes.probability_BKO).sum(-1))
         watch_B = (signals_BKF[..., 0] * reached_BK).sum(dim=1)
         return Expected(signals_BKF.reshape(B, G, K, -1), reached_BK.reshape(B, G, K), watch_B.reshape(B, G))
-
-    def _stay(self, context_BX: Tensor, signals_BKOF: Tensor) -> Tensor:
-        """Chance (B, K, O) of going on, given each outcome.
-
-        An outcome holds expected signals, a user has 0 or 1 of each, and the chance need not be linear between. So it
-        is asked for the likeliest 0s and 1s of the outcome, and for each signal's other value in turn: exact unless
-        two signals that the outcome leaves open act on leaving together, or the watch times within one outcome do
-        differently, which ``checkers.check_expected`` tells.
-        """
-        stay = self.world.leave.stay
-        corner_BKOF = signals_BKOF.round()
-        corner_BKOF[..., 0] = signals_BKOF[..., 0]
-        at_corner_BKO = stay(context_BX, corner_BKOF)
-        stay_BKO = at_corner_BKO
-        for signal in range(1, signals_BKOF.shape[-1]):
-            likeliest_BKO = corner_BKOF[..., signal].clone()
-            other_share_BKO = (signals_BKOF[..., signal] - likeliest_BKO).abs()
-            corner_BKOF[..., signal] = 1.0 - likeliest_BKO
-            stay_BKO = stay_BKO + other_share_BKO * (stay(context_BX, corner_BKOF) - at_corner_BKO)
-            corner_BKOF[..., signal] = likeliest_BKO
-        return stay_BKO
 
     def _with_list_effect(self, items_BK: Tensor, outcomes: Outcomes) -> Outcomes:
         effect = self.world.list_effect

@@ -79,7 +79,7 @@ class ListValue(NamedTuple):
     value_BG: Tensor
     """float32: value of the whole list, in the units of its target (seconds by default)."""
     per_place_BGK: Tensor
-    """float32: contribution of each place."""
+    """float32: contribution of each place, by the chance that it is reached."""
     std_BG: Tensor
     """float32: ensemble spread of the value, 0 for a single model."""
 

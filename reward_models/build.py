@@ -319,6 +319,12 @@ class _Builder:
             return None
         return TagRepeatEffect(self.catalogue.tag_N, self.config.list_effect)
 
+    @property
+    def leave(self) -> DeclaredLeave:
+        """How users leave, declared."""
+        signals = self.sequences.signals
+        return DeclaredLeave(long_view_index=signals.index("long_view") if "long_view" in signals else None)
+
     def recommender(self) -> Recommender:
         """Fits the operator's models on users A."""
         config, seed, runs = self.config, self.config.seed + 1000, self.out / "runs"
@@ -331,6 +337,7 @@ class _Builder:
             # A log without slates cannot teach what a list is worth beyond its videos.
             config=config.evaluator if self.has_slates else dataclasses.replace(config.evaluator, listwise=False),
             list_effect=self.list_effect,
+            leave=self.leave,
             seed=seed,
             run_dir=runs / "evaluator",
         )
@@ -356,8 +363,7 @@ class _Builder:
             run_dir=self.out / "runs" / plan.name,
         )
         signals, effect = self.sequences.signals, self.list_effect
-        leave = DeclaredLeave(long_view_index=signals.index("long_view") if "long_view" in signals else None)
-        contexts = DeclaredContext()
+        leave, contexts = self.leave, DeclaredContext()
         declared: dict[str, Any] = {"leave": leave.config(), "contexts": contexts.config()}
         if effect is not None:
             declared["list_effect"] = {"class": type(effect).__name__, **effect.config()}

@@ -197,7 +197,7 @@ def _lists(policies: Sequence[Policy]) -> PolicyLists:
 def additive_cells(bench: Bench, generators: Generators) -> dict[str, Cell]:
     """The control: list methods under an evaluator that adds up single videos, where a sort by it is as good as any."""
     whole = bench.evaluator
-    if not (isinstance(whole, SlateEvaluator) and (whole.listwise or whole.list_effect is not None)):
+    if not isinstance(whole, SlateEvaluator) or whole.is_additive:
         return {}
     evaluator, size = whole.additive(), bench.slate_size
 

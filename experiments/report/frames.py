@@ -47,6 +47,16 @@ def differences(result: EvaluationResult, policies: Iterable[str], baselines: It
     ]
 
 
+def repeaters(result: EvaluationResult, above: float = 0.01) -> str:
+    """Names the policies that repeat more than a share of what is seen in some world; empty where none does."""
+    named: dict[str, float] = {}
+    for policy, world in result.cells:
+        if result.measured(policy, world, "repeat_share"):
+            named[policy] = max(named.get(policy, 0.0), result.row(policy, world, "repeat_share").mean)
+    some = [f"{policy} ({share:.0%} of the videos seen)" for policy, share in named.items() if share > above]
+    return f"Shows videos again in a session, which earns nothing: {', '.join(some)}." if some else ""
+
+
 def figure(
     mean: float | None,
     low: float | None = None,

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from experiments.policies import TO_BEAT
 from experiments.report import plots
-from experiments.report.frames import VERDICTS, check_frame, differences, frame_of, pivot, texts_of, wide
+from experiments.report.frames import VERDICTS, check_frame, differences, frame_of, pivot, repeaters, texts_of, wide
 from experiments.tables.runs import slug
 from recsim_env.files import write_json, write_text, write_whole
 from recsim_env.results import EvaluationResult, Row, as_json, to_plain, write_csv
@@ -82,6 +82,7 @@ def write_report(
     page = templates.get_template("page.html").render(
         title=title,
         settings=result.settings,
+        repeats=repeaters(result),
         sections=sections,
         images=images,
         checks=check_frame(checks) if checks else None,
@@ -172,7 +173,8 @@ def _sections(
             "What the evaluator promised of the lists that were shown, and what the world truly expects of them. A "
             "diamond far to the right of its dot is over-optimism: the policy found the evaluator's mistakes."
         )
-        yield Section("Evaluator against truth", None, "evaluator_against_truth", image, caption)
+        promise = pivot(rows, "evaluator_over_truth").set_index("policy").reindex(order).fillna("").reset_index()
+        yield Section("Evaluator over truth", promise, "evaluator_against_truth", image, caption)
     here = rows[rows["world"] == world]
     for heading, names in REPORT_TABLES.items():
         metrics = [metric for metric in here["metric"].unique() if metric.startswith(names)]

@@ -59,7 +59,7 @@ def differences(rows: pd.DataFrame, policies: Sequence[str], label: str) -> Figu
 
 def evaluator_against_truth(rows: pd.DataFrame) -> Figure | None:
     """What the list evaluator promised of the shown lists beside what the world expects of them."""
-    worlds = list(rows.loc[rows["metric"] == "evaluator_gap", "world"].unique())
+    worlds = list(rows.loc[rows["metric"] == "evaluator_over_truth", "world"].unique())
     if not worlds:
         return None
     policies = ranked(rows)

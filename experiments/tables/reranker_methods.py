@@ -242,7 +242,8 @@ def evaluator_of_share(setting: Setting, share: float) -> ListEvaluator:
     world = worlds_of(setting)[TRAINING_WORLD]
     users = np.random.default_rng(0).permutation(np.asarray(world.population_P))
     some = users[: max(2, round(share * len(users)))]
-    return fit_list_evaluator(operator_requests(log_of(setting), world, some))
+    requests = operator_requests(log_of(setting), world, some)
+    return fit_list_evaluator(requests, list_effect=world.list_effect, leave=world.leave)
 
 
 @cache

@@ -19,6 +19,7 @@ from torch import Tensor
 from recsim_env.assumptions import DeclaredContext, DeclaredLeave
 from recsim_env.candidates import AllCandidates, LogRatePredictor
 from recsim_env.data.histories import Histories
+from recsim_env.leaving import reached
 from recsim_env.recommender import Recommender
 from recsim_env.types import CONTEXT, WATCH_TIME, Outcomes
 from recsim_env.world import Catalogue, Users, World
@@ -234,8 +235,7 @@ def _best(
     stay_LK = (world.leave.stay(context_LX, signals_LKOF) * probability_LKO).sum(-1)
     seconds_LK = (signals_LKOF[..., 0] * probability_LKO).sum(-1)
     survived_LK = stay_LK.cumprod(dim=1)
-    reached_LK = torch.cat([torch.ones_like(survived_LK[:, :1]), survived_LK[:, :-1]], dim=1)
-    value_L = (reached_LK * seconds_LK).sum(dim=1)
+    value_L = (reached(stay_LK) * seconds_LK).sum(dim=1)
 
     mean_LKF = (signals_LKOF * outcomes.probability_BKO.unsqueeze(-1)).sum(dim=2)
     after_LS = world.response.observe(state_LS, context_LX, slates_LK, mean_LKF, first_LK)

@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.report.frames import figure, frame_of
+from experiments.report.frames import figure, frame_of, repeaters
 from experiments.report.html import read_curves, write_report
 from experiments.report.plots import ranked
 from recsim_env.results import Cell, EvaluationResult, as_json
@@ -33,7 +33,8 @@ def cell(mean: float, seed: int, seeds: int = 1) -> Cell:
             "session_watch_time": (watch, ones),
             "true_list_value": (watch / 10, ones),
             "evaluator_value": (watch / 8, ones),
-            "evaluator_gap": (watch / 40, ones),
+            "evaluator_over_truth": (watch / 8, watch / 10),
+            "repeat_share": (0.052 * ones if seeds > 1 else 0.008 * ones, ones),
             "exposure_share/0-7s": (0.3 * ones, ones),
             "exposure_share/7s+": (0.7 * ones, ones),
             "watch_time_per_video/0-7s": (0 * ones, 0 * ones),
@@ -122,6 +123,26 @@ def test_the_page_shows_the_figures_of_the_result(result: EvaluationResult, fold
     assert "click · auc" in page.words
     assert "0.7512" in page.words
     assert "12,000" in page.words
+
+
+def test_the_evaluators_promise_stands_by_policy_and_world(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    section = text[text.index("<h2>Evaluator over truth") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", section[: section.index("</table>")], re.DOTALL)
+    cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+    assert cells[0] == ["policy", "A", "truth"]
+    assert [row[0] for row in cells[1:]] == ["oracle", "&lt;ours&gt;", "pointwise greedy", "random"]
+    assert cells[1][1] == "", "the oracle played in the truth alone"
+    assert {text[:5] for row in cells[1:] for text in row[1:] if text} == {"1.250"}
+
+
+def test_policies_that_repeat_are_named(result: EvaluationResult, folder: Path) -> None:
+    named = "Shows videos again in a session, which earns nothing: <ours> (5% of the videos seen)."
+    assert repeaters(result) == named
+    assert named in Page((folder / "report.html").read_text()).words
+    assert repeaters(result, above=0.06) == ""
+    everyone = repeaters(result, above=0.0)
+    assert all(policy in everyone for policy in result.policies)
 
 
 def test_what_was_shown_stands_by_policy_best_first(folder: Path) -> None:

@@ -62,6 +62,7 @@ def test_session_length_and_watch_time_have_their_closed_forms(leaving: Literal[
     assert result.row("p", "w", "true_list_value").mean == pytest.approx(4 * (1 + stay + stay**2), rel=1e-5)
     assert result.row("p", "w", "evaluator_value").mean == pytest.approx(12.0)
     assert result.row("p", "w", "evaluator_gap").mean == pytest.approx(12 - 4 * (1 + stay + stay**2), rel=1e-4)
+    assert result.row("p", "w", "evaluator_over_truth").mean == pytest.approx(3 / (1 + stay + stay**2), rel=1e-4)
     like_rate = float(world.response.like_N.mean())  # type: ignore[attr-defined]
     assert result.row("p", "w", "like_rate").mean == pytest.approx(like_rate, abs=0.01)
 
@@ -240,8 +241,8 @@ def test_metrics_that_a_world_cannot_have_are_left_out() -> None:
     bare = planted_world().replace(evaluator=None)
     no_log, no_truth = torch.zeros(30, dtype=torch.int64), EvaluationSettings(true_values=False)
     for changes, missing in (
-        ({"worlds": {"w": bare}}, {"evaluator_value", "evaluator_gap"}),
-        ({"settings": no_truth}, {"true_list_value", "evaluator_gap"}),
+        ({"worlds": {"w": bare}}, {"evaluator_value", "evaluator_gap", "evaluator_over_truth"}),
+        ({"settings": no_truth}, {"true_list_value", "evaluator_gap", "evaluator_over_truth"}),
         ({"logged_impressions_N": no_log}, {"cold_start_share"}),
     ):
         assert everything - set(run(**changes).cells["p", "w"].metrics) == missing

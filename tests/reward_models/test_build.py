@@ -118,6 +118,7 @@ def test_worlds_hold_disjoint_users_and_one_recommender(folders: dict[str, Path]
         shapes = [tuple(t.shape) for t in a.response.tensors().values()]  # type: ignore[attr-defined]
         assert shapes != [tuple(t.shape) for t in world.response.tensors().values()]  # type: ignore[attr-defined]
     assert a.declared.keys() == {"leave", "contexts"}, "a log with slates teaches its list effects"
+    assert a.evaluator.leave.config() == a.leave.config() == a.declared["leave"]  # type: ignore[union-attr, attr-defined]
     assert a.fidelity["logged"]["rows"] > 0
     assert set(a.fidelity["drift"]) == {"1", "5", "20", "50"}
 
@@ -204,7 +205,8 @@ def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path
     assert not world.evaluator.listwise  # type: ignore[union-attr]
     assert World.load(folders["judge-final-1"]).declared == world.declared
     plain = without_list_effect(world)
-    assert plain.list_effect is None
+    assert plain.list_effect is plain.evaluator.list_effect is None  # type: ignore[union-attr]
+    assert plain.evaluator.leave.config() == world.leave.config()  # type: ignore[union-attr, attr-defined]
     assert plain.declared.keys() == {"leave", "contexts"}
     request = Simulator(world).start(8, seed=0).request
     lists_BGK = request.candidates_BC[:, None, :6]
