@@ -141,7 +141,7 @@ def tiny_world(*, num_users: int = 16) -> World:
     opener_N = torch.tensor(_OPENER)
     response = TinyResponse(appeal_TN, type_U, duration_N, tag_N, opener_N)
     num_items = len(duration_N)
-    leave = DeclaredLeave(per_place=0.02, per_second=1 / 1200, per_dull_place=0.1)
+    leave = DeclaredLeave(per_place=0.02, per_second=1 / 1200, per_dull_place=0.15, dull_below=6.0)
     return World(
         name="tiny",
         signals=response.signals,
