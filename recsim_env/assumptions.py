@@ -71,9 +71,9 @@ class DeclaredLeave:
     def __init__(
         self,
         per_place: float = 0.0,
-        per_second: float = 2.4e-5,
-        per_dull_place: float = 0.0149,
-        dull_below: float = 133.0,
+        per_second: float = 2.6e-5,
+        per_dull_place: float = 0.0148,
+        dull_below: float = 123.0,
     ):
         for name, value in (
             ("per_place", per_place),
