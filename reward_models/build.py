@@ -28,7 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recsim_env import world as worlds_module
-from recsim_env.assumptions import DeclaredContext, DeclaredLeave, TagRepeatEffect
+from recsim_env.assumptions import (
+    USUAL_CUT,
+    DeclaredContext,
+    DeclaredLeave,
+    SessionCut,
+    TagRepeatEffect,
+    hazard_per_place,
+)
 from recsim_env.data import LoggedDataset
 from recsim_env.data.features import item_features, known_durations, user_features
 from recsim_env.data.histories import user_histories
@@ -93,6 +100,9 @@ class BuildConfig:
     """Seed of world A; judges and the recommender's models derive theirs from it."""
     list_effect: float = 0.3
     """Declared chance that a repeated tag is skipped, for logs without slates; 0 declares none."""
+    session_cut: SessionCut = USUAL_CUT
+    """Declared: how long a pause ends a session, and with it how long sessions are (``SESSION_REQUESTS``); those of
+    "2h" reach the environment's usual end of 50 requests one time in six."""
     fit: ResponseFitConfig = field(default_factory=ResponseFitConfig)
     """How responses are fitted."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
@@ -110,6 +120,7 @@ class BuildConfig:
                 "need at least one judge and test day, and no negative number of stopping days, got "
                 f"{self.judges}, {self.test_days} and {self.stopping_days}"
             )
+        hazard_per_place(self.session_cut)  # refuses a cut that is not known
 
 
 @dataclass(frozen=True)
@@ -287,6 +298,7 @@ class _Builder:
         # are the recommender's, too, and what every world's catalogue shows.
         tables = {part: item_features(dataset, users=codes) for part, codes in self.users.items() if part != "choosing"}
         self.item_features = {part: torch.from_numpy(table.values) for part, table in tables.items()}
+        self.leave = declared_leave(dataset, self.users["A"], self.days.fit_until, config.session_cut)
         people = user_features(dataset)  # they read no feedback
         self.sequences = read_sequences(dataset, config.fit.history_length)
         self.requests: LoggedRequests = logged_requests(
@@ -318,12 +330,6 @@ class _Builder:
         if self.has_slates or self.config.list_effect == 0:
             return None
         return TagRepeatEffect(self.catalogue.tag_N, self.config.list_effect)
-
-    @property
-    def leave(self) -> DeclaredLeave:
-        """How users leave, declared."""
-        signals = self.sequences.signals
-        return DeclaredLeave(long_view_index=signals.index("long_view") if "long_view" in signals else None)
 
     def recommender(self) -> Recommender:
         """Fits the operator's models on users A."""
@@ -363,8 +369,11 @@ class _Builder:
             run_dir=self.out / "runs" / plan.name,
         )
         signals, effect = self.sequences.signals, self.list_effect
-        leave, contexts = self.leave, DeclaredContext()
-        declared: dict[str, Any] = {"leave": leave.config(), "contexts": contexts.config()}
+        contexts = DeclaredContext()
+        declared: dict[str, Any] = {
+            "leave": {"session_cut": self.config.session_cut, **self.leave.config()},
+            "contexts": contexts.config(),
+        }
         if effect is not None:
             declared["list_effect"] = {"class": type(effect).__name__, **effect.config()}
         world = World(
@@ -374,7 +383,7 @@ class _Builder:
             users=self.people,
             population_P=torch.from_numpy(own),
             response=response,
-            leave=leave,
+            leave=self.leave,
             contexts=contexts,
             recommender=recommender,
             list_effect=effect,
@@ -429,6 +438,14 @@ def without_list_effect(world: World) -> World:
     )
     drift = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
     return plain.replace(fidelity={**world.fidelity, **drift})
+
+
+def declared_leave(dataset: LoggedDataset, users: _Codes, until: int, cut: SessionCut) -> DeclaredLeave:
+    """Leaving as declared, for what the log's own ranker showed to some users until a day."""
+    rows = dataset.rows[dataset.rows["user"].isin(users) & (dataset.rows["date"] <= until)]
+    if "is_random" in rows and not rows["is_random"].all():
+        rows = rows[~rows["is_random"]]
+    return DeclaredLeave.calibrated(torch.tensor(rows[WATCH_TIME].dropna().to_numpy()), cut)
 
 
 def main_tags(dataset: LoggedDataset) -> Tensor:

@@ -154,9 +154,7 @@ def probe_drift(
 
 
 def _without_leaving(world: World, max_requests: int, **sizes: int) -> Simulator:
-    patient = world.replace(
-        leave=DeclaredLeave(per_place=0.0, per_second=0.0, per_dull_place=0.0, long_view_index=None)
-    )
+    patient = world.replace(leave=DeclaredLeave(per_place=0.0, per_second=0.0, per_dull_place=0.0))
     settings = {**world.defaults, "max_requests": max_requests, **sizes}
     names = ("num_candidates", "slate_size", "history_length", "max_requests")
     return Simulator(patient, **{name: settings[name] for name in names if name in settings})

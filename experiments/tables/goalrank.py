@@ -2,7 +2,7 @@
 
     python -m experiments.compare goalrank                     the synthetic log: judges and truth
     python -m experiments.compare goalrank --data <folder>     a real log, with the declared list effect and without,
-                                                               and with users who leave half or twice as easily
+                                                               and with sessions cut at other pauses
 
 GoalRank is trained in world A with each training seed, then plays every world on the same sessions as the baselines.
 """
@@ -73,7 +73,7 @@ class GoalRankTable:
     """Sessions of the policies that search at every request, which takes a hundred times longer; 0 leaves out the
     search by the evaluator."""
     varied_sessions: int = 1000
-    """Sessions where the declared hazard of leaving is varied to see whether a conclusion hangs on it."""
+    """Sessions where the declared length of sessions is varied to see whether a conclusion hangs on it."""
     variations: bool = True
     """Repeat a real log's comparisons under other declared parameters."""
     all_metrics: bool = False
@@ -108,13 +108,13 @@ class GoalRankTable:
 
     def _untrained(self, setting: Setting, world: str) -> list[str]:
         """Who plays a world beside GoalRank."""
-        if setting.hazard != 1:
+        if setting.session_cut is not None:
             return list(TO_BEAT)
         found = [*baselines(worlds_of(setting)[TRAINING_WORLD], SLATE), CLONE, *([ORACLE] if world == TRUTH else [])]
         return [name for name in found if name != SEARCH or self.search_sessions]
 
     def _run(self, setting: Setting, world: str, method: str, seed: int, training: TrainRun | None) -> Run:
-        sessions = self.num_sessions if setting.hazard == 1 else min(self.varied_sessions, self.num_sessions)
+        sessions = self.num_sessions if setting.session_cut is None else min(self.varied_sessions, self.num_sessions)
         if method in (SEARCH, ORACLE):
             sessions = min(self.search_sessions or 100, self.num_sessions)
         sizes = {"num_sessions": sessions, "first_session": FIRST_SESSION}

@@ -115,7 +115,7 @@ class RerankersTable:
         """Every method in every world but the one of training; builds the worlds that are missing."""
         sizes = {"num_requests": self.num_requests, "first_request": FIRST_REQUEST, "orders": self.orders}
         for setting in settings_of(self.source, self.strengths):
-            lines = list(lines_of(setting, self.budget, self.orders)) if setting.hazard == 1 else []
+            lines = list(lines_of(setting, self.budget, self.orders)) if setting.session_cut is None else []
             for world, line in product(worlds_of(setting), lines):
                 if world != TRAINING_WORLD:
                     card = {**digests(setting, world), **sizes, "num_sessions": SESSIONS, "method_config": line.card}

@@ -16,6 +16,7 @@ import tyro
 from experiments.recipes import TrainRun
 from experiments.tables.runs import slug
 from experiments.train import run as run_training
+from recsim_env.assumptions import SESSION_REQUESTS, SessionCut, hazard_per_place
 from recsim_env.data import LoggedDataset, load_kuairand
 from recsim_env.digests import digest_json
 from recsim_env.files import claim
@@ -65,8 +66,9 @@ class Setting:
     """Declared chance that a repeated tag is skipped, for logs without slates."""
     strength: float = 0.0
     """Strength of the true list effect in the synthetic world; 0 for real logs."""
-    hazard: float = 1.0
-    """What the declared hazards of leaving are multiplied by; policies are those trained with 1."""
+    session_cut: SessionCut | None = None
+    """The pause that ends a session, in the place of that which its worlds were built with; policies are those trained
+    in the worlds as built."""
 
     @property
     def folder(self) -> Path:
@@ -76,7 +78,7 @@ class Setting:
     @property
     def trained_in(self) -> "Setting":
         """The setting whose policies play here."""
-        return self if self.hazard == 1 else settings_of(self.source)[0]
+        return self if self.session_cut is None else settings_of(self.source)[0]
 
 
 def settings_of(source: LogSource, strengths: Sequence[float] = (1.0,)) -> list[Setting]:
@@ -87,7 +89,9 @@ def settings_of(source: LogSource, strengths: Sequence[float] = (1.0,)) -> list[
     log = source.data.resolve().name
     declared = Setting(source=source, name=f"{log}-declared", declared_effect=DECLARED)
     varied = [
-        dataclasses.replace(declared, name=f"{declared.name}-leave-x{hazard:g}", hazard=hazard) for hazard in (0.5, 2.0)
+        dataclasses.replace(declared, name=f"{declared.name}-sessions-{cut}", session_cut=cut)
+        for cut in SESSION_REQUESTS
+        if cut != source.build.session_cut
     ]
     return [declared, Setting(source=source, name=f"{log}-none"), *varied]
 
@@ -143,16 +147,18 @@ def world_folders(setting: Setting) -> Mapping[str, Path]:
 @cache
 def worlds_of(setting: Setting) -> Mapping[str, World]:
     """World A, the judges and the truth."""
-    if setting.hazard != 1:
-        return {name: _with_hazard(world, setting.hazard) for name, world in worlds_of(setting.trained_in).items()}
+    if setting.session_cut is not None:
+        cuts = setting.source.build.session_cut, setting.session_cut
+        return {name: recut(world, *cuts) for name, world in worlds_of(setting.trained_in).items()}
     worlds = {name: World.load(folder) for name, folder in world_folders(setting).items()}
     truth = known_truth(setting)
     return worlds if truth is None else {**worlds, TRUTH: with_recommender(truth, list(worlds.values())[-1])}
 
 
-def _with_hazard(world: World, factor: float) -> World:
-    leave = world.leave.scaled(factor)  # type: ignore[attr-defined]
-    return world.replace(leave=leave, declared={**world.declared, "leave": leave.config()})
+def recut(world: World, built: SessionCut, cut: SessionCut) -> World:
+    """A world built for sessions of one cut, with those of another; the longest reach its usual end of 50 requests."""
+    leave = world.leave.scaled(hazard_per_place(cut) / hazard_per_place(built))  # type: ignore[attr-defined]
+    return world.replace(leave=leave, declared={**world.declared, "leave": {"session_cut": cut, **leave.config()}})
 
 
 @cache

@@ -30,7 +30,7 @@ REPLAY_RATIO = 1.03
 class ShortVideoParameters:
     """Every constant of the short-video users; logits unless another unit is named."""
 
-    base_interest: float = -0.68
+    base_interest: float = -0.8
     """Interest of an average user in an average video."""
     usual_interest: float = 0.95
     """Interest at which the duration table below was fitted."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsim_env.assumptions import DeclaredContext, DeclaredLeave
+from recsim_env.assumptions import DeclaredContext
 from recsim_env.candidates import AllCandidates, LogRatePredictor
 from recsim_env.data.histories import Histories
 from recsim_env.leaving import reached
@@ -121,6 +121,32 @@ class TinyResponse:
         return cls(**tensors)
 
 
+class TinyLeave:
+    """Users leave for the time they spend, and more easily after a video that they swiped away or had seen before."""
+
+    def __init__(self, per_place: float = 0.02, per_second: float = 1 / 1200, per_unwatched_place: float = 0.1):
+        self.per_place, self.per_second, self.per_unwatched_place = per_place, per_second, per_unwatched_place
+
+    def stay(self, context_BX: Tensor, signals_BKF: Tensor) -> Tensor:
+        """Chance of going on after each place; see ``recsim_env.types.LeaveModel``."""
+        hazard = self.per_place + self.per_second * signals_BKF[..., 0]
+        return torch.exp(-(hazard + self.per_unwatched_place * (1.0 - signals_BKF[..., 2])))
+
+    def config(self) -> dict[str, Any]:
+        """The hazards."""
+        names = ("per_place", "per_second", "per_unwatched_place")
+        return {name: getattr(self, name) for name in names}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> "TinyLeave":
+        """Rebuilds the model."""
+        return cls(**config)
+
+
 def tiny_world(*, num_users: int = 16) -> World:
     """Eight videos, two types of users, three requests of three places: use ``TINY_SIZES``.
 
@@ -142,7 +168,7 @@ def tiny_world(*, num_users: int = 16) -> World:
     opener_N = torch.tensor(_OPENER)
     response = TinyResponse(appeal_TN, type_U, duration_N, tag_N, opener_N)
     num_items = len(duration_N)
-    leave = DeclaredLeave(per_place=0.02, per_second=1 / 1200, per_dull_place=0.1)
+    leave = TinyLeave()
     return World(
         name="tiny",
         signals=response.signals,

@@ -93,7 +93,7 @@ def planted_world(
         ),
         population_P=torch.arange(7),
         response=PlantedResponse(seconds_N, like_N),
-        leave=DeclaredLeave(per_place=hazard, per_second=0.0, per_dull_place=0.0, long_view_index=None),
+        leave=DeclaredLeave(per_place=hazard, per_second=0.0, per_dull_place=0.0),
         contexts=DeclaredContext(),
         recommender=Recommender(
             predictor=LogRatePredictor(known_NF, torch.zeros_like(known_NF)),

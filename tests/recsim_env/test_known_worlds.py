@@ -25,7 +25,7 @@ from recsim_env.simulator import SessionState, Simulator
 from recsim_env.types import CONTEXT, NO_ITEM, ResponseModel
 from recsim_env.world import World
 
-PARAMETERS_SHA256 = "c19fbd4f0a3073149ad1518f23b16cc93bffa7fe6f784a16ccbf96b712bbc79c"
+PARAMETERS_SHA256 = "ca6efe6cd8157ba2447e908c8e7c53cb2fa505d973ffe0acb1858ec5546b196f"
 
 
 def small_world(**dials: float) -> World:

@@ -334,12 +334,14 @@ def test_a_constant_hazard_gives_geometric_sessions(world: World) -> None:
 
 
 def test_declared_leave_consumes_time_and_patience() -> None:
-    leave = DeclaredLeave(per_place=0.1, per_second=0.01, per_dull_place=0.2, long_view_index=1)
-    signals = torch.tensor([[[30.0, 1.0], [30.0, 0.0]]])
+    leave = DeclaredLeave(per_place=0.1, per_second=0.01, per_dull_place=0.2, dull_below=20.0)
+    signals = torch.tensor([[[30.0, 1.0], [5.0, 0.0], [0.0, 0.0]]])
     stay = leave.stay(torch.zeros(1, 7), signals)
-    assert stay[0].tolist() == pytest.approx([math.exp(-0.4), math.exp(-0.6)])
+    assert stay[0].tolist() == pytest.approx([math.exp(-0.4), math.exp(-0.3), math.exp(-0.3)])
     with pytest.raises(ValueError, match="per_second must be at least 0, got -1"):
         DeclaredLeave(per_second=-1)
+    with pytest.raises(ValueError, match="dull_below must be above 0, got 0"):
+        DeclaredLeave(dull_below=0)
 
 
 def test_tag_repeats_interrupt_later_places() -> None:

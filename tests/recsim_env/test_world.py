@@ -181,7 +181,7 @@ def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "strange_model.py").write_text(
         "from pathlib import Path\n"
         "Path(__file__).with_name('ran.txt').write_text('this code ran')\n"
-        "from recsim_env.assumptions import DeclaredLeave as Leave\n"
+        "from recsim_env.known_worlds.tiny import TinyLeave as Leave\n"
     )
     monkeypatch.syspath_prepend(place)
     name_class(place / "world.json", "leave", "strange_model:Leave")
@@ -205,7 +205,7 @@ def test_nothing_of_a_strangers_folder_runs_unless_it_is_trusted(strange: Path) 
 
 def test_classes_deep_in_a_card_are_checked_too(strange: Path) -> None:
     """The declared list effect of an evaluator stands inside its settings, and in a file of its own."""
-    name_class(strange / "world.json", "leave", "recsim_env.assumptions:DeclaredLeave")
+    name_class(strange / "world.json", "leave", "recsim_env.known_worlds.tiny:TinyLeave")
     path = strange / "recommender" / "recommender.json"
     card = json.loads(path.read_text())
     card["models"]["predictor"]["config"]["list_effect"] = {"class": "strange_model:Leave", "config": {}}
