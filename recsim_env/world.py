@@ -47,7 +47,7 @@ from recsim_env.types import (
     ResponseModel,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder layout; raised when an older reader would misread it."""
 
 FILES = (

@@ -31,7 +31,6 @@ from recsim_env import world as worlds_module
 from recsim_env.assumptions import (
     USUAL_CUT,
     DeclaredContext,
-    DeclaredLeave,
     SessionCut,
     TagRepeatEffect,
     hazard_per_place,
@@ -46,8 +45,9 @@ from recsim_env.numerics import one_thread
 from recsim_env.provenance import COMMIT, machine
 from recsim_env.recommender import FILES as RECOMMENDER_FILES
 from recsim_env.recommender import Recommender
-from recsim_env.types import NO_ITEM, WATCH_TIME
+from recsim_env.types import WATCH_TIME
 from recsim_env.world import Catalogue, Users, World
+from reward_models.declared import declare_drop, declared_leave, main_tags, uniform_rates
 from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, probe_drift, retriever_order, rollout_drift
 from reward_models.recommender.encoding import HistoryConfig, encode_requests
 from reward_models.recommender.list_evaluator import fit_list_evaluator
@@ -55,8 +55,9 @@ from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
 from reward_models.recommender.predictor import PredictorConfig, fit_predictor
 from reward_models.recommender.retrieval import RetrievalConfig, fit_retrieval
 from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig, fit_sequences
-from reward_models.users.response import ResponseConfig
+from reward_models.users.fit import fit_sequences
+from reward_models.users.fitting import ResponseFitConfig
+from reward_models.users.response_core import ResponseConfig
 from reward_models.users.sequences import read_sequences
 
 JUDGE_FAMILIES = (
@@ -72,8 +73,9 @@ DEV_SHARE = 1 / 3
 """Share of the judges' users that ``judge-dev`` is fitted on."""
 
 ITEM_WIDTH = 8
-"""Length of the learned vector of each video in logs that tell nothing of their videos: users would otherwise like all
-of them equally."""
+"""Length of each video's learned vector, where videos have the rows to learn one or nothing else differs."""
+ITEM_ROWS = 25
+"""Rows a video from which on its vector gains more than it learns by heart."""
 
 _USUAL_CANDIDATES = 50  # the environment's own default, too many for a small catalogue
 _Codes = NDArray[np.int64]
@@ -100,6 +102,9 @@ class BuildConfig:
     """Seed of world A; judges and the recommender's models derive theirs from it."""
     list_effect: float = 0.3
     """Declared chance that a repeated tag is skipped, for logs without slates; 0 declares none."""
+    uniform_drop: float | None = None
+    """Declared, for logs without rows of uniform exposure: share of the published drop of uniform slates, 0 for none,
+    1 for all of it, which is usual; see ``reward_models.users.selection``. A log with such rows teaches the drop."""
     session_cut: SessionCut = USUAL_CUT
     """Declared: how long a pause ends a session, and with it how long sessions are (``SESSION_REQUESTS``); those of
     "2h" reach the environment's usual end of 50 requests one time in six."""
@@ -120,6 +125,8 @@ class BuildConfig:
                 "need at least one judge and test day, and no negative number of stopping days, got "
                 f"{self.judges}, {self.test_days} and {self.stopping_days}"
             )
+        if not 0.0 <= (self.uniform_drop or 0.0) <= 1.0:
+            raise ValueError(f"uniform_drop is a share, from 0 (none) to 1 (all of it), got {self.uniform_drop}")
         hazard_per_place(self.session_cut)  # refuses a cut that is not known
 
 
@@ -194,6 +201,8 @@ def obstacles(dataset: LoggedDataset, config: BuildConfig | None = None) -> list
     except ValueError as error:
         return [str(error)]
     user_R, date_R = dataset.rows["user"].to_numpy(), dataset.rows["date"].to_numpy()
+    if config.uniform_drop is not None and "is_random" in dataset.rows and dataset.rows["is_random"].any():
+        return ["uniform_drop declares what rows of uniform exposure teach, and the log has such rows: leave it out"]
     is_test_R, is_stopping_R = np.isin(date_R, days.test), np.isin(date_R, days.stopping)
     needs = {name: {"on the test days": is_test_R} for name in users if name != "choosing"}
     for name, rows in needs.items():
@@ -231,8 +240,8 @@ def build_worlds(dataset: LoggedDataset, out: str | Path, config: BuildConfig | 
     plans = _plans(config)
     settings = dataclasses.asdict(config)
     del settings["jobs"]
-    content = {"format": worlds_module.FORMAT, "log": dataset.name, "content": dataset.digest}
-    claim(out, {**content, "config": settings}, name="build.json")
+    content = {"format": worlds_module.FORMAT, "log": dataset.name, "content": dataset.digest, "config": settings}
+    claim(out, content, name="build.json")
     folders = {plan.name: out / plan.name for plan in plans}
     missing = [plan for plan in plans if not (folders[plan.name] / "world.json").exists()]
     for plan in missing:  # said now, not after an hour of fitting
@@ -299,7 +308,8 @@ class _Builder:
         tables = {part: item_features(dataset, users=codes) for part, codes in self.users.items() if part != "choosing"}
         self.item_features = {part: torch.from_numpy(table.values) for part, table in tables.items()}
         self.leave = declared_leave(dataset, self.users["A"], self.days.fit_until, config.session_cut)
-        people = user_features(dataset)  # they read no feedback
+        self.uniform_rates = uniform_rates(dataset, self.users["A"], self.days.fit_until, config.uniform_drop)
+        people = user_features(dataset)
         self.sequences = read_sequences(dataset, config.fit.history_length)
         self.requests: LoggedRequests = logged_requests(
             dataset, item_features_ND=self.item_features["A"], user_features_UD=torch.from_numpy(people.values)
@@ -319,10 +329,10 @@ class _Builder:
             histories=user_histories(dataset, before_date=self.days.test[0]),
         )
 
-    @property
-    def items_look_alike(self) -> bool:
-        """Whether the log tells nothing that differs from item to item, but what was watched."""
-        return bool((self.item_features["A"] == self.item_features["A"][:1]).all())
+    def item_width(self, rows_P: Tensor) -> int:
+        """Length of learned item vectors: where items have the rows to learn one, or nothing else tells them apart."""
+        look_alike = bool((self.item_features["A"] == self.item_features["A"][:1]).all())
+        return ITEM_WIDTH if look_alike or int(rows_P.sum()) >= ITEM_ROWS * len(self.catalogue) else 0
 
     @property
     def list_effect(self) -> TagRepeatEffect | None:
@@ -351,13 +361,14 @@ class _Builder:
 
     def world(self, plan: _Plan, recommender: Recommender) -> World:
         """Fits one world's users and measures it."""
-        own, fit = self.users[plan.part], self.config.fit
+        own, fit, sequences = self.users[plan.part], self.config.fit, self.sequences
+        rows_P = torch.isin(sequences.user_P, torch.from_numpy(own)) & (sequences.date_P <= self.days.fit_until)
         family = plan.family or fit.response
-        if not family.item_width and self.items_look_alike:
-            family = dataclasses.replace(family, item_width=ITEM_WIDTH)
+        if not family.item_width:
+            family = dataclasses.replace(family, item_width=self.item_width(rows_P))
         fit = dataclasses.replace(fit, response=family)
         response = fit_sequences(
-            self.sequences,
+            sequences,
             item_features_ND=self.item_features[plan.part],
             user_features_UD=self.people.features_UD,
             users=own,
@@ -368,17 +379,17 @@ class _Builder:
             seed=plan.seed,
             run_dir=self.out / "runs" / plan.name,
         )
-        signals, effect = self.sequences.signals, self.list_effect
-        contexts = DeclaredContext()
-        declared: dict[str, Any] = {
-            "leave": {"session_cut": self.config.session_cut, **self.leave.config()},
-            "contexts": contexts.config(),
-        }
+        contexts, effect = DeclaredContext(), self.list_effect
+        declared: dict[str, Any] = {"leave": {"session_cut": self.config.session_cut, **self.leave.config()}}
+        declared["contexts"] = contexts.config()
+        if self.uniform_rates:
+            declare_drop(response, sequences, rows_P, self.uniform_rates, plan.seed)
+            declared["uniform_rates"] = self.uniform_rates
         if effect is not None:
             declared["list_effect"] = {"class": type(effect).__name__, **effect.config()}
         world = World(
             name=plan.name,
-            signals=signals,
+            signals=sequences.signals,
             catalogue=self.catalogue,
             users=self.people,
             population_P=torch.from_numpy(own),
@@ -404,7 +415,7 @@ class _Builder:
         held_out = self.requests.only(own, self.days.test[0], self.days.test[-1])
         fidelity = {
             "test_days": list(self.days.test),
-            "logged": logged_fidelity(response, held_out),
+            "logged": logged_fidelity(response, held_out, as_logged=response.as_logged()),
             "drift": rollout_drift(world, retriever_order),
             "probes": probe_drift(world),
         }
@@ -436,21 +447,5 @@ def without_list_effect(world: World) -> World:
         evaluator=world.evaluator.with_list_effect(None),  # type: ignore[union-attr]
         declared={name: value for name, value in world.declared.items() if name != "list_effect"},
     )
-    drift = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
-    return plain.replace(fidelity={**world.fidelity, **drift})
-
-
-def declared_leave(dataset: LoggedDataset, users: _Codes, until: int, cut: SessionCut) -> DeclaredLeave:
-    """Leaving as declared, for what the log's own ranker showed to some users until a day."""
-    rows = dataset.rows[dataset.rows["user"].isin(users) & (dataset.rows["date"] <= until)]
-    if "is_random" in rows and not rows["is_random"].all():
-        rows = rows[~rows["is_random"]]
-    return DeclaredLeave.calibrated(torch.tensor(rows[WATCH_TIME].dropna().to_numpy()), cut)
-
-
-def main_tags(dataset: LoggedDataset) -> Tensor:
-    """The first tag of each item, -1 where it has none: int64 (N,)."""
-    if "tags" not in dataset.items:
-        return torch.full((len(dataset.items),), NO_ITEM)
-    tags = [tags[0] if len(tags) else NO_ITEM for tags in dataset.items["tags"]]
-    return torch.tensor(tags, dtype=torch.int64)
+    found = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
+    return plain.replace(fidelity=world.fidelity | found)

@@ -12,7 +12,7 @@ Shape legend: B requests, K places, F signals, R rows, O outcomes, U users, S st
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,19 +41,25 @@ PROBE_REQUESTS = (1, 10, 35, 50)
 
 
 @torch.no_grad()
-def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: int = 0) -> dict[str, Any]:
+def logged_fidelity(
+    response: ResponseModel, requests: LoggedRequests, *, as_logged: ResponseModel | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Compares a response model with held-out impressions.
 
     Args:
         response: the model.
+        as_logged: the same users before slates of the log's own ranker, where they are not the same: asked for all
+            requests but those of uniform exposure.
         requests: held-out requests, see ``logged_requests``.
         seed: seed of the drawn watch times.
 
     Returns:
         ``rows``; ``signals``: for each binary signal logged and emitted rate, their ratio, positives, AUC,
         GAUC (both None where one class is missing) and ECE; ``watch_time``: logged and emitted mean and
-        quantiles in seconds; ``phi``: correlation of each pair of binary signals, logged and drawn.
+        quantiles in seconds; ``phi``: correlation of each pair of binary signals, logged and drawn; ``uniform``:
+        the same of the rows of uniform exposure alone, where there are any.
     """
+    as_logged = as_logged or response
     parts: list[tuple[Tensor, ...]] = []
     start_US = response.start(torch.arange(int(requests.user_L.max()) + 1))
     state_US = start_US.clone()
@@ -61,31 +67,59 @@ def logged_fidelity(response: ResponseModel, requests: LoggedRequests, *, seed: 
         request, items_BK = batch.request, batch.items_BK
         state_BS, context_BX = state_US[request.user_B], request.context_BX
         draws_BKJ = uniform(address(request.user_B, seed, number), items_BK.shape[1], response.num_draws)
-        answers = (
-            _mean(response.outcomes(state_BS, context_BX, items_BK)),
-            _mean(response.outcomes(start_US[request.user_B], context_BX, items_BK)),
-            response.respond(state_BS, context_BX, items_BK, draws_BKJ),
-            batch.feedback.signals_BKF,
-            batch.known_BKF,
-        )
-        user_BK = request.user_B.unsqueeze(1).expand_as(items_BK)
-        parts.append((*(part.flatten(0, 1) for part in answers), user_BK.flatten()))
         shown = (batch.feedback.signals_BKF, batch.feedback.seen_BK)
-        state_US[request.user_B] = response.observe(state_BS, context_BX, items_BK, *shown)
-    mean_RF, frozen_RF, draw_RF, log_RF, known_RF, user_R = (
-        torch.cat(column).double().numpy() for column in zip(*parts, strict=True)
-    )
-    known_RF = known_RF > 0
+        start_BS = start_US[request.user_B]
+        asked = [
+            (
+                _mean(model.outcomes(state_BS, context_BX, items_BK)),
+                _mean(model.outcomes(start_BS, context_BX, items_BK)),
+                model.respond(state_BS, context_BX, items_BK, draws_BKJ),
+                model.observe(state_BS, context_BX, items_BK, *shown),
+            )
+            for model in (response, as_logged)
+        ]
+        uniform_B = batch.uniform_B
+        *answers, state_US[request.user_B] = (
+            torch.where(uniform_B.view(-1, *[1] * (free.dim() - 1)), free, chosen)
+            for free, chosen in zip(*asked, strict=True)
+        )
+        answers += [batch.feedback.signals_BKF, batch.known_BKF]
+        of_row = (column_B.unsqueeze(1).expand_as(items_BK).flatten() for column_B in (request.user_B, uniform_B))
+        parts.append((*(part.flatten(0, 1) for part in answers), *of_row))
+    columns = [torch.cat(column).double().numpy() for column in zip(*parts, strict=True)]
+    rows, uniform_R = _Rows(*columns[:-1]), columns[-1] > 0
+    figures = _figures(response.signals, rows)
+    if uniform_R.any():
+        figures["uniform"] = _figures(response.signals, _Rows(*(column[uniform_R] for column in rows)))
+    return figures
+
+
+class _Rows(NamedTuple):
+    """Held-out rows and what the model says of them."""
+
+    mean_RF: Array
+    frozen_RF: Array
+    """The same of users as they were when the simulated days began."""
+    draw_RF: Array
+    log_RF: Array
+    known_RF: Array
+    user_R: Array
+
+
+def _figures(names: tuple[str, ...], rows: _Rows) -> dict[str, Any]:
+    mean_RF, frozen_RF, draw_RF, log_RF, _, user_R = rows
+    known_RF = rows.known_RF > 0
     signals = {}
-    for index, name in enumerate(response.signals[1:], start=1):
-        rows = known_RF[:, index]
-        signals[name] = _signal(mean_RF[rows, index], frozen_RF[rows, index], log_RF[rows, index], user_R[rows])
+    for index, name in enumerate(names[1:], start=1):
+        known_R = known_RF[:, index]
+        mean_R, frozen_R, log_R = (column_RF[known_R, index] for column_RF in (mean_RF, frozen_RF, log_RF))
+        signals[name] = _signal(mean_R, frozen_R, log_R, user_R[known_R])
     return {
         "rows": len(log_RF),
         "users": len(np.unique(user_R)),
         "signals": signals,
         "watch_time": _watch_time(draw_RF[known_RF[:, 0], 0], log_RF[known_RF[:, 0], 0]),
-        "phi": _phi(draw_RF[:, 1:], log_RF[:, 1:], response.signals[1:]),
+        "phi": _phi(draw_RF[:, 1:], log_RF[:, 1:], names[1:]),
     }
 
 

@@ -22,7 +22,8 @@ from experiments.tables.runner import Outline, RunOptions
 from experiments.tables.runs import Measured, Run
 from recsim_env.data.readers import load_kuairand
 from recsim_env.data.schema import LoggedDataset
-from reward_models.users.fit import ResponseFitConfig, fit_response
+from reward_models.users.fit import fit_response
+from reward_models.users.fitting import ResponseFitConfig
 from reward_models.users.response_measures import Report, Resampling, joint, ranking, rates, replay, watch_time
 from reward_models.users.sequences import read_sequences
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from recsim_env.types import NO_ITEM
 from reward_models.list_effects import kinds_of
-from reward_models.users.response import Answer, ResponseCore, SequenceResponse
+from reward_models.users.exposure import Exposure
+from reward_models.users.response import SequenceResponse
+from reward_models.users.response_core import Answer, ResponseCore
 from reward_models.users.sequences import SequenceBatch, Sequences
 from reward_models.users.user_state import amounts
 
@@ -35,10 +37,6 @@ class FirstLayer(NamedTuple):
         """Some of the rows."""
         return FirstLayer(*(column[index_X] for column in self))
 
-    def answer(self, core: ResponseCore, strength_R: Tensor | None = None) -> Answer:
-        """Logits of the rows, shown alone or after what came before them."""
-        return core.answer(self.hidden_RH, self.user_RV, self.tab_R, strength_R)
-
 
 class ResponseNetwork(nn.Module):
     """A response model in training: encoders of items, users and contexts around the shared core."""
@@ -51,12 +49,20 @@ class ResponseNetwork(nn.Module):
     cell_amounts_NM2: Tensor
     kind_NY: Tensor
 
-    def __init__(self, core: ResponseCore, item_features_ND: Tensor, user_features_UD: Tensor, duration_N: Tensor):
+    def __init__(
+        self,
+        core: ResponseCore,
+        item_features_ND: Tensor,
+        user_features_UD: Tensor,
+        duration_N: Tensor,
+        exposure: Exposure,
+    ):
         super().__init__()
         config, width = core.config, core.config.width
         if not user_features_UD.shape[1]:  # a log that tells nothing of its users: a layer needs an input
             user_features_UD = user_features_UD.new_zeros(len(user_features_UD), 1)
         self.core = core
+        self.exposure = exposure
         self.register_buffer("item_features_ND", item_features_ND, persistent=False)
         self.register_buffer("user_features_UD", user_features_UD, persistent=False)
         self.register_buffer("duration_N", duration_N, persistent=False)
@@ -116,16 +122,28 @@ class ResponseNetwork(nn.Module):
         """
         return (amounts(signals, self.duration_N[items]) - expected) * torch.cat([known, known[..., :1]], -1)
 
-    def states(self, sequences: Sequences, batch: SequenceBatch, expected_PY: Tensor, history_length: int) -> Tensor:
-        """States (B, T, S) with which users come to each of their rows, when this is what was expected of the rows."""
+    def states(
+        self, sequences: Sequences, batch: SequenceBatch, expected_PY: Tensor, history_length: int
+    ) -> tuple[Tensor, Tensor]:
+        """With what users come to each of their rows, when this is what was expected of the rows.
+
+        Returns:
+            ``UserState`` (B, T, S), and what the session has shown (B, T, W).
+        """
         row_BT = batch.row_BT
         item_BT = sequences.item_P[row_BT]
         shown = (item_BT, sequences.signals_PF[row_BT], sequences.known_PF[row_BT])
         surprise_BTY = self.surprise(*shown, expected_PY[row_BT])
-        events = self.core.memory.events(self.item_events(item_BT), surprise_BTY, batch.valid_BT)
+        event_BTE = self.item_events(item_BT)
+        events = self.core.memory.events(event_BTE, surprise_BTY, batch.valid_BT)
         past_BS = self.past_state(sequences.past.window(batch.user_B, history_length))
         begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-        return self.core.memory.scan(past_BS, *events, begin_BT)
+        state_BTS, recent_BTW = self.core.memory.scan(past_BS, *events, begin_BT), event_BTE[..., :0]
+        if self.core.satiation is not None:
+            assert sequences.session_P is not None
+            session_BT = (sequences.session_P[row_BT] - row_BT[:, :1]).clamp(min=0)
+            recent_BTW = self.core.satiation.scan(event_BTE, batch.valid_BT, begin_BT, session_BT)
+        return state_BTS, recent_BTW
 
     @torch.no_grad()
     def replay(self, sequences: Sequences, label_P: Tensor, history_length: int) -> tuple[Tensor, Tensor]:
@@ -149,25 +167,35 @@ class ResponseNetwork(nn.Module):
         length_U = (end_U - sequences.start_U1[:-1]).clamp(min=0)
         user_V = length_U.argsort(descending=True, stable=True)[: int((length_U > 0).sum())]
         state_VS, begin_VS = state_US[user_V], state_US[user_V]
+        satiation = self.core.satiation
+        recent_VW = state_VS.new_zeros(len(user_V), 0 if satiation is None else satiation.state_width)
+        begin_VW = recent_VW.clone()
         for step in range(int(length_U.max())):
             running = int((length_U[user_V] > step).sum())
             row_B, state_BS = sequences.start_U1[user_V[:running]] + step, state_VS[:running]
             is_first_B1 = (sequences.begin_P[row_B] == row_B).unsqueeze(1)
             begin_BS = torch.where(is_first_B1, state_BS, begin_VS[:running])
-            expected_PY[row_B] = expected_BY = self.expected_amounts(sequences, row_B, begin_BS, tables)
             item_B = sequences.item_P[row_B]
+            recent_BW = recent_VW[:running]
+            if satiation is not None:
+                assert sequences.session_P is not None
+                recent_BW = recent_BW * (sequences.session_P[row_B] != row_B).unsqueeze(1)
+            begin_BW = torch.where(is_first_B1, recent_BW, begin_VW[:running])
+            expected_BY = self.expected_amounts(sequences, row_B, begin_BS, begin_BW, tables)
+            expected_PY[row_B] = expected_BY
             shown = (item_B, sequences.signals_PF[row_B], sequences.known_PF[row_B])
             happened_B = torch.ones_like(row_B, dtype=torch.bool)
-            events = self.core.memory.events(
-                tables["item_event_NE"][item_B], self.surprise(*shown, expected_BY), happened_B
-            )
+            event_BE = tables["item_event_NE"][item_B]
+            events = self.core.memory.events(event_BE, self.surprise(*shown, expected_BY), happened_B)
+            if satiation is not None:
+                recent_VW[:running] = satiation.update(recent_BW, event_BE.unsqueeze(1), happened_B.unsqueeze(1))
             state_VS[:running] = self.core.memory.update(state_BS, *(part.unsqueeze(1) for part in events))
-            begin_VS[:running] = begin_BS
+            begin_VS[:running], begin_VW[:running] = begin_BS, begin_BW
         state_US[user_V] = state_VS
         return expected_PY, state_US
 
     def expected_amounts(
-        self, sequences: Sequences, row_B: Tensor, state_BS: Tensor, tables: dict[str, Tensor]
+        self, sequences: Sequences, row_B: Tensor, state_BS: Tensor, recent_BW: Tensor, tables: dict[str, Tensor]
     ) -> Tensor:
         """What is expected of rows by users in these states: (B, Y)."""
         item_B, tab_B = sequences.item_P[row_B], self.tabs(sequences.tab_P[row_B])
@@ -178,10 +206,12 @@ class ResponseNetwork(nn.Module):
             tables["item_NH"][item_B],
             tables["item_event_NE"][item_B],
             tables["tab_TH"][tab_B] + tables["hour_24H"][sequences.hour_P[row_B]],
+            self.exposure.lift_P[row_B],
+            recent_BW,
         )
         strength_B = self.earlier_strength(sequences, row_B) if self.core.num_kinds else None
         return self.core.expected_amounts(
-            self.core.answer(hidden_BH, user_BV, tab_B, strength_B),
+            self.answer(sequences, FirstLayer(row_B, hidden_BH, user_BV, tab_B), strength_B),
             tables["log_prior_NM"][item_B],
             self.cell_amounts_NM2[item_B],
             tab_B,
@@ -209,18 +239,38 @@ class ResponseNetwork(nn.Module):
             history_length: pre-log impressions to begin with.
             generator: draws the dropout; ``None`` for none.
         """
-        state_RS = self.states(sequences, batch, expected_PY, history_length)[batch.label_BT]
+        states = self.states(sequences, batch, expected_PY, history_length)
+        state_RS, recent_RW = (part[batch.label_BT] for part in states)
         row_R = batch.row_BT[batch.label_BT]
         inputs_RD, tab_R = self.item_inputs(sequences.item_P[row_R]), self.tabs(sequences.tab_P[row_R])
         user_RV, taste_RE = self.core.user(state_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
         context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
         item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
-        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH)
+        hidden_RH = self.core.hidden(
+            user_RV, taste_RE, item_RH, event_RE, context_RH, self.exposure.lift_P[row_R], recent_RW
+        )
         rate = self.core.config.dropout
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
         return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
+
+    def answer(
+        self, sequences: Sequences, first: FirstLayer, strength_R: Tensor | None = None, chosen: bool = True
+    ) -> Answer:
+        """Logits of rows of the log, shown alone or after what came before them.
+
+        Args:
+            sequences: the log.
+            first: the rows.
+            strength_R: see ``earlier_strength``; ``None`` shows each row alone.
+            chosen: as the log's ranker chose them; otherwise as if somebody else had.
+        """
+        # Where all rows are the ranker's, nothing tells what it knew from what its videos are worth.
+        can_tell = chosen and bool(sequences.uniform_P.any())
+        chosen_R = (~sequences.uniform_P[first.row_R]).float() if can_tell else None
+        lift_R = self.exposure.lift_P[first.row_R]
+        return self.core.answer(first.hidden_RH, first.user_RV, first.tab_R, lift_R, strength_R, chosen_R)
 
     def earlier_strength(self, sequences: Sequences, row_R: Tensor) -> Tensor:
         """Strengths (R,) of what the earlier places of their requests do to rows."""
@@ -251,6 +301,7 @@ class ResponseNetwork(nn.Module):
         del tables["log_prior_NM"]
         _, state_US = self.replay(sequences, sequences.date_P < before_date, history_length)
         tables |= {"state_US": state_US, "duration_N": self.duration_N}
+        tables |= {"exposure_Ud": self.exposure.user_Ud, "exposure_Nd": self.exposure.item_Nd}
         if self.core.num_kinds:
             tables["item_kind_NY"] = self.kind_NY
         return SequenceResponse(copy.deepcopy(self.core), tables)

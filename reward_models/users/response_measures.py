@@ -71,8 +71,12 @@ class TestRows:
 def replay(
     model: SequenceResponse, dataset: LoggedDataset, sequences: Sequences, first_day: int, seed: int
 ) -> TestRows:
-    """Plays the days from ``first_day`` on through the model as a simulation would, with the feedback of the log."""
-    index_R = torch.nonzero(sequences.date_P >= first_day).squeeze(-1)
+    """Plays the days from ``first_day`` on through the model as a simulation would, with the feedback of the log.
+
+    Users answer as they do before the log's own ranker; rows of uniform exposure are left out.
+    """
+    model = model.as_logged()
+    index_R = torch.nonzero((sequences.date_P >= first_day) & ~sequences.uniform_P).squeeze(-1)
     user_R = sequences.user_P[index_R]
     is_first = torch.ones(len(user_R), dtype=torch.bool)
     is_first[1:] = user_R[1:] != user_R[:-1]

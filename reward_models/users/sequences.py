@@ -47,6 +47,8 @@ class Sequences:
     begin_P: Tensor
     """int64: the row with which this row's request begins; in logs without requests, the first row of the same user
     and millisecond. A user's state is that of the request's beginning for all its places."""
+    session_P: Tensor | None
+    """int64: the row with which this row's session begins; ``None`` for logs without sessions."""
     earlier_PQ: Tensor | None
     """int64 item codes at earlier places of the same request, ``NO_ITEM`` where there are fewer; ``None``
     for logs without a request key."""
@@ -103,6 +105,7 @@ def read_sequences(dataset: LoggedDataset, history_length: int = 50) -> Sequence
         signals_PF=torch.from_numpy(np.nan_to_num(signals, nan=0.0)),
         known_PF=torch.from_numpy(~np.isnan(signals)),
         begin_P=begin,
+        session_P=_first_rows(rows, "session") if "session" in rows else None,
         earlier_PQ=earlier,
         propensity_P=_column(rows, "propensity", np.nan),
         uniform_P=_column(rows, "is_random", 0.0) > 0,
@@ -123,17 +126,23 @@ def _requests(dataset: LoggedDataset) -> tuple[Tensor, Tensor | None]:
     row = np.arange(len(rows))
     has_requests = "request" in rows and "place" in rows
     # Without a request key, rows of one millisecond still came together: none is feedback on what another shows.
-    key, user = rows["request" if has_requests else "time_ms"].to_numpy(), rows["user"].to_numpy()
-    is_first = np.ones(len(rows), bool)
-    is_first[1:] = (key[1:] != key[:-1]) | (user[1:] != user[:-1])
-    begin = np.maximum.accumulate(np.where(is_first, row, 0))
+    begin_P = _first_rows(rows, "request" if has_requests else "time_ms")
     if not has_requests:
-        return torch.from_numpy(begin), None
+        return begin_P, None
+    begin = begin_P.numpy()
     place = row - begin
     back = row[:, None] - np.arange(1, max(int(place.max()), 1) + 1)
     item = rows["item"].to_numpy(np.int64)
     earlier = np.where(back >= begin[:, None], item[np.maximum(back, 0)], NO_ITEM)
-    return torch.from_numpy(begin), torch.from_numpy(earlier)
+    return begin_P, torch.from_numpy(earlier)
+
+
+def _first_rows(rows: pd.DataFrame, name: str) -> Tensor:
+    """The first row (P,) of each row's run of equal users and values of a column."""
+    key, user = rows[name].to_numpy(), rows["user"].to_numpy()
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (key[1:] != key[:-1]) | (user[1:] != user[:-1])
+    return torch.from_numpy(np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0)))
 
 
 def sequence_batches(

@@ -7,7 +7,7 @@ groups, Y what is remembered of an impression.
 import torch
 from torch import Tensor, nn
 
-from reward_models.users.response import ResponseCore
+from reward_models.users.response_core import ResponseCore
 from reward_models.users.sequences import Sequences
 from reward_models.users.user_state import UserState, amounts
 from reward_models.users.watch_time import WatchTimeCells

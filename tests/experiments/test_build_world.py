@@ -16,7 +16,7 @@ from experiments.inspect import Inspect
 from recsim_env import RecVectorEnv
 from recsim_env.world import World
 from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig
+from reward_models.users.fitting import ResponseFitConfig
 from tests.helpers.learned import ONE_JUDGE
 
 LONGER = dataclasses.replace(

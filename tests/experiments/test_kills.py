@@ -17,7 +17,7 @@ from pathlib import Path
 from reward_models.build import BuildConfig, build_worlds
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.known_worlds import short_video_world
-from reward_models.users.fit import ResponseFitConfig
+from reward_models.users.fitting import ResponseFitConfig
 from reward_models.trainer import TrainConfig
 
 if __name__ == "__main__":

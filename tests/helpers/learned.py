@@ -13,7 +13,7 @@ from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
 from reward_models.recommender.predictor import PredictorConfig
 from reward_models.recommender.retrieval import RetrievalConfig
 from reward_models.trainer import TrainConfig
-from reward_models.users.fit import ResponseFitConfig
+from reward_models.users.fitting import ResponseFitConfig
 
 SMALL_BUILD = BuildConfig(
     test_days=2,

@@ -16,12 +16,12 @@ from reward_models.build import (
     BuildConfig,
     build_worlds,
     days_of,
-    declared_leave,
     obstacles,
     users_of,
     with_recommender,
     without_list_effect,
 )
+from reward_models.declared import declared_leave
 from reward_models.recommender.operator_requests import operator_requests
 from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth
 
@@ -118,8 +118,9 @@ def test_worlds_hold_disjoint_users_and_one_recommender(folders: dict[str, Path]
         assert torch.equal(world.catalogue.features_ND, a.catalogue.features_ND)
         shapes = [tuple(t.shape) for t in a.response.tensors().values()]  # type: ignore[attr-defined]
         assert shapes != [tuple(t.shape) for t in world.response.tensors().values()]  # type: ignore[attr-defined]
-    assert a.declared.keys() == {"leave", "contexts"}, "a log with slates teaches its list effects"
-    assert a.evaluator.leave.config() == a.leave.config() == a.declared["leave"]  # type: ignore[union-attr, attr-defined]
+    assert a.declared.keys() == {"leave", "contexts", "uniform_rates"}, "a log with slates teaches its list effects"
+    assert a.evaluator.leave.config() == a.leave.config()  # type: ignore[union-attr, attr-defined]
+    assert a.declared["leave"] == {"session_cut": "30min", **a.leave.config()}  # type: ignore[attr-defined]
     assert a.fidelity["logged"]["rows"] > 0
     assert set(a.fidelity["drift"]) == {"1", "5", "20", "50"}
 
@@ -230,7 +231,7 @@ def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path
     plain = without_list_effect(world)
     assert plain.list_effect is plain.evaluator.list_effect is None  # type: ignore[union-attr]
     assert plain.evaluator.leave.config() == world.leave.config()  # type: ignore[union-attr, attr-defined]
-    assert plain.declared.keys() == {"leave", "contexts"}
+    assert plain.declared.keys() == {"leave", "contexts", "uniform_rates"}
     request = Simulator(world).start(8, seed=0).request
     lists_BGK = request.candidates_BC[:, None, :6]
     values = [one.evaluator.score(request, lists_BGK).value_BG for one in (world, plain)]  # type: ignore[union-attr]

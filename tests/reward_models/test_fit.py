@@ -7,15 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from recsim_env.data.features import item_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
 from reward_models.metrics import auc
 from reward_models.trainer import TrainConfig, train
-from reward_models.users.fit import ResponseFitConfig, _Fitting, fit_response
-from reward_models.users.response import ResponseConfig, SequenceResponse
-from reward_models.users.sequences import read_sequences, sequence_batches
+from reward_models.users.exposure import fit_exposure, lift
+from reward_models.users.fit import fit_response
+from reward_models.users.fitting import Fitting, ResponseFitConfig
+from reward_models.users.response import SequenceResponse
+from reward_models.users.response_core import ResponseConfig
+from reward_models.users.sequences import Sequences, read_sequences, sequence_batches
 
 SIGNALS = ("watch_time", "click", "like")
 NUM_USERS, NUM_ITEMS, NUM_ROWS, SLATE = 240, 24, 36, 3
@@ -135,13 +139,25 @@ def test_poor_slates_do_not_turn_a_user_into_another(fitted: SequenceResponse, s
     assert clicks() == pytest.approx(before, abs=0.05)
 
 
+def make_fitting(sequences: Sequences, item_features_ND: Tensor) -> Fitting:
+    """A fit of the planted log, from exposure on."""
+    users, everything_P = torch.zeros(NUM_USERS, 0), torch.ones(len(sequences.item_P), dtype=torch.bool)
+    dates = {"last_date": LAST_DAY, "keep": QUICK.history_length}
+    exposure = fit_exposure(sequences, item_features_ND, users, everything_P, seed=0, **dates)
+    return Fitting(sequences, item_features_ND, users, exposure, QUICK, seed=0)
+
+
 @pytest.mark.parametrize("has_lists", [False, True])
 def test_training_replays_the_log_as_the_simulation_plays(has_lists: bool) -> None:
     """States after the log: once by ``replay``, once by showing the exported model the log, slate by slate."""
     log, _ = planted_log(has_lists)
     sequences = read_sequences(log, 5)
     features = torch.from_numpy(item_features(log).values)
-    fitting = _Fitting(sequences, features, torch.zeros(NUM_USERS, 0), QUICK, seed=0)
+    fitting = make_fitting(sequences, features)
+    # In a fit the lift of a row comes from a model of other users; here from the one that the simulation has.
+    user_Ud, item_Nd = fitting.exposure.user_Ud, fitting.exposure.item_Nd
+    lift_P = lift(user_Ud[sequences.user_P], item_Nd[sequences.item_P])
+    fitting.exposure = dataclasses.replace(fitting.exposure, lift_P=lift_P)
     everything_P = torch.ones(len(log.rows), dtype=torch.bool)
     network = fitting.network(everything_P)
     with torch.no_grad():
@@ -220,11 +236,11 @@ def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
     assert sequences.earlier_PQ is None
     assert sequences.begin_P[:8].tolist() == [0, 1, 2, 3, 3, 3, 6, 7]
     features = torch.from_numpy(item_features(dataset).values)
-    fitting = _Fitting(sequences, features, torch.zeros(NUM_USERS, 0), QUICK, 0)
+    fitting = make_fitting(sequences, features)
     network = fitting.network(torch.ones(len(rows), dtype=torch.bool))
     label_P = sequences.user_P == rows["user"][0]
     (batch,) = sequence_batches(sequences, label_P, NUM_USERS)
-    state_TS = network.states(sequences, batch, network.replay(sequences, label_P, 50)[0], 50)[0]
+    state_TS = network.states(sequences, batch, network.replay(sequences, label_P, 50)[0], 50)[0][0]
     assert torch.equal(state_TS[3], state_TS[4])
     assert torch.equal(state_TS[3], state_TS[5])
     assert not torch.equal(state_TS[5], state_TS[6])
@@ -233,13 +249,13 @@ def test_rows_of_one_millisecond_do_not_see_each_other() -> None:
 def test_users_start_a_simulation_as_they_come_to_their_next_row() -> None:
     dataset, _ = planted_log()
     features = torch.from_numpy(item_features(dataset).values)
-    fitting = _Fitting(read_sequences(dataset, QUICK.history_length), features, torch.zeros(NUM_USERS, 0), QUICK, 0)
+    fitting = make_fitting(read_sequences(dataset, QUICK.history_length), features)
     sequences, is_last_P = fitting.sequences, fitting.sequences.date_P == LAST_DAY
     network = fitting.network(~is_last_P)
     _, begin_BS = network.replay(sequences, ~is_last_P, 50)
     (batch,) = sequence_batches(sequences, is_last_P, NUM_USERS)
     first = batch.label_BT.int().argmax(1)
-    state_BTS = network.states(sequences, batch, network.replay(sequences, is_last_P, 50)[0], 50)
+    state_BTS, _ = network.states(sequences, batch, network.replay(sequences, is_last_P, 50)[0], 50)
     state_BS = state_BTS[torch.arange(NUM_USERS), first]
     torch.testing.assert_close(begin_BS[batch.user_B], state_BS, rtol=1e-5, atol=1e-5)
     assert (begin_BS[:, 0] == NUM_ROWS * 5 // 6).all()  # counts the rows of five days
@@ -253,7 +269,7 @@ def test_a_run_is_of_one_log_to_the_last_label() -> None:
         rows = dataset.rows.copy()
         rows.loc[rows.index[11], "like"] = label
         sequences = read_sequences(dataclasses.replace(dataset, rows=rows))
-        fitting = _Fitting(sequences, torch.zeros(NUM_ITEMS, 1), torch.zeros(NUM_USERS, 0), QUICK, 0)
+        fitting = make_fitting(sequences, torch.zeros(NUM_ITEMS, 1))
         labels_P = sequences.date_P < LAST_DAY
         identities += [fitting.identity(labels_P, None), fitting.identity(labels_P, ~labels_P)]
         labels_P[5] = False

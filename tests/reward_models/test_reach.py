@@ -18,8 +18,8 @@ from reward_models.recommender.list_evaluator import SlateEvaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig, ListModel, Sizes, request_inputs
 
 SECONDS = (10.0, 20.0, 40.0)
-"""Of the first three candidates; the users of ``request`` see half of all videos long."""
-LEAVE = DeclaredLeave(per_place=0.1, per_second=0.01, per_dull_place=0.2)
+"""Of the first three candidates."""
+LEAVE = DeclaredLeave(per_place=0.1, per_second=0.01, per_dull_place=0.2, dull_below=80.0)
 
 
 class TruePredictor:
@@ -64,15 +64,15 @@ def lists_of(request: Request, *positions: list[int]) -> Tensor:
     return request.candidates_BC[:, torch.tensor(positions)]
 
 
-def stay_after(seconds: float, long_view: float) -> float:
-    """Half of the users find the video dull, at 0.5."""
-    return math.exp(-0.1 - 0.01 * seconds) * (long_view + (1 - long_view) * math.exp(-0.2))
+def stay_after(seconds: float) -> float:
+    """By hand: dull is what is missing from 80 s."""
+    return math.exp(-0.1 - 0.01 * seconds - 0.2 * (1 - seconds / 80))
 
 
 def test_a_place_counts_by_the_chance_that_it_is_reached(request_of_two: Request) -> None:
     lists_BGK = lists_of(request_of_two, [0, 1, 2], [2, 1, 0], [0, 0, 2])
     value = trusting(request_of_two, LEAVE).score(request_of_two, lists_BGK)
-    short, middle, long, again = (stay_after(*pair) for pair in ((10, 0.5), (20, 0.5), (40, 0.5), (0, 0)))
+    short, middle, long, again = (stay_after(seconds) for seconds in (10, 20, 40, 0))
     by_hand = torch.tensor(
         [
             [10, short * 20, short * middle * 40],
@@ -91,8 +91,8 @@ def test_an_interrupted_place_is_dull_to_who_is_interrupted(request_of_two: Requ
     tag_N[request_of_two.candidates_BC[:, :2]] = 0
     evaluator = trusting(request_of_two, LEAVE, TagRepeatEffect(tag_N, strength=0.4))
     value = evaluator.score(request_of_two, lists_of(request_of_two, [0, 1, 2]))
-    stay = stay_after(10, 0.5) * stay_after(20 * 0.6, 0.5 * 0.6)
-    by_hand = torch.tensor([10, stay_after(10, 0.5) * 20 * 0.6, stay * 40])
+    stay = stay_after(10) * stay_after(20 * 0.6)
+    by_hand = torch.tensor([10, stay_after(10) * 20 * 0.6, stay * 40])
     torch.testing.assert_close(value.per_place_BGK, by_hand.expand(2, 1, -1))
 
 
@@ -126,7 +126,7 @@ def test_another_effect_leaves_leaving_as_it_was_and_both_are_saved(request_of_t
 def known_world(list_effect: float) -> World:
     """Short videos, a predictor that knows their users, and an evaluator that believes it."""
     world = short_video_world(num_users=50, num_items=300, list_effect=list_effect)
-    leave = DeclaredLeave(per_place=0.004, per_second=1 / 2400, per_dull_place=0.015)
+    leave = DeclaredLeave(per_place=0.004, per_second=1 / 2400, per_dull_place=0.015, dull_below=600.0)
     world = world.replace(predictor=TruePredictor(world.response), leave=leave)
     request = Simulator(world).start(1, seed=0).request
     return world.replace(evaluator=trusting(request, leave, members=(1.0,)))

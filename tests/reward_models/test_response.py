@@ -11,7 +11,8 @@ from torch import Tensor
 
 from recsim_env.data.schema import USUAL_SIGNALS
 from recsim_env.types import CONTEXT, ResponseModel
-from reward_models.users.response import ResponseConfig, ResponseCore, SequenceResponse
+from reward_models.users.response import SequenceResponse
+from reward_models.users.response_core import ResponseConfig, ResponseCore
 from reward_models.users.user_state import UserState, amounts
 from reward_models.users.watch_time import WatchTimeCells
 
@@ -29,7 +30,7 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    core = ResponseCore(config, USUAL_SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0)
+    core = ResponseCore(config, USUAL_SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0, has_lists)
     for parameter in core.parameters():
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
@@ -42,6 +43,8 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
         "tab_TH": noise(NUM_TABS, config.width),
         "hour_24H": noise(24, config.width),
         "duration_N": torch.exp(noise(NUM_ITEMS) + 3.5),
+        "exposure_Ud": 0.5 * noise(NUM_USERS, 5),
+        "exposure_Nd": noise(NUM_ITEMS, 5),
     }
     if has_lists:
         tables["item_kind_NY"] = (noise(NUM_ITEMS, NUM_KINDS) > 0).float()
@@ -188,7 +191,7 @@ def test_observing_a_slate_is_taking_its_surprises_one_by_one(family: str) -> No
 def test_no_slate_changes_what_is_expected_of_a_user(family: str) -> None:
     """Rule 10: under the model's own law traits move nowhere on average, whether slates are good or bad."""
     model = make_model(family)
-    repeats = 20_000
+    repeats = 80_000  # enough that the rarest signal comes now and then
     _, context_BX, items_BK, _ = make_inputs(2, 6)
     state_BS = model.start(torch.tensor([3, 8]).repeat_interleave(repeats))
     shown = (context_BX.repeat_interleave(repeats, 0), items_BK.repeat_interleave(repeats, 0))
@@ -290,11 +293,12 @@ def test_rescaling_changes_logits_and_nothing_else() -> None:
     core = make_model().core
     generator = torch.Generator().manual_seed(6)
     hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
-    tab = torch.arange(50) % NUM_TABS
+    tab, lift = torch.arange(50) % NUM_TABS, torch.linspace(-4.0, 4.0, 50)
+    core.level_2V.copy_(torch.randn(core.level_2V.shape, generator=generator))
     duration = torch.linspace(5.0, 300.0, 50)
 
     def logits() -> tuple[Tensor, Tensor, Tensor]:
-        answer = core.answer(hidden, core.user_layer(user), tab)
+        answer = core.answer(hidden, core.user_layer(user), tab, lift, chosen=(tab % 2).float())
         return answer.cells, answer.given, core.log_prior(duration)
 
     cells, given, log_prior = logits()
@@ -318,6 +322,7 @@ def test_signals_come_in_the_order_of_the_log() -> None:
     template = make_model()
     tables = {name: getattr(template, name) for name in ("item_NH", "item_event_NE", "user_UH", "duration_N")}
     tables |= {"state_US": torch.zeros(NUM_USERS, core.memory.state_width), "hour_24H": template.hour_24H}
+    tables |= {"exposure_Ud": template.exposure_Ud, "exposure_Nd": template.exposure_Nd}
     model = SequenceResponse(core, tables | {"tab_TH": template.tab_TH[:1]})
     user_B, context_BX, items_BK, _ = make_inputs(3)
     uniform = torch.full((3, 6, model.num_draws), 0.5)

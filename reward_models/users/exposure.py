@@ -1,0 +1,225 @@
+"""How likely the log's ranker was to show a video to a user: what it knew of the two, as far as its choices tell.
+
+A ranker knows things that the log lacks, and its choices give them away: a user who was shown cooking over and over
+likes cooking, whatever became of the few videos in the log. So users are also described by what they were *shown*
+before a request, and videos by whom they were shown to. Feedback plays no part, hence this model cannot have seen the
+labels that users are fitted to; what it says of a row comes from a model of other users, or the row itself would
+speak for it. In a simulation another ranker chooses, whose choices tell nothing: users keep the vector that the end of
+the log gave them.
+
+Fitted by sampled softmax, as the recommender's candidate source is; both parties need such a model and neither sees
+the other's.
+
+Legend: B users, T rows of a user, P rows of the log, R rows, N items, U users, D features, d vector width, Y negatives,
+V users of the table.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsim_env.types import NO_ITEM
+from reward_models.trainer import TrainConfig, train
+from reward_models.users.sequences import SequenceBatch, Sequences, sequence_batches
+
+BOUND = 4.0
+"""Lifts are kept within -BOUND..BOUND: videos that were hardly ever shown are not worlds apart."""
+
+# Chosen by how well the shown videos of later days are told from others.
+_PRIOR_ROWS = (5.0, 50.0)  # shown videos that the usual user counts for, one for each mean of what a user was shown
+_WIDTH = 16
+_NEGATIVES = 1024
+_BATCH_USERS = 24  # at most: a log of few users gets smaller batches, not fewer steps
+_MIN_BATCHES = 200
+_TRAIN = TrainConfig(max_epochs=5, learning_rate=3e-3, learning_rate_decay=0.7, weight_decay=1.0)
+_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What exposure says of the rows of a log, and the tables that say it in a simulation."""
+
+    lift_P: Tensor
+    """float32 in -BOUND..BOUND: log of how many times likelier than a uniform choice the ranker was to show this video
+    to this user. 0 at rows of users who were not learned from."""
+    user_Ud: Tensor
+    """float32 vectors of users at the end of the log."""
+    item_Nd: Tensor
+    """float32 vectors of items; a lift is a product of the two, see ``lift``."""
+
+
+def lift(user: Tensor, item: Tensor) -> Tensor:
+    """Lift (...) of users and items with vectors (..., d)."""
+    # A cumulative sum: its bytes do not depend on the batch.
+    return (user * item).cumsum(-1)[..., -1].clamp(-BOUND, BOUND)
+
+
+class _Towers(nn.Module):
+    """Vectors of items, and of users by the mean vector of what they were shown."""
+
+    item_features_ND: Tensor
+    user_features_UD: Tensor
+
+    def __init__(self, item_features_ND: Tensor, user_features_UD: Tensor, level_N: Tensor, seed: int) -> None:
+        super().__init__()
+        self.register_buffer("item_features_ND", item_features_ND, persistent=False)
+        self.register_buffer("user_features_UD", user_features_UD, persistent=False)
+        generator = torch.Generator().manual_seed(seed)
+
+        def weight(rows: int) -> nn.Parameter:
+            bound = max(rows, 1) ** -0.5
+            return nn.Parameter(torch.empty(rows, _WIDTH).uniform_(-bound, bound, generator=generator))
+
+        self.item_content = weight(item_features_ND.shape[1])
+        self.item_own = nn.Parameter(0.1 * torch.randn(len(item_features_ND), _WIDTH, generator=generator))
+        self.item_level = nn.Parameter(level_N.clone())
+        self.user_content = weight(user_features_UD.shape[1])
+        self.user_bias = nn.Parameter(torch.zeros(_WIDTH))
+        self.shown = weight(len(_PRIOR_ROWS) * _WIDTH)
+
+    def items(self) -> Tensor:
+        """Vectors (N, d)."""
+        return self.item_features_ND @ self.item_content + self.item_own
+
+    def users(self, user_B: Tensor, sum_BTd: Tensor, count_BT: Tensor) -> Tensor:
+        """Vectors (B, T, d) of users who were shown this many videos with this sum of vectors."""
+        means = [sum_BTd / (count_BT.unsqueeze(-1) + rows) for rows in _PRIOR_ROWS]
+        content_Bd = self.user_features_UD[user_B] @ self.user_content + self.user_bias
+        return content_Bd.unsqueeze(1) + torch.cat(means, -1) @ self.shown
+
+    def before_rows(self, sequences: Sequences, batch: SequenceBatch, items_Nd: Tensor, keep: int) -> Tensor:
+        """Vectors (B, T + 1, d) of users before the request of each of their rows, and after the last."""
+        row_BT = batch.row_BT
+        past_BH, _, _ = sequences.past.window(batch.user_B, keep)
+        item_BV = torch.cat([past_BH.clamp(min=0), sequences.item_P[row_BT]], 1)
+        shown_BV = torch.cat([past_BH != NO_ITEM, batch.valid_BT & ~sequences.uniform_P[row_BT]], 1)
+        sum_BVd = (items_Nd[item_BV] * shown_BV.unsqueeze(-1)).cumsum(1)
+        sum_BVd = torch.cat([torch.zeros_like(sum_BVd[:, :1]), sum_BVd], 1)
+        count_BV = torch.cat([torch.zeros_like(shown_BV[:, :1]), shown_BV], 1).cumsum(1)
+        begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
+        last_B1 = torch.full_like(begin_BT[:, :1], row_BT.shape[1])
+        before_BT = torch.cat([begin_BT, last_B1], 1) + past_BH.shape[1]
+        return self.users(
+            batch.user_B,
+            sum_BVd.gather(1, before_BT.unsqueeze(-1).expand(-1, -1, _WIDTH)),
+            count_BV.gather(1, before_BT),
+        )
+
+
+def fit_exposure(
+    sequences: Sequences,
+    item_features_ND: Tensor,
+    user_features_UD: Tensor,
+    label_P: Tensor,
+    *,
+    last_date: int,
+    keep: int,
+    seed: int,
+) -> Exposure:
+    """Learns what the log's ranker showed to whom.
+
+    Args:
+        sequences: the log.
+        item_features_ND: float32 (N, D).
+        user_features_UD: float32 (U, D); D may be 0.
+        label_P: bool, rows to learn from; those of uniform exposure teach nothing.
+        last_date: YYYYMMDD, up to which all users' rows count for their vectors.
+        keep: past impressions from before the log that count, too.
+        seed: of weights, folds and negatives.
+    """
+    num_users, shown_P = len(user_features_UD), label_P & ~sequences.uniform_P
+    if not shown_P.any():
+        tables = (torch.zeros(num_users, 1), torch.zeros(len(item_features_ND), 1))
+        return Exposure(torch.zeros(len(label_P)), *tables)
+    generator = torch.Generator().manual_seed(seed)
+    fold_P = (torch.randperm(num_users, generator=generator) % _FOLDS)[sequences.user_P]
+    features = (item_features_ND, user_features_UD)
+    lift_P = torch.zeros(len(label_P))
+    for fold in range(_FOLDS):
+        others_P, own_P = shown_P & (fold_P != fold), label_P & (fold_P == fold)
+        if not others_P.any() or not own_P.any():  # among a handful of users
+            continue
+        towers = _train(sequences, *features, others_P, keep, seed, f"exposure {fold + 1}/{_FOLDS + 1}")
+        lift_P += _lifts(towers, sequences, own_P, keep)
+    towers = _train(sequences, *features, shown_P, keep, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
+    return Exposure(lift_P, *_tables(towers, sequences, sequences.date_P <= last_date, keep))
+
+
+def _train(
+    sequences: Sequences,
+    item_features_ND: Tensor,
+    user_features_UD: Tensor,
+    shown_P: Tensor,
+    keep: int,
+    seed: int,
+    label: str,
+) -> _Towers:
+    """A few seconds, at most a minute: a fit that was killed begins this part again."""
+    counts_N = torch.bincount(sequences.item_P[shown_P], minlength=len(item_features_ND)).float() + 1.0
+    # Drawn a little more evenly than they were shown, so that rare items' terms vary less; the chance is divided out.
+    chance_N = counts_N.pow(0.75)
+    log_weight_N = -(chance_N / chance_N.sum() * _NEGATIVES).log()
+    towers = _Towers(item_features_ND, user_features_UD, (counts_N / counts_N.mean()).log(), seed)
+    size = min(_BATCH_USERS, max(1, len(torch.unique(sequences.user_P[shown_P])) // _MIN_BATCHES))
+
+    def batches(generator: torch.Generator) -> Iterator[tuple[SequenceBatch, Tensor]]:
+        for batch in sequence_batches(sequences, shown_P, size, generator):
+            yield batch, torch.multinomial(chance_N, _NEGATIVES, replacement=True, generator=generator)
+
+    def loss(example: tuple[SequenceBatch, Tensor], _: torch.Generator | None) -> Tensor:
+        batch, negative_Y = example
+        items_Nd = towers.items()
+        vector_Rd = towers.before_rows(sequences, batch, items_Nd, keep)[:, :-1][batch.label_BT]
+        item_R = sequences.item_P[batch.row_BT[batch.label_BT]]
+        positive_R = (vector_Rd * items_Nd[item_R]).sum(-1) + towers.item_level[item_R]
+        level_Y = towers.item_level[negative_Y] + log_weight_N[negative_Y]
+        negative_RY = vector_Rd @ items_Nd[negative_Y].T + level_Y
+        # A video that was drawn as its own negative would be pushed both ways.
+        negative_RY = negative_RY.masked_fill(item_R.unsqueeze(1) == negative_Y, -torch.inf)
+        return (torch.logaddexp(positive_R, negative_RY.logsumexp(-1)) - positive_R).mean()
+
+    train(towers, batches=batches, loss=loss, validate=None, config=_TRAIN, seed=seed, run_dir=None, label=label)
+    return towers
+
+
+@torch.no_grad()
+def _lifts(towers: _Towers, sequences: Sequences, label_P: Tensor, keep: int) -> Tensor:
+    """Lifts (P,) of rows, 0 elsewhere."""
+    lift_P, items_Nd, table_Nd = torch.zeros(len(label_P)), towers.items(), _item_table(towers)
+    for batch in sequence_batches(sequences, label_P, 4 * _BATCH_USERS):
+        vector_Rd = towers.before_rows(sequences, batch, items_Nd, keep)[:, :-1][batch.label_BT]
+        row_R = batch.row_BT[batch.label_BT]
+        lift_P[row_R] = lift(_relative(vector_Rd, table_Nd), table_Nd[sequences.item_P[row_R]])
+    return lift_P
+
+
+@torch.no_grad()
+def _tables(towers: _Towers, sequences: Sequences, before_P: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Vectors of all users after these rows, and of all items."""
+    items_Nd, table_Nd = towers.items(), _item_table(towers)
+    user_Ud = torch.zeros(len(towers.user_features_UD), table_Nd.shape[1])
+    for user_V in torch.split(torch.arange(len(user_Ud)), 4096):
+        past_VH, _, _ = sequences.past.window(user_V, keep)
+        there_VH = past_VH != NO_ITEM
+        sum_V1d = (items_Nd[past_VH.clamp(min=0)] * there_VH.unsqueeze(-1)).sum(1, keepdim=True)
+        user_Ud[user_V] = _relative(towers.users(user_V, sum_V1d, there_VH.sum(1, keepdim=True))[:, 0], table_Nd)
+    for batch in sequence_batches(sequences, before_P, 4 * _BATCH_USERS):
+        user_Ud[batch.user_B] = _relative(towers.before_rows(sequences, batch, items_Nd, keep)[:, -1], table_Nd)
+    return user_Ud, table_Nd
+
+
+def _item_table(towers: _Towers) -> Tensor:
+    """Item vectors (N, d + 2): then the level, and a 1 for the user's own constant."""
+    level_N1 = towers.item_level.unsqueeze(1)
+    return torch.cat([towers.items(), level_N1, torch.ones_like(level_N1)], 1)
+
+
+def _relative(vector_Rd: Tensor, table_Nd: Tensor) -> Tensor:
+    """User vectors (R, d + 2) whose product with an item's is a lift: the log of chance times number of items."""
+    vector_Rd = torch.cat([vector_Rd, torch.ones_like(vector_Rd[:, :1])], 1)
+    parts = [(part_Rd @ table_Nd[:, :-1].T).logsumexp(1) for part_Rd in torch.split(vector_Rd, 1024)]
+    constant_R = math.log(len(table_Nd)) - torch.cat(parts)
+    return torch.cat([vector_Rd, constant_R.unsqueeze(1)], 1)

@@ -1,0 +1,210 @@
+"""What users do with slates that the log's ranker would not have shown, and what its choices say of users."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from recsim_env.data.schema import LoggedDataset
+from recsim_env.types import CONTEXT
+from reward_models.build import BuildConfig, obstacles
+from reward_models.declared import PUBLISHED_SHARES, declare_drop, uniform_rates
+from reward_models.trainer import TrainConfig
+from reward_models.users.exposure import Exposure, fit_exposure, lift
+from reward_models.users.fit import fit_response
+from reward_models.users.fitting import ResponseFitConfig
+from reward_models.users.response import SequenceResponse
+from reward_models.users.response_core import ResponseConfig
+from reward_models.users.satiation import DECAYS, Satiation
+from reward_models.users.sequences import read_sequences
+from tests.helpers.learned import small_log, small_truth
+
+NUM_USERS, NUM_ITEMS, NUM_ROWS = 240, 24, 36
+FIRST_DAY, LAST_DAY = 20220401, 20220406
+SIGNALS = ("watch_time", "click")
+QUICK = ResponseFitConfig(
+    response=ResponseConfig(width=24, event_width=8, item_width=4),
+    train=TrainConfig(max_epochs=8, learning_rate=1e-2, learning_rate_decay=0.8, weight_decay=0.01),
+    batch_users=6,
+    calibration_folds=2,
+)
+
+
+def planted_log(item: np.ndarray, chance: np.ndarray, **columns: np.ndarray) -> LoggedDataset:
+    """36 rows a user, a minute apart, of these videos and chances of a click; even and odd videos have a tag each."""
+    generator = np.random.default_rng(7)
+    click = generator.random(len(item)) < chance
+    user, number = np.repeat(np.arange(NUM_USERS), NUM_ROWS), np.tile(np.arange(NUM_ROWS), NUM_USERS)
+    day = number * (LAST_DAY - FIRST_DAY + 1) // NUM_ROWS
+    rows = pd.DataFrame(
+        {
+            "user": user.astype(np.int32),
+            "item": item.astype(np.int32),
+            "time_ms": pd.Timestamp(2022, 4, 1).value // 10**6 + day * 86_400_000 + number * 60_000,
+            "date": (FIRST_DAY + day).astype(np.int32),
+            "watch_time": np.where(click, 20.0, 2.0).astype(np.float32),
+            "duration": np.float32(60.0),
+            "click": click.astype(np.int8),
+            "tab": np.int8(1),
+            **columns,
+        }
+    )
+    users = pd.DataFrame({"user_id": np.arange(NUM_USERS)})
+    tags = [[number % 2] for number in range(NUM_ITEMS)]
+    items = pd.DataFrame({"item_id": np.arange(NUM_ITEMS), "duration": np.float32(60.0), "tags": tags})
+    return LoggedDataset("planted", rows, users, items, SIGNALS)
+
+
+def any_items(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(NUM_ITEMS, size=NUM_USERS * NUM_ROWS)
+
+
+def exposure_of(log: LoggedDataset) -> Exposure:
+    """Fitted to all rows; neither users nor videos have features."""
+    everything_P = torch.ones(len(log.rows), dtype=torch.bool)
+    features = (torch.zeros(NUM_ITEMS, 1), torch.zeros(NUM_USERS, 0))
+    return fit_exposure(read_sequences(log), *features, everything_P, last_date=LAST_DAY, keep=50, seed=0)
+
+
+def contexts(num_users: int) -> Tensor:
+    """Of the rows of the log: one tab, at midnight."""
+    context_BX = torch.zeros(num_users, len(CONTEXT))
+    context_BX[:, CONTEXT.index("tab")] = 1.0
+    return context_BX
+
+
+def clicks(model: SequenceResponse, user_B: Tensor, items_BK: Tensor) -> Tensor:
+    return model.expected(model.start(user_B), contexts(len(user_B)), items_BK)[..., 1]
+
+
+def test_what_a_user_was_shown_tells_what_the_ranker_thinks_of_them() -> None:
+    """Nine in ten videos are of the user's own half of the catalogue: 1.8 and 0.2 times a uniform choice."""
+    generator = np.random.default_rng(1)
+    half_P = np.repeat(np.arange(NUM_USERS) % 2, NUM_ROWS)
+    own_P = generator.random(len(half_P)) < 0.9
+    item_P = 2 * (any_items() // 2) + np.where(own_P, half_P, 1 - half_P)
+    log = planted_log(item_P, np.full(len(item_P), 0.5))
+    found = exposure_of(log)
+    lift_UN = lift(found.user_Ud.unsqueeze(1), found.item_Nd)
+    is_own_UN = torch.arange(NUM_USERS).unsqueeze(1) % 2 == torch.arange(NUM_ITEMS) % 2
+    assert float(lift_UN[is_own_UN].mean()) == pytest.approx(np.log(1.8), abs=0.15)
+    assert float(lift_UN[~is_own_UN].mean()) == pytest.approx(np.log(0.2), abs=0.5)
+    # Feedback plays no part.
+    flipped = log.rows.assign(click=1 - log.rows["click"], watch_time=22.0 - log.rows["watch_time"])
+    again = exposure_of(dataclasses.replace(log, rows=flipped))
+    assert torch.equal(again.lift_P, found.lift_P)
+
+
+def test_a_row_does_not_speak_for_itself() -> None:
+    """Where everybody is shown anything, that a video was shown says nothing of it."""
+    log = planted_log(any_items(), np.full(NUM_USERS * NUM_ROWS, 0.5))
+    assert float(exposure_of(log).lift_P.mean()) == pytest.approx(0.0, abs=0.02)
+
+
+def test_videos_that_nobody_chose_have_their_own_level() -> None:
+    """Of the ranker's videos 60 % are clicked, of uniform ones 20 %; nothing else differs."""
+    is_random = np.random.default_rng(2).random(NUM_USERS * NUM_ROWS) < 0.1
+    log = planted_log(any_items(), np.where(is_random, 0.2, 0.6), is_random=is_random)
+    model = fit_response(log, train_until=LAST_DAY, config=QUICK)
+    user_B, items_BK = torch.arange(NUM_USERS), torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
+    logged = {value: log.rows["click"][is_random == value].mean() for value in (True, False)}
+    assert float(clicks(model, user_B, items_BK).mean()) == pytest.approx(logged[True], rel=0.1)
+    assert float(clicks(model.as_logged(), user_B, items_BK).mean()) == pytest.approx(logged[False], rel=0.05)
+
+
+def test_a_declared_drop_is_reached_by_uniform_slates_and_spares_the_rankers() -> None:
+    half_P = np.repeat(np.arange(NUM_USERS) % 2, NUM_ROWS)
+    own_P = np.random.default_rng(3).random(len(half_P)) < 0.9
+    item_P = 2 * (any_items() // 2) + np.where(own_P, half_P, 1 - half_P)
+    log = planted_log(item_P, np.full(len(item_P), 0.5))
+    model = fit_response(log, train_until=LAST_DAY, config=QUICK)
+    user_B, items_BK = torch.arange(NUM_USERS), torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
+    before_BK = clicks(model, user_B, items_BK)
+    declare_drop(model, read_sequences(log), torch.ones(len(item_P), dtype=torch.bool), {"click": 0.35})
+    after_BK = clicks(model, user_B, items_BK)
+    assert float(after_BK.mean()) == pytest.approx(0.35, rel=0.05)
+    torch.testing.assert_close(clicks(model.as_logged(), user_B, items_BK), before_BK)
+    is_own_BK = user_B.unsqueeze(1) % 2 == items_BK % 2
+    torch.testing.assert_close(after_BK[is_own_BK].mean(), before_BK[is_own_BK].mean(), rtol=0.05, atol=0.0)
+
+
+def test_uniform_rates_are_shares_of_the_rankers_own() -> None:
+    item_P = any_items()
+    log = planted_log(item_P, np.full(len(item_P), 0.5))
+    users, rate = np.arange(NUM_USERS), log.rows["click"].mean()
+    full = uniform_rates(log, users, LAST_DAY, None)
+    assert full == {"click": pytest.approx(rate * PUBLISHED_SHARES["click"])}
+    half = uniform_rates(log, users, LAST_DAY, 0.5)["click"]
+    assert half == pytest.approx((rate + full["click"]) / 2)
+    assert uniform_rates(log, users, LAST_DAY, 0.0) == {}
+
+
+def test_a_drop_is_refused_where_it_has_no_effect_or_no_meaning() -> None:
+    with pytest.raises(ValueError, match="uniform_drop is a share, from 0"):
+        BuildConfig(uniform_drop=1.5)
+    log = small_log(small_truth())
+    some = np.arange(len(log.rows)) < 10
+    log = dataclasses.replace(log, rows=log.rows.assign(is_random=some))
+    (problem,) = obstacles(log, BuildConfig(uniform_drop=0.5, test_days=2))
+    assert "log has such rows" in problem
+    assert obstacles(log, BuildConfig(test_days=2)) == []
+
+
+def test_sums_of_a_session_are_the_same_row_by_row_and_at_once() -> None:
+    """A twin by loops: what was shown earlier in the session, each later video taking its share."""
+    satiation, generator = Satiation(3, 5), torch.Generator().manual_seed(0)
+    event_BTE = torch.randn(2, 9, 3, generator=generator)
+    valid_BT = torch.ones(2, 9, dtype=torch.bool)
+    valid_BT[1, 7:] = False
+    begin_T = torch.tensor([0, 1, 1, 3, 3, 5, 6, 7, 8])  # rows 1 and 2 are one request, and so are 3 and 4
+    session_T = torch.tensor([0, 0, 0, 0, 0, 5, 5, 5, 5])
+    at_once_BTW = satiation.scan(event_BTE, valid_BT, begin_T.expand(2, -1), session_T.expand(2, -1))
+    for user in range(2):
+        for row in range(7):
+            by_hand_GX = torch.zeros(len(DECAYS), 4)
+            for earlier in range(int(session_T[row]), int(begin_T[row])):
+                shown = 0.1 * torch.cat([event_BTE[user, earlier], torch.ones(1)])
+                by_hand_GX = torch.tensor(DECAYS).unsqueeze(1) * by_hand_GX + shown
+            torch.testing.assert_close(at_once_BTW[user, row], by_hand_GX.flatten())
+    # Slate by slate, with a place that nobody saw.
+    state_BW = torch.zeros(2, satiation.state_width)
+    seen_BK = torch.tensor([[True, True, True, False], [True, True, True, False]])
+    state_BW = satiation.update(state_BW, event_BTE[:, :4], seen_BK)
+    state_BW = satiation.update(state_BW, event_BTE[:, 3:5], seen_BK[:, :2])
+    torch.testing.assert_close(state_BW, _after(satiation, event_BTE[:, :5]))
+
+
+def _after(satiation: Satiation, event_BTE: Tensor) -> Tensor:
+    """State after these videos, one at a time."""
+    state_BW = torch.zeros(len(event_BTE), satiation.state_width)
+    for event_BE in event_BTE.unbind(1):
+        state_BW = satiation.update(state_BW, event_BE.unsqueeze(1), torch.ones(len(event_BTE), 1))
+    return state_BW
+
+
+def test_more_of_the_same_is_liked_less_where_the_log_has_sessions() -> None:
+    """Planted: a video of a session takes a quarter of the next one's chance with its tag, of later ones less."""
+    item_P = any_items(5)
+    number_P = np.tile(np.arange(NUM_ROWS), NUM_USERS)
+    same_P = np.zeros(len(item_P))
+    for back in range(1, 12):
+        is_same_P = (item_P[back:] % 2 == item_P[:-back] % 2) & (number_P[back:] % 12 >= back)
+        same_P[back:] += 0.9 ** (back - 1) * is_same_P
+    log = planted_log(item_P, 0.7 * 0.75**same_P, session=np.arange(len(item_P)) // 12)
+    model = fit_response(log, train_until=LAST_DAY, config=QUICK)
+    user_B = torch.arange(NUM_USERS)
+    context_BX, state_BS = contexts(NUM_USERS), model.start(user_B)
+    slate_BK = 2 * torch.arange(5).expand(NUM_USERS, -1)
+    signals_BKF = model.expected(state_BS, context_BX, slate_BK)
+    after_BS = model.observe(state_BS, context_BX, slate_BK, signals_BKF, torch.ones_like(slate_BK) > 0)
+    probe_B2 = torch.tensor([[20, 21]]).expand(NUM_USERS, -1)
+    fresh_2, tired_2 = (model.expected(state, context_BX, probe_B2)[..., 1].mean(0) for state in (state_BS, after_BS))
+    # In truth five videos leave 0.31 of the chance; a fit of seconds finds most of it, and none for the other tag.
+    own, other = (tired_2 / fresh_2).tolist()
+    assert 0.25 < own < 0.6
+    assert other == pytest.approx(1.0, abs=0.12)
+    # A log without sessions teaches nothing of the kind.
+    assert read_sequences(planted_log(item_P, np.full(len(item_P), 0.5))).session_P is None
