@@ -27,9 +27,9 @@ FIRST_DAY, LAST_DAY = 20220401, 20220406
 SIGNALS = ("watch_time", "click")
 QUICK = ResponseFitConfig(
     response=ResponseConfig(width=24, event_width=8, item_width=4),
-    train=TrainConfig(max_epochs=8, learning_rate=1e-2, learning_rate_decay=0.8, weight_decay=0.01),
+    train=TrainConfig(max_epochs=7, learning_rate=1e-2, learning_rate_decay=0.8, weight_decay=0.01),
     batch_users=6,
-    calibration_folds=2,
+    calibration_folds=0,
 )
 
 
