@@ -104,7 +104,7 @@ class BuildConfig:
     """Declared chance that a repeated tag is skipped, for logs without slates; 0 declares none."""
     uniform_drop: float | None = None
     """Declared, for logs without rows of uniform exposure: share of the published drop of uniform slates, 0 for none,
-    1 for all of it, which is usual; see ``reward_models.users.selection``. A log with such rows teaches the drop."""
+    1 for all of it, which is usual; see ``reward_models.declared``. A log with such rows teaches the drop."""
     session_cut: SessionCut = USUAL_CUT
     """Declared: how long a pause ends a session, and with it how long sessions are (``SESSION_REQUESTS``); those of
     "2h" reach the environment's usual end of 50 requests one time in six."""
