@@ -16,7 +16,7 @@ V users of the table.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ _WIDTH = 16
 _NEGATIVES = 1024
 _BATCH_USERS = 24  # at most: a log of few users gets smaller batches, not fewer steps
 _MIN_BATCHES = 200
-_TRAIN = TrainConfig(max_epochs=5, learning_rate=3e-3, learning_rate_decay=0.7, weight_decay=1.0)
+_TRAIN = TrainConfig(learning_rate=3e-3, learning_rate_decay=0.7, weight_decay=1.0)
 _FOLDS = 4
 
 
@@ -117,6 +117,7 @@ def fit_exposure(
     *,
     last_date: int,
     keep: int,
+    epochs: int,
     seed: int,
 ) -> Exposure:
     """Learns what the log's ranker showed to whom.
@@ -128,6 +129,7 @@ def fit_exposure(
         label_P: bool, rows to learn from; those of uniform exposure teach nothing.
         last_date: YYYYMMDD, up to which all users' rows count for their vectors.
         keep: past impressions from before the log that count, too.
+        epochs: passes over the rows.
         seed: of weights, folds and negatives.
     """
     num_users, shown_P = len(user_features_UD), label_P & ~sequences.uniform_P
@@ -142,9 +144,9 @@ def fit_exposure(
         others_P, own_P = shown_P & (fold_P != fold), label_P & (fold_P == fold)
         if not others_P.any() or not own_P.any():  # among a handful of users
             continue
-        towers = _train(sequences, *features, others_P, keep, seed, f"exposure {fold + 1}/{_FOLDS + 1}")
+        towers = _train(sequences, *features, others_P, keep, epochs, seed, f"exposure {fold + 1}/{_FOLDS + 1}")
         lift_P += _lifts(towers, sequences, own_P, keep)
-    towers = _train(sequences, *features, shown_P, keep, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
+    towers = _train(sequences, *features, shown_P, keep, epochs, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
     return Exposure(lift_P, *_tables(towers, sequences, sequences.date_P <= last_date, keep))
 
 
@@ -154,6 +156,7 @@ def _train(
     user_features_UD: Tensor,
     shown_P: Tensor,
     keep: int,
+    epochs: int,
     seed: int,
     label: str,
 ) -> _Towers:
@@ -181,7 +184,8 @@ def _train(
         negative_RY = negative_RY.masked_fill(item_R.unsqueeze(1) == negative_Y, -torch.inf)
         return (torch.logaddexp(positive_R, negative_RY.logsumexp(-1)) - positive_R).mean()
 
-    train(towers, batches=batches, loss=loss, validate=None, config=_TRAIN, seed=seed, run_dir=None, label=label)
+    config = replace(_TRAIN, max_epochs=epochs)
+    train(towers, batches=batches, loss=loss, validate=None, config=config, seed=seed, run_dir=None, label=label)
     return towers
 
 

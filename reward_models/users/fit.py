@@ -108,7 +108,14 @@ def fit_sequences(
             "days and users with rows"
         )
     exposure = fit_exposure(
-        sequences, item_features_ND, user_features_UD, all_P, last_date=last_date, keep=config.history_length, seed=seed
+        sequences,
+        item_features_ND,
+        user_features_UD,
+        all_P,
+        last_date=last_date,
+        keep=config.history_length,
+        epochs=config.exposure_epochs,
+        seed=seed,
     )
     fitting = Fitting(sequences, item_features_ND, user_features_UD, exposure, config, seed)
     epochs, list_epochs = config.train.max_epochs, config.list_train.max_epochs

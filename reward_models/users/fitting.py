@@ -59,14 +59,16 @@ class ResponseFitConfig:
     """Past impressions of a user that lead to the first state."""
     read_off_weight: float = 1.0
     """Weight of the loss on signals that are read off the watch time; the cells' own loss counts 1."""
+    exposure_epochs: int = 5
+    """Passes over the log that learn what its ranker showed to whom."""
     calibration_folds: int = 4
     """Folds of users for calibration; 0 leaves the model as it was fitted."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_users, self.min_batches, self.history_length) < 1:
+        if min(self.batch_users, self.min_batches, self.history_length, self.exposure_epochs) < 1:
             raise ValueError(
-                "need batch_users, min_batches and history_length of at least 1, got "
-                f"{self.batch_users}, {self.min_batches} and {self.history_length}"
+                "need batch_users, min_batches, history_length and exposure_epochs of at least 1, got "
+                f"{self.batch_users}, {self.min_batches}, {self.history_length} and {self.exposure_epochs}"
             )
         if self.calibration_folds == 1 or self.calibration_folds < 0:
             raise ValueError(f"calibration_folds must be 0 (none) or at least 2, got {self.calibration_folds}")

@@ -142,7 +142,7 @@ def test_poor_slates_do_not_turn_a_user_into_another(fitted: SequenceResponse, s
 def make_fitting(sequences: Sequences, item_features_ND: Tensor) -> Fitting:
     """A fit of the planted log, from exposure on."""
     users, everything_P = torch.zeros(NUM_USERS, 0), torch.ones(len(sequences.item_P), dtype=torch.bool)
-    dates = {"last_date": LAST_DAY, "keep": QUICK.history_length}
+    dates = {"last_date": LAST_DAY, "keep": QUICK.history_length, "epochs": 1}
     exposure = fit_exposure(sequences, item_features_ND, users, everything_P, seed=0, **dates)
     return Fitting(sequences, item_features_ND, users, exposure, QUICK, seed=0)
 

@@ -66,7 +66,7 @@ def exposure_of(log: LoggedDataset) -> Exposure:
     """Fitted to all rows; neither users nor videos have features."""
     everything_P = torch.ones(len(log.rows), dtype=torch.bool)
     features = (torch.zeros(NUM_ITEMS, 1), torch.zeros(NUM_USERS, 0))
-    return fit_exposure(read_sequences(log), *features, everything_P, last_date=LAST_DAY, keep=50, seed=0)
+    return fit_exposure(read_sequences(log), *features, everything_P, last_date=LAST_DAY, keep=50, epochs=5, seed=0)
 
 
 def contexts(num_users: int) -> Tensor:
