@@ -47,7 +47,14 @@ from recsim_env.recommender import FILES as RECOMMENDER_FILES
 from recsim_env.recommender import Recommender
 from recsim_env.types import WATCH_TIME
 from recsim_env.world import Catalogue, Users, World
-from reward_models.declared import declare_drop, declared_leave, main_tags, uniform_rates
+from reward_models.declared import (
+    PUBLISHED_SHARES,
+    can_declare_drop,
+    declare_drop,
+    declared_leave,
+    main_tags,
+    uniform_rates,
+)
 from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, probe_drift, retriever_order, rollout_drift
 from reward_models.recommender.encoding import HistoryConfig, encode_requests
 from reward_models.recommender.list_evaluator import fit_list_evaluator
@@ -201,8 +208,11 @@ def obstacles(dataset: LoggedDataset, config: BuildConfig | None = None) -> list
     except ValueError as error:
         return [str(error)]
     user_R, date_R = dataset.rows["user"].to_numpy(), dataset.rows["date"].to_numpy()
-    if config.uniform_drop is not None and "is_random" in dataset.rows and dataset.rows["is_random"].any():
-        return ["uniform_drop declares what rows of uniform exposure teach, and the log has such rows: leave it out"]
+    if config.uniform_drop is not None and not can_declare_drop(dataset):
+        return [
+            "uniform_drop declares what rows of uniform exposure teach: this log has such rows, or none of the signals "
+            f"{', '.join(PUBLISHED_SHARES)} that a drop was published for; leave it out"
+        ]
     is_test_R, is_stopping_R = np.isin(date_R, days.test), np.isin(date_R, days.stopping)
     needs = {name: {"on the test days": is_test_R} for name in users if name != "choosing"}
     for name, rows in needs.items():
@@ -427,25 +437,3 @@ class _Builder:
         if num_items >= _USUAL_CANDIDATES:
             return {}
         return {"num_candidates": num_items, "slate_size": min(DRIFT_SLATE, num_items)}
-
-
-def with_recommender(truth: World, learned: World, name: str = "truth") -> World:
-    """A known world as the learned world's recommender sees it: same users, models, features and histories."""
-    return truth.replace(
-        name=name,
-        catalogue=learned.catalogue,
-        users=learned.users,
-        population_P=learned.population_P,
-        recommender=learned.recommender,
-    )
-
-
-def without_list_effect(world: World) -> World:
-    """A learned world as it would have been built with no declared list effect: same users, same models."""
-    plain = world.replace(
-        list_effect=None,
-        evaluator=world.evaluator.with_list_effect(None),  # type: ignore[union-attr]
-        declared={name: value for name, value in world.declared.items() if name != "list_effect"},
-    )
-    found = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
-    return plain.replace(fidelity=world.fidelity | found)

@@ -1,7 +1,6 @@
 """What a log cannot say and a build declares for it: how sessions end, main tags, what uniform slates get.
 
-Everything here stands in ``world.json`` under "declared", and is equal in all worlds of a build but for what is
-counted on a world's own rows.
+All of it stands in ``world.json`` and is equal in all worlds of a build.
 
 Legend: P logged rows, or pairs of user and video; N items, M cells, D signals, V = M + A logits.
 """
@@ -54,11 +53,18 @@ def uniform_rates(
         amount: share of the published drop, 0..1; ``None`` for all of it.
     """
     amount = 1.0 if amount is None else amount
-    rows = dataset.rows[dataset.rows["user"].isin(users) & (dataset.rows["date"] <= until)]
-    if amount == 0.0 or ("is_random" in dataset.rows and dataset.rows["is_random"].any()):
+    if amount == 0.0 or not can_declare_drop(dataset):
         return {}
-    shares = {name: share for name, share in PUBLISHED_SHARES.items() if name in dataset.signals}
-    return {name: float(rows[name].mean()) * (1.0 + amount * (share - 1.0)) for name, share in shares.items()}
+    rows = dataset.rows[dataset.rows["user"].isin(users) & (dataset.rows["date"] <= until)]
+    means = {name: float(rows[name].mean()) for name in PUBLISHED_SHARES if name in dataset.signals}
+    # What nobody ever did cannot become rarer.
+    return {name: mean * (1.0 + amount * (PUBLISHED_SHARES[name] - 1.0)) for name, mean in means.items() if mean > 0}
+
+
+def can_declare_drop(dataset: LoggedDataset) -> bool:
+    """Whether the log leaves open what uniform slates get, and has a signal that a drop was published for."""
+    is_open = "is_random" not in dataset.rows or not dataset.rows["is_random"].any()
+    return is_open and any(name in dataset.signals for name in PUBLISHED_SHARES)
 
 
 @torch.no_grad()
@@ -71,8 +77,8 @@ def declare_drop(
     shown. Rows of uniform exposure tell the difference (``calibrate.set_levels``); a log without them needs a figure
     from elsewhere: the rates of uniform slates as shares of the log's own. The drop grows with what a pair of user
     and video is short of the ranker's usual ``lift``, and pairs above have none: where a log has uniform rows, that is
-    about how it goes. Among all changes of the watch-time law with these rates
-    it is the one that changes least (an exponential tilt); signals drawn given the watch time follow it.
+    about how it goes. Among all changes of the watch-time law with these rates it is the one that changes least (an
+    exponential tilt); signals drawn given the watch time follow it.
 
     Args:
         response: fitted to a log without rows of uniform exposure.
@@ -82,15 +88,13 @@ def declare_drop(
         seed: of the pairs that stand for uniform slates.
     """
     core = response.core
-    names = [name for name in rates if name in core.read_off]
-    if not names:
+    if not rates:
         return
     row_P = label_P.nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(seed)
     row_P = row_P[torch.randint(len(row_P), (_PAIRS,), generator=generator)]
     user_P, item_P = sequences.user_P[row_P], torch.randint(len(response.duration_N), (_PAIRS,), generator=generator)
-    column_D = [core.signals.index(name) for name in names]
-    rate_D = torch.tensor([rates[name] for name in names])
+    column_D, rate_D = [core.signals.index(name) for name in rates], torch.tensor(list(rates.values()))
     # Full on average over uniform pairs, none where the ranker was as likely to choose so as it usually is.
     short_P = torch.relu(core.ranker_lift - lift(response.exposure_Ud[user_P], response.exposure_Nd[item_P]))
     row_2 = torch.tensor([0.0, 1.0 / float(short_P.mean())] if short_P.mean() > _LEAST_SHORT else [1.0, 0.0])

@@ -18,11 +18,10 @@ from reward_models.build import (
     days_of,
     obstacles,
     users_of,
-    with_recommender,
-    without_list_effect,
 )
 from reward_models.declared import declared_leave
 from reward_models.recommender.operator_requests import operator_requests
+from reward_models.variants import with_recommender, without_list_effect
 from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth
 
 

@@ -140,6 +140,8 @@ def test_uniform_rates_are_shares_of_the_rankers_own() -> None:
     half = uniform_rates(log, users, LAST_DAY, 0.5)["click"]
     assert half == pytest.approx((rate + full["click"]) / 2)
     assert uniform_rates(log, users, LAST_DAY, 0.0) == {}
+    nobody = dataclasses.replace(log, rows=log.rows.assign(click=np.int8(0)))
+    assert uniform_rates(nobody, users, LAST_DAY, None) == {}, "a signal without a positive"
 
 
 def test_a_drop_is_refused_where_it_has_no_effect_or_no_meaning() -> None:
@@ -150,6 +152,8 @@ def test_a_drop_is_refused_where_it_has_no_effect_or_no_meaning() -> None:
     log = dataclasses.replace(log, rows=log.rows.assign(is_random=some))
     (problem,) = obstacles(log, BuildConfig(uniform_drop=0.5, test_days=2))
     assert "log has such rows" in problem
+    seconds = dataclasses.replace(small_log(small_truth()), signals=("watch_time", "like"))
+    assert obstacles(seconds, BuildConfig(uniform_drop=0.5, test_days=2)) == [problem]
     assert obstacles(log, BuildConfig(test_days=2)) == []
 
 
