@@ -19,7 +19,12 @@ SMALL_BUILD = BuildConfig(
     test_days=2,
     stopping_days=1,
     jobs=1,
-    fit=ResponseFitConfig(calibration_folds=0, exposure_epochs=1, train=TrainConfig(max_epochs=1)),
+    fit=ResponseFitConfig(
+        calibration_folds=0,
+        exposure_epochs=1,
+        train=TrainConfig(max_epochs=1),
+        list_train=TrainConfig(max_epochs=1, learning_rate=5e-3),
+    ),
     predictor=PredictorConfig(max_epochs=1),
     retrieval=RetrievalConfig(max_epochs=1),
     evaluator=ListEvaluatorConfig(max_epochs=1),
