@@ -4,7 +4,9 @@ Every column is bounded and roughly standardised, so that any learner can take t
 Legend: N items, U users, D features.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ USUAL_DURATION_S = 60.0
 """Stands in for the durations of a log that knows none, in seconds."""
 UNKNOWN_CODE = -124
 """KuaiRand's mark for an unknown value, read as missing everywhere."""
+_HISTORY_LENGTH = "history_length"  # a user's impressions before the log, as if it were a raw column
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,83 @@ class FeatureTable:
                 f"FeatureTable needs values of shape (rows, {len(self.names)}), one column a name, "
                 f"got shape {self.values.shape}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureColumn:
+    """How one column of numbers comes from a raw one: fitted to one log, applied to any."""
+
+    name: str
+    """Of the column of numbers."""
+    source: str
+    """Of the raw column."""
+    level: str | None = None
+    """The column is 1 where the raw value reads so; ``None`` for the standardised logarithm of a number."""
+    mean: float = 0.0
+    """Of the logarithms, where they are known."""
+    deviation: float = 1.0
+    """Of the logarithms, likewise."""
+
+
+@dataclass(frozen=True)
+class UserEncoder:
+    """Turns raw columns of users into numbers as it did for the log that it was fitted to.
+
+    A value that this log did not have is read as unknown: 0 in every column of its own.
+    """
+
+    columns: tuple[FeatureColumn, ...]
+    """One for each column of numbers."""
+
+    @classmethod
+    def fitted(cls, dataset: LoggedDataset, max_levels: int = 16) -> "UserEncoder":
+        """What ``user_features`` says of the users of this log."""
+        users = dataset.users
+        repeated = {f"{name}_range" for name in users.columns}
+        columns = _fit_columns(users, {"user_id"} | repeated, max_levels)
+        lengths = _history_lengths(dataset)
+        if lengths is not None:
+            columns.append(_logarithm(_HISTORY_LENGTH, f"log_{_HISTORY_LENGTH}", lengths))
+        return cls(tuple(columns))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of numbers."""
+        return tuple(column.name for column in self.columns)
+
+    def encode(self, dataset: LoggedDataset) -> FeatureTable:
+        """The same numbers for the users of another log.
+
+        Args:
+            dataset: a log whose table of users has the raw columns of the first one. Where it has no pre-log history,
+                how long that is counts as unknown.
+
+        Returns:
+            Table of one row a user code.
+
+        Raises:
+            ValueError: a raw column is missing, or holds text where the first log had numbers.
+        """
+        users = dataset.users
+        lengths = _history_lengths(dataset)
+        length_U = np.full(len(users), np.nan) if lengths is None else lengths
+        users = users.assign(**{_HISTORY_LENGTH: length_U})
+        missing = sorted({column.source for column in self.columns} - set(users.columns))
+        if missing:
+            raise ValueError(
+                f"the users of the log {dataset.name!r} lack the columns {', '.join(missing)}, which features were "
+                "made of: add them to its table of users, empty where nothing is known"
+            )
+        return _table(_encoded(users, self.columns), len(users))
+
+    def config(self) -> list[dict[str, Any]]:
+        """The columns as JSON values."""
+        return [asdict(column) for column in self.columns]
+
+    @classmethod
+    def restore(cls, config: Iterable[dict[str, Any]]) -> "UserEncoder":
+        """Rebuilds the encoder from what ``config`` returned."""
+        return cls(tuple(FeatureColumn(**column) for column in config))
 
 
 def item_features(
@@ -72,7 +152,7 @@ def item_features(
     }
     if "tags" in items:
         columns |= _multi_hot(items["tags"], max_tags)
-    columns |= _raw_columns(items, {"item_id", "duration", "tags", "author", "music_id"}, max_levels)
+    columns |= _encoded(items, _fit_columns(items, {"item_id", "duration", "tags", "author", "music_id"}, max_levels))
     columns |= _past_counts(dataset, before_date, users)
     return _table(columns, len(items))
 
@@ -87,13 +167,7 @@ def user_features(dataset: LoggedDataset, *, max_levels: int = 16) -> FeatureTab
     Returns:
         Table of U rows.
     """
-    users = dataset.users
-    repeated = {f"{name}_range" for name in users.columns}
-    columns = _raw_columns(users, {"user_id"} | repeated, max_levels)
-    if dataset.history is not None:
-        counts = np.bincount(dataset.history["user"], minlength=len(users))
-        columns["log_history_length"] = _standardised(np.log1p(counts))
-    return _table(columns, len(users))
+    return UserEncoder.fitted(dataset, max_levels).encode(dataset)
 
 
 def known_durations(dataset: LoggedDataset) -> NDArray[np.float32]:
@@ -117,12 +191,20 @@ def _table(columns: dict[str, FloatArray], num_rows: int) -> FeatureTable:
 
 def _standardised(values: NDArray[np.float64]) -> FloatArray:
     """Mean 0, deviation 1 over the known values; unknown ones get 0."""
+    return _scaled(values, *_moments(values))
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and deviation of the known values."""
     known = np.isfinite(values)
     if not known.any():
-        return np.zeros(len(values), dtype=np.float32)
-    centred = values - values[known].mean()
-    deviation = centred[known].std()
-    return np.where(known, centred / max(float(deviation), 1e-6), 0.0).astype(np.float32)
+        return 0.0, 1.0
+    mean = values[known].mean()
+    return float(mean), max(float((values - mean)[known].std()), 1e-6)
+
+
+def _scaled(values: NDArray[np.float64], mean: float, deviation: float) -> FloatArray:
+    return np.where(np.isfinite(values), (values - mean) / deviation, 0.0).astype(np.float32)
 
 
 def _multi_hot(tag_lists: pd.Series, max_tags: int) -> dict[str, FloatArray]:
@@ -134,19 +216,59 @@ def _multi_hot(tag_lists: pd.Series, max_tags: int) -> dict[str, FloatArray]:
     }
 
 
-def _raw_columns(frame: pd.DataFrame, skip: set[str], max_levels: int) -> dict[str, FloatArray]:
+def _fit_columns(frame: pd.DataFrame, skip: set[str], max_levels: int) -> list[FeatureColumn]:
     """One-hots of columns with few values, logarithms of the other numeric ones; constants say nothing."""
-    columns: dict[str, FloatArray] = {}
+    columns: dict[str, FeatureColumn] = {}
     for name in frame.columns.difference(sorted(skip), sort=False):
         values = frame[name].replace(UNKNOWN_CODE, np.nan)
-        levels = values.value_counts().sort_index().index
-        if len(levels) <= max_levels:
-            one_hots = {f"{name}={_label(level)}": (values == level).to_numpy(np.float32) for level in levels}
-            columns |= {key: column for key, column in one_hots.items() if 0.0 < column.mean() < 1.0}
+        counts = values.value_counts().sort_index()
+        if len(counts) <= max_levels:
+            levels = [_label(level) for level, count in counts.items() if 0 < count < len(values)]
+            columns |= {f"{name}={level}": FeatureColumn(name=f"{name}={level}", source=name, level=level) for level in levels}
         elif pd.api.types.is_numeric_dtype(values):
-            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-            columns[f"log_{name}"] = _standardised(np.sign(numbers) * np.log1p(np.abs(numbers)))
-    return columns
+            columns[f"log_{name}"] = _logarithm(name, f"log_{name}", values.to_numpy(np.float64, na_value=np.nan))
+    return list(columns.values())
+
+
+def _logarithm(source: str, name: str, values: NDArray[np.float64]) -> FeatureColumn:
+    mean, deviation = _moments(_log(values))
+    return FeatureColumn(name=name, source=source, mean=mean, deviation=deviation)
+
+
+def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of the size, signs kept."""
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def _encoded(frame: pd.DataFrame, columns: Iterable[FeatureColumn]) -> dict[str, FloatArray]:
+    """The columns of numbers, by name.
+
+    Raises:
+        ValueError: text where a number is needed.
+    """
+    encoded: dict[str, FloatArray] = {}
+    labels: dict[str, pd.Series] = {}
+    for column in columns:
+        values = frame[column.source].replace(UNKNOWN_CODE, np.nan)
+        if column.level is not None:
+            if column.source not in labels:
+                # Compared as text: a file may hold 1 where another, for an unknown value somewhere, holds 1.0.
+                labels[column.source] = values.map(_label)
+            encoded[column.name] = (labels[column.source] == column.level).to_numpy(np.float32)
+            continue
+        try:
+            numbers = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"column {column.source!r} must hold numbers, it does not: {error}") from error
+        encoded[column.name] = _scaled(_log(numbers), column.mean, column.deviation)
+    return encoded
+
+
+def _history_lengths(dataset: LoggedDataset) -> NDArray[np.float64] | None:
+    """Impressions of every user before the log, (U,); ``None`` where the log has no such history."""
+    if dataset.history is None:
+        return None
+    return np.bincount(dataset.history["user"], minlength=len(dataset.users)).astype(np.float64)
 
 
 def _label(level: object) -> str:

@@ -17,6 +17,7 @@ V users of the table.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +39,72 @@ _TRAIN = TrainConfig(learning_rate=3e-3, learning_rate_decay=0.7, weight_decay=1
 _FOLDS = 4
 
 
+class ExposureTowers(NamedTuple):
+    """Vectors of items, and of users by the mean vector of what they were shown; fitted, or as they stand in a fit."""
+
+    item_Nd: Tensor
+    level_N: Tensor
+    """How often the ranker shows the item, whoever the user is: a logit."""
+    content_Dd: Tensor
+    bias_d: Tensor
+    shown_Xd: Tensor
+    """X: one mean of what was shown after the other."""
+
+    def users(self, features_BD: Tensor, sum_BTd: Tensor, count_BT: Tensor) -> Tensor:
+        """Vectors (B, T, d) of users who were shown this many videos with this sum of vectors."""
+        means = [sum_BTd / (count_BT.unsqueeze(-1) + rows) for rows in _PRIOR_ROWS]
+        content_Bd = features_BD @ self.content_Dd + self.bias_d
+        return content_Bd.unsqueeze(1) + torch.cat(means, -1) @ self.shown_Xd
+
+    def before_rows(self, features_UD: Tensor, sequences: Sequences, batch: SequenceBatch, keep: int) -> Tensor:
+        """Vectors (B, T + 1, d) of users before the request of each of their rows, and after the last."""
+        row_BT = batch.row_BT
+        past_BH, _, _ = sequences.past.window(batch.user_B, keep)
+        item_BV = torch.cat([past_BH.clamp(min=0), sequences.item_P[row_BT]], 1)
+        shown_BV = torch.cat([past_BH != NO_ITEM, batch.valid_BT & ~sequences.uniform_P[row_BT]], 1)
+        sum_BVd = (self.item_Nd[item_BV] * shown_BV.unsqueeze(-1)).cumsum(1)
+        sum_BVd = torch.cat([torch.zeros_like(sum_BVd[:, :1]), sum_BVd], 1)
+        count_BV = torch.cat([torch.zeros_like(shown_BV[:, :1]), shown_BV], 1).cumsum(1)
+        begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
+        last_B1 = torch.full_like(begin_BT[:, :1], row_BT.shape[1])
+        before_BT = torch.cat([begin_BT, last_B1], 1) + past_BH.shape[1]
+        return self.users(
+            features_UD[batch.user_B],
+            sum_BVd.gather(1, before_BT.unsqueeze(-1).expand(-1, -1, self.item_Nd.shape[1])),
+            count_BV.gather(1, before_BT),
+        )
+
+    def item_table(self) -> Tensor:
+        """Item vectors (N, d + 2): then the level, and a 1 for the user's own constant."""
+        level_N1 = self.level_N.unsqueeze(1)
+        return torch.cat([self.item_Nd, level_N1, torch.ones_like(level_N1)], 1)
+
+    def tables(self) -> dict[str, Tensor]:
+        """What, beside the table of items, is needed to read users whom the log does not hold."""
+        return {"exposure_content_Dd": self.content_Dd, "exposure_bias_d": self.bias_d, "exposure_shown_Xd": self.shown_Xd}
+
+    @classmethod
+    def restore(cls, item_table_Nd: Tensor, tables: dict[str, Tensor]) -> "ExposureTowers | None":
+        """The towers of ``item_table`` and ``tables``; ``None`` where the ranker showed nothing to learn from."""
+        if "exposure_content_Dd" not in tables:
+            return None
+        names = ("exposure_content_Dd", "exposure_bias_d", "exposure_shown_Xd")
+        return cls(item_table_Nd[:, :-2], item_table_Nd[:, -2], *(tables[name] for name in names))
+
+
 @dataclass(frozen=True)
 class Exposure:
     """What exposure says of the rows of a log, and the tables that say it in a simulation."""
 
     lift_P: Tensor
     """float32 in -BOUND..BOUND: log of how many times likelier than a uniform choice the ranker was to show this video
-    to this user. 0 at rows of users who were not learned from."""
+    to this user, by towers of other users. 0 at rows of users who were not learned from."""
     user_Ud: Tensor
     """float32 vectors of users at the end of the log."""
     item_Nd: Tensor
     """float32 vectors of items; a lift is a product of the two, see ``lift``."""
+    towers: ExposureTowers | None = None
+    """Of all users learned from; ``None`` where the ranker showed nothing."""
 
 
 def lift(user: Tensor, item: Tensor) -> Tensor:
@@ -57,16 +113,14 @@ def lift(user: Tensor, item: Tensor) -> Tensor:
     return (user * item).cumsum(-1)[..., -1].clamp(-BOUND, BOUND)
 
 
-class _Towers(nn.Module):
-    """Vectors of items, and of users by the mean vector of what they were shown."""
+class _Trained(nn.Module):
+    """``ExposureTowers`` in training: an item's vector is that of its features and one of its own."""
 
     item_features_ND: Tensor
-    user_features_UD: Tensor
 
-    def __init__(self, item_features_ND: Tensor, user_features_UD: Tensor, level_N: Tensor, seed: int) -> None:
+    def __init__(self, item_features_ND: Tensor, user_features: int, level_N: Tensor, seed: int) -> None:
         super().__init__()
         self.register_buffer("item_features_ND", item_features_ND, persistent=False)
-        self.register_buffer("user_features_UD", user_features_UD, persistent=False)
         generator = torch.Generator().manual_seed(seed)
 
         def weight(rows: int) -> nn.Parameter:
@@ -76,37 +130,14 @@ class _Towers(nn.Module):
         self.item_content = weight(item_features_ND.shape[1])
         self.item_own = nn.Parameter(0.1 * torch.randn(len(item_features_ND), _WIDTH, generator=generator))
         self.item_level = nn.Parameter(level_N.clone())
-        self.user_content = weight(user_features_UD.shape[1])
+        self.user_content = weight(user_features)
         self.user_bias = nn.Parameter(torch.zeros(_WIDTH))
         self.shown = weight(len(_PRIOR_ROWS) * _WIDTH)
 
-    def items(self) -> Tensor:
-        """Vectors (N, d)."""
-        return self.item_features_ND @ self.item_content + self.item_own
-
-    def users(self, user_B: Tensor, sum_BTd: Tensor, count_BT: Tensor) -> Tensor:
-        """Vectors (B, T, d) of users who were shown this many videos with this sum of vectors."""
-        means = [sum_BTd / (count_BT.unsqueeze(-1) + rows) for rows in _PRIOR_ROWS]
-        content_Bd = self.user_features_UD[user_B] @ self.user_content + self.user_bias
-        return content_Bd.unsqueeze(1) + torch.cat(means, -1) @ self.shown
-
-    def before_rows(self, sequences: Sequences, batch: SequenceBatch, items_Nd: Tensor, keep: int) -> Tensor:
-        """Vectors (B, T + 1, d) of users before the request of each of their rows, and after the last."""
-        row_BT = batch.row_BT
-        past_BH, _, _ = sequences.past.window(batch.user_B, keep)
-        item_BV = torch.cat([past_BH.clamp(min=0), sequences.item_P[row_BT]], 1)
-        shown_BV = torch.cat([past_BH != NO_ITEM, batch.valid_BT & ~sequences.uniform_P[row_BT]], 1)
-        sum_BVd = (items_Nd[item_BV] * shown_BV.unsqueeze(-1)).cumsum(1)
-        sum_BVd = torch.cat([torch.zeros_like(sum_BVd[:, :1]), sum_BVd], 1)
-        count_BV = torch.cat([torch.zeros_like(shown_BV[:, :1]), shown_BV], 1).cumsum(1)
-        begin_BT = (sequences.begin_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-        last_B1 = torch.full_like(begin_BT[:, :1], row_BT.shape[1])
-        before_BT = torch.cat([begin_BT, last_B1], 1) + past_BH.shape[1]
-        return self.users(
-            batch.user_B,
-            sum_BVd.gather(1, before_BT.unsqueeze(-1).expand(-1, -1, _WIDTH)),
-            count_BV.gather(1, before_BT),
-        )
+    def towers(self) -> ExposureTowers:
+        """As they stand."""
+        item_Nd = self.item_features_ND @ self.item_content + self.item_own
+        return ExposureTowers(item_Nd, self.item_level, self.user_content, self.user_bias, self.shown)
 
 
 def fit_exposure(
@@ -145,9 +176,10 @@ def fit_exposure(
         if not others_P.any() or not own_P.any():  # among a handful of users
             continue
         towers = _train(sequences, *features, others_P, keep, epochs, seed, f"exposure {fold + 1}/{_FOLDS + 1}")
-        lift_P += _lifts(towers, sequences, own_P, keep)
+        lift_P += lifts(towers, user_features_UD, sequences, own_P, keep)
     towers = _train(sequences, *features, shown_P, keep, epochs, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
-    return Exposure(lift_P, *_tables(towers, sequences, sequences.date_P <= last_date, keep))
+    user_Ud = user_vectors(towers, user_features_UD, sequences, sequences.date_P <= last_date, keep)
+    return Exposure(lift_P, user_Ud, towers.item_table(), towers)
 
 
 def _train(
@@ -159,13 +191,13 @@ def _train(
     epochs: int,
     seed: int,
     label: str,
-) -> _Towers:
+) -> ExposureTowers:
     """A few seconds, at most a minute: a fit that was killed begins this part again."""
     counts_N = torch.bincount(sequences.item_P[shown_P], minlength=len(item_features_ND)).float() + 1.0
     # Drawn a little more evenly than they were shown, so that rare items' terms vary less; the chance is divided out.
     chance_N = counts_N.pow(0.75)
     log_weight_N = -(chance_N / chance_N.sum() * _NEGATIVES).log()
-    towers = _Towers(item_features_ND, user_features_UD, (counts_N / counts_N.mean()).log(), seed)
+    trained = _Trained(item_features_ND, user_features_UD.shape[1], (counts_N / counts_N.mean()).log(), seed)
     size = min(_BATCH_USERS, max(1, len(torch.unique(sequences.user_P[shown_P])) // _MIN_BATCHES))
 
     def batches(generator: torch.Generator) -> Iterator[tuple[SequenceBatch, Tensor]]:
@@ -174,51 +206,51 @@ def _train(
 
     def loss(example: tuple[SequenceBatch, Tensor], _: torch.Generator | None) -> Tensor:
         batch, negative_Y = example
-        items_Nd = towers.items()
-        vector_Rd = towers.before_rows(sequences, batch, items_Nd, keep)[:, :-1][batch.label_BT]
+        towers = trained.towers()
+        vector_Rd = towers.before_rows(user_features_UD, sequences, batch, keep)[:, :-1][batch.label_BT]
         item_R = sequences.item_P[batch.row_BT[batch.label_BT]]
-        positive_R = (vector_Rd * items_Nd[item_R]).sum(-1) + towers.item_level[item_R]
-        level_Y = towers.item_level[negative_Y] + log_weight_N[negative_Y]
-        negative_RY = vector_Rd @ items_Nd[negative_Y].T + level_Y
+        positive_R = (vector_Rd * towers.item_Nd[item_R]).sum(-1) + towers.level_N[item_R]
+        level_Y = towers.level_N[negative_Y] + log_weight_N[negative_Y]
+        negative_RY = vector_Rd @ towers.item_Nd[negative_Y].T + level_Y
         # A video that was drawn as its own negative would be pushed both ways.
         negative_RY = negative_RY.masked_fill(item_R.unsqueeze(1) == negative_Y, -torch.inf)
         return (torch.logaddexp(positive_R, negative_RY.logsumexp(-1)) - positive_R).mean()
 
     config = replace(_TRAIN, max_epochs=epochs)
-    train(towers, batches=batches, loss=loss, validate=None, config=config, seed=seed, run_dir=None, label=label)
-    return towers
+    train(trained, batches=batches, loss=loss, validate=None, config=config, seed=seed, run_dir=None, label=label)
+    return ExposureTowers(*(part.detach() for part in trained.towers()))
 
 
 @torch.no_grad()
-def _lifts(towers: _Towers, sequences: Sequences, label_P: Tensor, keep: int) -> Tensor:
+def lifts(
+    towers: ExposureTowers, features_UD: Tensor, sequences: Sequences, label_P: Tensor, keep: int
+) -> Tensor:
     """Lifts (P,) of rows, 0 elsewhere."""
-    lift_P, items_Nd, table_Nd = torch.zeros(len(label_P)), towers.items(), _item_table(towers)
+    lift_P, table_Nd = torch.zeros(len(label_P)), towers.item_table()
     for batch in sequence_batches(sequences, label_P, 4 * _BATCH_USERS):
-        vector_Rd = towers.before_rows(sequences, batch, items_Nd, keep)[:, :-1][batch.label_BT]
+        vector_Rd = towers.before_rows(features_UD, sequences, batch, keep)[:, :-1][batch.label_BT]
         row_R = batch.row_BT[batch.label_BT]
         lift_P[row_R] = lift(_relative(vector_Rd, table_Nd), table_Nd[sequences.item_P[row_R]])
     return lift_P
 
 
 @torch.no_grad()
-def _tables(towers: _Towers, sequences: Sequences, before_P: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Vectors of all users after these rows, and of all items."""
-    items_Nd, table_Nd = towers.items(), _item_table(towers)
-    user_Ud = torch.zeros(len(towers.user_features_UD), table_Nd.shape[1])
+def user_vectors(
+    towers: ExposureTowers, features_UD: Tensor, sequences: Sequences, before_P: Tensor, keep: int
+) -> Tensor:
+    """Vectors (U, d + 2) of all users after these rows."""
+    table_Nd = towers.item_table()
+    user_Ud = torch.zeros(len(features_UD), table_Nd.shape[1])
     for user_V in torch.split(torch.arange(len(user_Ud)), 4096):
         past_VH, _, _ = sequences.past.window(user_V, keep)
         there_VH = past_VH != NO_ITEM
-        sum_V1d = (items_Nd[past_VH.clamp(min=0)] * there_VH.unsqueeze(-1)).sum(1, keepdim=True)
-        user_Ud[user_V] = _relative(towers.users(user_V, sum_V1d, there_VH.sum(1, keepdim=True))[:, 0], table_Nd)
+        sum_V1d = (towers.item_Nd[past_VH.clamp(min=0)] * there_VH.unsqueeze(-1)).sum(1, keepdim=True)
+        vector_Vd = towers.users(features_UD[user_V], sum_V1d, there_VH.sum(1, keepdim=True))[:, 0]
+        user_Ud[user_V] = _relative(vector_Vd, table_Nd)
     for batch in sequence_batches(sequences, before_P, 4 * _BATCH_USERS):
-        user_Ud[batch.user_B] = _relative(towers.before_rows(sequences, batch, items_Nd, keep)[:, -1], table_Nd)
-    return user_Ud, table_Nd
-
-
-def _item_table(towers: _Towers) -> Tensor:
-    """Item vectors (N, d + 2): then the level, and a 1 for the user's own constant."""
-    level_N1 = towers.item_level.unsqueeze(1)
-    return torch.cat([towers.items(), level_N1, torch.ones_like(level_N1)], 1)
+        vector_Bd = towers.before_rows(features_UD, sequences, batch, keep)[:, -1]
+        user_Ud[batch.user_B] = _relative(vector_Bd, table_Nd)
+    return user_Ud
 
 
 def _relative(vector_Rd: Tensor, table_Nd: Tensor) -> Tensor:
