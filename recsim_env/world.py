@@ -19,8 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsim_env import new_users
 from recsim_env import recommender as recommenders
+from recsim_env.data.features import UserEncoder
 from recsim_env.data.histories import Histories
+from recsim_env.data.requests import LoggedRequests
+from recsim_env.data.schema import LoggedDataset
 from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.files import whole_folder
 from recsim_env.recommender import Recommender
@@ -89,6 +93,8 @@ class Users:
     feature_names: tuple[str, ...]
     histories: Histories
     """What each user did before the simulated days."""
+    encoder: UserEncoder | None = None
+    """How the features come from a log's table of users; ``None`` where they do not, and no others can enter."""
 
     def __len__(self) -> int:
         return len(self.features_UD)
@@ -157,6 +163,42 @@ class World:
         if parts:
             changes["recommender"] = changes.get("recommender", self.recommender).replace(**parts)
         return dataclasses.replace(self, **changes)
+
+    def users_from(self, log: LoggedDataset, before: int | str) -> "World":
+        """This world with the users of a log in place of its own, whether or not it was built from that log.
+
+        Their features are made as those of the world's own users were, and every model reads their histories as it
+        read those of the users it was fitted to: nothing is fitted. Values of features that the world never met count
+        as unknown. Rows of videos that the world does not have are left out, with a warning that says how many.
+
+        Args:
+            log: a checked log with the world's signals and videos.
+            before: YYYYMMDD: sessions begin on this day, from what users did before it.
+
+        Returns:
+            A world in which sessions are drawn from all users of the log; it has no fidelity yet.
+
+        Raises:
+            ValueError: a model of the world cannot take users, as in worlds that were not learned from a log; the log
+                has other signals, other videos throughout, or lacks a column of user features.
+        """
+        return new_users.enter(self, log, int(before))
+
+    def requests_of(
+        self, log: LoggedDataset, first_date: int | None = None, last_date: int | None = None
+    ) -> LoggedRequests:
+        """Requests of a log as this world's users and videos, for instance to compare its users with them.
+
+        Args:
+            log: a log whose users are users of this world, see ``users_from``. Rows of videos that the world does not
+                have are left out.
+            first_date: YYYYMMDD, first day whose requests are kept; earlier rows stay in histories.
+            last_date: YYYYMMDD, last day whose requests are kept.
+
+        Raises:
+            ValueError: the log has other signals, users that are not the world's, or no requests on these days.
+        """
+        return new_users.requests_of(self, log, first_date, last_date)
 
     @property
     def digest(self) -> str:
@@ -240,6 +282,7 @@ class World:
             "signals": list(self.signals),
             "item_feature_names": list(self.catalogue.feature_names),
             "user_feature_names": list(self.users.feature_names),
+            "user_encoder": None if self.users.encoder is None else self.users.encoder.config(),
             "item_ids": self.catalogue.ids.tolist(),
             "user_ids": self.users.ids.tolist(),
             "models": models,
@@ -299,7 +342,7 @@ class World:
             recommender = Recommender.load(place, device, trusted=trusted)
         tables = read_tensors(folder / "tables.safetensors", device)
         models = read_models(card["models"], folder / "models.safetensors", device, trusted)
-        fidelity = folder / "fidelity.json"
+        fidelity, encoder = folder / "fidelity.json", card.get("user_encoder")
         return cls(
             name=card["name"],
             signals=tuple(card["signals"]),
@@ -320,6 +363,7 @@ class World:
                     feedback_PF=tables["history_feedback_PF"],
                     known_PF=tables["history_known_PF"],
                 ),
+                encoder=None if encoder is None else UserEncoder.restore(encoder),
             ),
             population_P=tables["population_P"],
             recommender=recommender,

@@ -36,7 +36,7 @@ from recsim_env.assumptions import (
     hazard_per_place,
 )
 from recsim_env.data import LoggedDataset
-from recsim_env.data.features import item_features, known_durations, user_features
+from recsim_env.data.features import UserEncoder, item_features, known_durations
 from recsim_env.data.histories import user_histories
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.splits import split_by_user
@@ -319,7 +319,8 @@ class _Builder:
         self.item_features = {part: torch.from_numpy(table.values) for part, table in tables.items()}
         self.leave = declared_leave(dataset, self.users["A"], self.days.fit_until, config.session_cut)
         self.uniform_rates = uniform_rates(dataset, self.users["A"], self.days.fit_until, config.uniform_drop)
-        people = user_features(dataset)
+        encoder = UserEncoder.fitted(dataset)
+        people = encoder.encode(dataset)
         self.sequences = read_sequences(dataset, config.fit.history_length)
         self.requests: LoggedRequests = logged_requests(
             dataset, item_features_ND=self.item_features["A"], user_features_UD=torch.from_numpy(people.values)
@@ -337,6 +338,7 @@ class _Builder:
             features_UD=self.requests.user_features_UD,
             feature_names=people.names,
             histories=user_histories(dataset, before_date=self.days.test[0]),
+            encoder=encoder,
         )
 
     def item_width(self, rows_P: Tensor) -> int:

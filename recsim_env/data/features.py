@@ -224,7 +224,9 @@ def _fit_columns(frame: pd.DataFrame, skip: set[str], max_levels: int) -> list[F
         counts = values.value_counts().sort_index()
         if len(counts) <= max_levels:
             levels = [_label(level) for level, count in counts.items() if 0 < count < len(values)]
-            columns |= {f"{name}={level}": FeatureColumn(name=f"{name}={level}", source=name, level=level) for level in levels}
+            columns |= {
+                f"{name}={level}": FeatureColumn(name=f"{name}={level}", source=name, level=level) for level in levels
+            }
         elif pd.api.types.is_numeric_dtype(values):
             columns[f"log_{name}"] = _logarithm(name, f"log_{name}", values.to_numpy(np.float64, na_value=np.nan))
     return list(columns.values())
@@ -254,7 +256,7 @@ def _encoded(frame: pd.DataFrame, columns: Iterable[FeatureColumn]) -> dict[str,
             if column.source not in labels:
                 # Compared as text: a file may hold 1 where another, for an unknown value somewhere, holds 1.0.
                 labels[column.source] = values.map(_label)
-            encoded[column.name] = (labels[column.source] == column.level).to_numpy(np.float32)
+            encoded[column.name] = (labels[column.source] == column.level).to_numpy().astype(np.float32)
             continue
         try:
             numbers = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)

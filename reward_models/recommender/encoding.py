@@ -100,16 +100,22 @@ def encode_requests(
     encoded = user_inputs(history, torch.cat(sums), prior_rate_F, config.rate_prior)
     inputs_LI = torch.empty_like(encoded)
     inputs_LI[torch.cat(order)] = encoded
-    user_U = torch.arange(len(requests.user_features_UD))
-    start = [history.encode(*histories.window(user_B, EXACT_WINDOW)) for user_B in torch.split(user_U, _BATCH)]
     return EncodedRequests(
         requests=requests,
         history=history,
         rate_prior=config.rate_prior,
         prior_rate_F=prior_rate_F,
         inputs_LI=inputs_LI,
-        start_US=torch.cat([user_U.to(torch.float32).unsqueeze(1), torch.cat(start)], dim=1),
+        start_US=start_states(history, histories),
     )
+
+
+@torch.no_grad()
+def start_states(history: DecayedHistory, histories: Histories) -> Tensor:
+    """State (U, S) of every user at the end of the histories: the user's code, then the sums."""
+    user_U = torch.arange(len(histories.start_U1) - 1)
+    sums = [history.encode(*histories.window(user_B, EXACT_WINDOW)) for user_B in torch.split(user_U, _BATCH)]
+    return torch.cat([user_U.to(torch.float32).unsqueeze(1), torch.cat(sums)], dim=1)
 
 
 def user_inputs(history: DecayedHistory, sums_BS: Tensor, prior_rate_F: Tensor, rate_prior: float) -> Tensor:

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recsim_env.new_users import NewUsers
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import WATCH_TIME, Request
 from reward_models.recommender.decayed_history import DecayedHistory
-from reward_models.recommender.encoding import NUM_TABS, EncodedRequests, context_codes, user_inputs
+from reward_models.recommender.encoding import NUM_TABS, EncodedRequests, context_codes, start_states, user_inputs
 from reward_models.recommender.ensemble import FitSettings, at_least_one, bootstrap_weights, fit_members
 from reward_models.recommender.losses import level_shifts, signal_losses
 
@@ -88,6 +89,11 @@ class EnsemblePredictor:
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) at the end of the fitted log."""
         return self._tensors["start_US"][user_B]
+
+    def with_users(self, users: NewUsers) -> "EnsemblePredictor":
+        """The same model for other users, who start from their histories."""
+        own = {"user_features_UD": users.features_UD, "start_US": start_states(self.history, users.histories)}
+        return EnsemblePredictor(self._settings, {**self._tensors, **own})
 
     def observe(
         self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from recsim_env.data.requests import LoggedRequests
+from recsim_env.new_users import NewUsers
 from recsim_env.numerics import BLOCK_ROWS, linear
 from recsim_env.types import NO_ITEM, WATCH_TIME, Request
 from reward_models.recommender.decayed_history import DecayedHistory
-from reward_models.recommender.encoding import EncodedRequests, user_inputs
+from reward_models.recommender.encoding import EncodedRequests, start_states, user_inputs
 from reward_models.recommender.ensemble import FitSettings, at_least_one, fit_members
 
 _BLOCK = 8  # columns of a block, see ``_top``
@@ -95,6 +96,11 @@ class TwoTowerCandidates:
     def start(self, user_B: Tensor) -> Tensor:
         """State (B, S) at the end of the fitted log."""
         return self._tensors["start_US"][user_B]
+
+    def with_users(self, users: NewUsers) -> "TwoTowerCandidates":
+        """The same model for other users, who start from their histories."""
+        own = {"user_features_UD": users.features_UD, "start_US": start_states(self.history, users.histories)}
+        return TwoTowerCandidates(self._settings, {**self._tensors, **own})
 
     def observe(
         self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor

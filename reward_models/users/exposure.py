@@ -81,7 +81,11 @@ class ExposureTowers(NamedTuple):
 
     def tables(self) -> dict[str, Tensor]:
         """What, beside the table of items, is needed to read users whom the log does not hold."""
-        return {"exposure_content_Dd": self.content_Dd, "exposure_bias_d": self.bias_d, "exposure_shown_Xd": self.shown_Xd}
+        return {
+            "exposure_content_Dd": self.content_Dd,
+            "exposure_bias_d": self.bias_d,
+            "exposure_shown_Xd": self.shown_Xd,
+        }
 
     @classmethod
     def restore(cls, item_table_Nd: Tensor, tables: dict[str, Tensor]) -> "ExposureTowers | None":
@@ -103,6 +107,8 @@ class Exposure:
     """float32 vectors of users at the end of the log."""
     item_Nd: Tensor
     """float32 vectors of items; a lift is a product of the two, see ``lift``."""
+    final_lift_P: Tensor
+    """float32: the same as ``lift_P`` by the towers that made these two tables, of all users; 0 at later rows."""
     towers: ExposureTowers | None = None
     """Of all users learned from; ``None`` where the ranker showed nothing."""
 
@@ -166,7 +172,7 @@ def fit_exposure(
     num_users, shown_P = len(user_features_UD), label_P & ~sequences.uniform_P
     if not shown_P.any():
         tables = (torch.zeros(num_users, 1), torch.zeros(len(item_features_ND), 1))
-        return Exposure(torch.zeros(len(label_P)), *tables)
+        return Exposure(torch.zeros(len(label_P)), *tables, torch.zeros(len(label_P)))
     generator = torch.Generator().manual_seed(seed)
     fold_P = (torch.randperm(num_users, generator=generator) % _FOLDS)[sequences.user_P]
     features = (item_features_ND, user_features_UD)
@@ -178,8 +184,8 @@ def fit_exposure(
         towers = _train(sequences, *features, others_P, keep, epochs, seed, f"exposure {fold + 1}/{_FOLDS + 1}")
         lift_P += lifts(towers, user_features_UD, sequences, own_P, keep)
     towers = _train(sequences, *features, shown_P, keep, epochs, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
-    user_Ud = user_vectors(towers, user_features_UD, sequences, sequences.date_P <= last_date, keep)
-    return Exposure(lift_P, user_Ud, towers.item_table(), towers)
+    past = (user_features_UD, sequences, sequences.date_P <= last_date, keep)
+    return Exposure(lift_P, user_vectors(towers, *past), towers.item_table(), lifts(towers, *past), towers)
 
 
 def _train(
@@ -222,9 +228,7 @@ def _train(
 
 
 @torch.no_grad()
-def lifts(
-    towers: ExposureTowers, features_UD: Tensor, sequences: Sequences, label_P: Tensor, keep: int
-) -> Tensor:
+def lifts(towers: ExposureTowers, features_UD: Tensor, sequences: Sequences, label_P: Tensor, keep: int) -> Tensor:
     """Lifts (P,) of rows, 0 elsewhere."""
     lift_P, table_Nd = torch.zeros(len(label_P)), towers.item_table()
     for batch in sequence_batches(sequences, label_P, 4 * _BATCH_USERS):

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from recsim_env.new_users import NewUsers
 from recsim_env.numerics import linear
 from recsim_env.types import CONTEXT, Outcomes
-from reward_models.users.exposure import lift
+from reward_models.users.exposure import ExposureTowers, lift, lifts, user_vectors
+from reward_models.users.replay import Replay
 from reward_models.users.response_core import Answer, ResponseConfig, ResponseCore
+from reward_models.users.sequences import read_sequences
 from reward_models.users.user_state import amounts
 from reward_models.users.watch_time import WatchTimeCells, cell_mass, draw_cell
 
@@ -47,8 +50,11 @@ class SequenceResponse(nn.Module):
         core: the layers.
         tables: by name, ``item_NH``, ``item_event_NE``, ``item_kind_NY`` (where there are kinds),
             ``user_UH``, ``state_US``, ``tab_TH``, ``hour_24H``, ``duration_N`` (s), ``exposure_Ud`` and
-            ``exposure_Nd``.
+            ``exposure_Nd``. To take other users, ``user_weight_HD``, ``user_bias_H`` and those of
+            ``ExposureTowers`` (where the log's ranker showed anything), too.
         as_logged: see there.
+        history_length: impressions from before a log that lead to a user's first state; ``None`` for a model that does
+            not say how, and takes no other users.
     """
 
     item_NH: Tensor
@@ -65,9 +71,15 @@ class SequenceResponse(nn.Module):
     item_row_NR: Tensor
     context_T24H: Tensor
 
-    def __init__(self, core: ResponseCore, tables: dict[str, Tensor], as_logged: bool = False) -> None:
+    def __init__(
+        self,
+        core: ResponseCore,
+        tables: dict[str, Tensor],
+        as_logged: bool = False,
+        history_length: int | None = None,
+    ) -> None:
         super().__init__()
-        self._as_logged = as_logged
+        self._as_logged, self._history_length = as_logged, history_length
         self.core, self.signals = core, core.signals
         self.num_draws = 1 + bool(core.read_off) + len(core.given)
         if len(tables["user_UH"]) > _MAX_USERS:
@@ -190,8 +202,36 @@ class SequenceResponse(nn.Module):
 
     def as_logged(self) -> "SequenceResponse":
         """The same users before slates of the log's own ranker, which showed what it knew to be liked better."""
-        tables = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("core.")}
-        return SequenceResponse(self.core, tables, as_logged=True)
+        return SequenceResponse(self.core, self._tables(), True, self._history_length)
+
+    def with_users(self, users: NewUsers) -> "SequenceResponse":
+        """The same model of other users, who come with what they did before ``users.before``.
+
+        Their log is read as the fitted one was. Where it has no requests, rows have no earlier places; where it has no
+        sessions, each row is its session's first.
+
+        Raises:
+            ValueError: the model was stored without what it takes to read others.
+        """
+        tables = self._tables()
+        if self._history_length is None or "user_weight_HD" not in tables:
+            raise ValueError("these learned users do not say how others are read: build the world again")
+        sequences, keep = read_sequences(users.log, self._history_length), self._history_length
+        before_P = sequences.date_P < users.before
+        tables["user_UH"] = linear(with_a_column(users.features_UD), tables["user_weight_HD"], tables["user_bias_H"])
+        lift_P = torch.zeros(len(before_P))
+        tables["exposure_Ud"] = torch.zeros(len(users), self.exposure_Nd.shape[1])
+        towers = ExposureTowers.restore(self.exposure_Nd, tables)
+        if towers is not None:
+            lift_P = lifts(towers, users.features_UD, sequences, before_P, keep)
+            tables["exposure_Ud"] = user_vectors(towers, users.features_UD, sequences, before_P, keep)
+        # The log's own ranker filled its places, whatever is declared of slates by others.
+        replay = Replay(self.core, tables, sequences, lift_P, tells_ranker=True)
+        _, tables["state_US"] = replay.run(before_P, keep)
+        return SequenceResponse(self.core, tables, self._as_logged, keep)
+
+    def _tables(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.tensors().items() if not name.startswith("core.")}
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -203,6 +243,7 @@ class SequenceResponse(nn.Module):
             "num_tabs": core.num_tabs,
             "num_kinds": core.num_kinds,
             "has_sessions": core.satiation is not None,
+            "history_length": self._history_length,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -223,4 +264,10 @@ class SequenceResponse(nn.Module):
         # A fresh core lies on the CPU: it has to be where its tensors are before they are copied into it.
         core = core.to(next(iter(tensors.values())).device)
         core.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("core.")})
-        return cls(core, {name: tensor for name, tensor in tensors.items() if not name.startswith("core.")})
+        tables = {name: tensor for name, tensor in tensors.items() if not name.startswith("core.")}
+        return cls(core, tables, history_length=config.get("history_length"))
+
+
+def with_a_column(features_UD: Tensor) -> Tensor:
+    """The features, or zeros (U, 1) of a log that tells nothing of its users: a layer needs an input."""
+    return features_UD if features_UD.shape[1] else features_UD.new_zeros(len(features_UD), 1)

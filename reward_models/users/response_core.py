@@ -138,6 +138,10 @@ class ResponseCore(nn.Module):
         drawn = (WATCH_TIME, *self.read_off, *self.given)
         self.order = None if drawn == signals else [drawn.index(name) for name in signals]
 
+    def tabs(self, tab: Tensor) -> Tensor:
+        """Tabs as the model knows them."""
+        return tab.clamp(0, self.num_tabs - 1)
+
     def log_prior(self, duration_N: Tensor) -> Tensor:
         """What its duration alone makes of a video's cells, (N, M): the width it leaves, and a learned level."""
         return self.cells.log_share(duration_N) + self.cells.hats(duration_N) @ self.duration_logit_CM
