@@ -229,4 +229,5 @@ def _logged(request: Request, slate_size: int) -> LoggedBatch:
         known_BKF=torch.ones_like(signals_BKF, dtype=torch.bool),
         propensity_BK=torch.full(items_BK.shape, torch.nan),
         uniform_B=left_B,
+        row_BK=torch.arange(items_BK.numel()).view_as(items_BK),
     )

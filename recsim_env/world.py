@@ -51,7 +51,7 @@ from recsim_env.types import (
     ResponseModel,
 )
 
-FORMAT = 4
+FORMAT = 5
 """Version of the folder layout; raised when an older reader would misread it."""
 
 FILES = (

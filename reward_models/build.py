@@ -55,11 +55,12 @@ from reward_models.declared import (
     main_tags,
     uniform_rates,
 )
+from reward_models.exposure import fit_exposure
 from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, probe_drift, retriever_order, rollout_drift
 from reward_models.recommender.encoding import HistoryConfig, encode_requests
 from reward_models.recommender.list_evaluator import fit_list_evaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
-from reward_models.recommender.predictor import PredictorConfig, fit_predictor
+from reward_models.recommender.predictor_fit import PredictorConfig, fit_predictor
 from reward_models.recommender.retrieval import RetrievalConfig, fit_retrieval
 from reward_models.trainer import TrainConfig
 from reward_models.users.fit import fit_sequences
@@ -353,11 +354,27 @@ class _Builder:
             return None
         return TagRepeatEffect(self.catalogue.tag_N, self.config.list_effect)
 
+    def rows_of(self, part: str) -> Tensor:
+        """Rows of the log, bool (P,), that teach what the users of a part do."""
+        is_own_P = torch.isin(self.sequences.user_P, torch.from_numpy(self.users[part]))
+        return is_own_P & (self.sequences.date_P <= self.days.fit_until)
+
     def recommender(self) -> Recommender:
         """Fits the operator's models on users A."""
         config, seed, runs = self.config, self.config.seed + 1000, self.out / "runs"
         own = self.requests.only(self.users["A"], None, self.days.fit_until)
-        encoded = encode_requests(own, self.people.histories, config.history)
+        sequences, fit = self.sequences, config.fit
+        exposure = fit_exposure(
+            sequences,
+            self.item_features["A"],
+            self.people.features_UD,
+            self.rows_of("A"),
+            last_date=self.days.fit_until,
+            keep=fit.history_length,
+            epochs=fit.exposure_epochs,
+            seed=seed,
+        )
+        encoded = encode_requests(own, self.people.histories, config.history, exposure)
         predictor = fit_predictor(encoded, config=config.predictor, seed=seed, run_dir=runs / "predictor")
         candidates = fit_retrieval(encoded, config=config.retrieval, seed=seed, run_dir=runs / "retrieval")
         evaluator = fit_list_evaluator(
@@ -374,7 +391,7 @@ class _Builder:
     def world(self, plan: _Plan, recommender: Recommender) -> World:
         """Fits one world's users and measures it."""
         own, fit, sequences = self.users[plan.part], self.config.fit, self.sequences
-        rows_P = torch.isin(sequences.user_P, torch.from_numpy(own)) & (sequences.date_P <= self.days.fit_until)
+        rows_P = self.rows_of(plan.part)
         family = plan.family or fit.response
         if not family.item_width:
             family = dataclasses.replace(family, item_width=self.item_width(rows_P))

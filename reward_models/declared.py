@@ -14,7 +14,7 @@ from torch import Tensor
 from recsim_env.assumptions import DeclaredLeave, SessionCut
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT, NO_ITEM, WATCH_TIME
-from reward_models.users.exposure import lift
+from reward_models.exposure import lift
 from reward_models.users.response import SequenceResponse
 from reward_models.users.sequences import Sequences
 

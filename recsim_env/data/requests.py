@@ -30,8 +30,14 @@ Array = npt.NDArray[Any]
 class RequestPredictor(Protocol):
     """A predictor that needs nothing but the request."""
 
-    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected signals (B, C, F) and their ensemble spread (B, C, F)."""
+    def predict_request(self, request: Request, items_BC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected signals (B, C, F) and their ensemble spread (B, C, F).
+
+        Args:
+            request: logged or not.
+            items_BC: int64 item codes.
+            chosen_B: bool: requests that the log's own ranker answered, whose choices say more than is in the request.
+        """
         ...
 
 
@@ -59,6 +65,8 @@ class LoggedBatch(NamedTuple):
     """float32: chance with which the logging policy put the item there; NaN where the log does not say."""
     uniform_B: Tensor
     """bool: slates of uniform exposure; false where the log does not say."""
+    row_BK: Tensor
+    """int64: the row of the log that each place was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,8 @@ class LoggedRequests:
     """int64: first event that the request must not see."""
     slate_event_P: Tensor
     """int64: events of all slates, request by request, in the order of their places."""
+    slate_row_P: Tensor
+    """int64: the row of the log that each of these events was."""
     slate_start_L1: Tensor
     propensity_P: Tensor
     """float32, NaN where the log does not say."""
@@ -150,6 +160,7 @@ class LoggedRequests:
             self,
             **{name: getattr(self, name)[keep_L] for name in by_request},
             slate_event_P=self.slate_event_P[keep_P],
+            slate_row_P=self.slate_row_P[keep_P],
             propensity_P=self.propensity_P[keep_P],
             slate_start_L1=_starts(self.slate_size_L[keep_L]),
             candidate_item_Q=None if candidates is None else candidates[keep_L.repeat_interleave(candidate_size_L)],
@@ -211,6 +222,7 @@ class LoggedRequests:
             self.event_known_EF[event_BK],
             self.propensity_P[place_BK],
             self.uniform_L[index_B],
+            self.slate_row_P[place_BK],
         )
 
     def _request(self, index_B: Tensor, items_BK: Tensor) -> Request:
@@ -234,7 +246,7 @@ class LoggedRequests:
             nothing_BCF,
         )
         if self.predictor is not None:
-            predicted_BCF, std_BCF = self.predictor.predict_request(request, candidates_BC)
+            predicted_BCF, std_BCF = self.predictor.predict_request(request, candidates_BC, ~self.uniform_L[index_B])
             request = request._replace(predicted_BCF=predicted_BCF, predicted_std_BCF=std_BCF)
         if self.retriever is not None:
             score_BC = self.retriever.score_request(request, candidates_BC)
@@ -306,6 +318,7 @@ def logged_requests(
         history_begin_L=user_start_U1[user_L],
         history_end_L=torch.from_numpy(event_R[requests["served_row"].to_numpy()]),
         slate_event_P=torch.from_numpy(event_R[slate_row_P]),
+        slate_row_P=torch.from_numpy(slate_row_P),
         slate_start_L1=slate_start_L1,
         propensity_P=_column(dataset.rows, "propensity", np.nan, slate_row_P),
         uniform_L=_column(dataset.rows, "is_random", 0.0, first_row_L) > 0,

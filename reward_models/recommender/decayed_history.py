@@ -1,12 +1,13 @@
 """What a recommender remembers of a user: exponentially decayed sums over past impressions.
 
-Every impression adds one vector: the video's own vector once for being shown and once for each taste signal
-it received, then each signal's value and whether it was recorded. The sums fade by a fixed factor for each
-later impression, so a state is updated from one slate alone, and re-encoding a window of 100 impressions
-gives the same numbers to within ``decay ** 100`` of their size. Weights add up to 1 over an endless history.
+Every impression adds one vector: the video's own vector once for each taste signal it received, then each signal's
+value and whether it was recorded. What was shown without any is no taste: it tells what the log's ranker thought of a
+user, but in a simulation another one chooses. The sums fade by a fixed factor for each later impression, so a state is
+updated from one slate alone, and re-encoding a window of 100 impressions gives the same numbers to within
+``decay ** 100`` of their size. Weights add up to 1 over an endless history.
 
-Shape legend: B requests, H impressions, K places, F signals, E item vector width, Y channels (shown and
-taste signals), R = Y * E + 2 * F summands of one impression, G decays, S = G * R floats of a state.
+Shape legend: B requests, H impressions, K places, F signals, E item vector width, Y taste signals,
+R = Y * E + 2 * F summands of one impression, G decays, S = G * R floats of a state.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class DecayedHistory:
     @property
     def num_summands(self) -> int:
         """R."""
-        return (1 + len(self.taste_signals)) * self.item_vectors_NE.shape[1] + 2 * self.num_signals
+        return len(self.taste_signals) * self.item_vectors_NE.shape[1] + 2 * self.num_signals
 
     @property
     def size(self) -> int:
@@ -88,7 +89,7 @@ class DecayedHistory:
 
     def _summands(self, items_BK: Tensor, signals_BKF: Tensor, known_BKF: Tensor) -> Tensor:
         vector_BKE = torch.nn.functional.embedding(items_BK, self.item_vectors_NE)
-        channels = [vector_BKE, *(vector_BKE * signals_BKF[..., f : f + 1] for f in self.taste_signals)]
+        channels = [vector_BKE * signals_BKF[..., f : f + 1] for f in self.taste_signals]
         watch_BK1 = torch.log1p(signals_BKF[..., :1]) / WATCH_UNIT
         return torch.cat([*channels, watch_BK1, signals_BKF[..., 1:], known_BKF.to(watch_BK1.dtype)], dim=-1)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from recsim_env.data.features import item_features, user_features
 from recsim_env.data.schema import LoggedDataset
+from reward_models.exposure import fit_exposure
 from reward_models.users.calibrate import calibrate, set_levels
-from reward_models.users.exposure import fit_exposure
 from reward_models.users.fitting import Fitting, ResponseFitConfig
 from reward_models.users.response import SequenceResponse
 from reward_models.users.sequences import Sequences, read_sequences

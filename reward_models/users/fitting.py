@@ -19,19 +19,15 @@ from torch import Tensor, nn
 
 from recsim_env.digests import digest_json, digest_tensors
 from reward_models.calibration import fit_cells
+from reward_models.exposure import UNIFORM_WEIGHT, Exposure
 from reward_models.list_effects import kinds_of
 from reward_models.ranker_controls import RankerControls, ranker_controls
 from reward_models.trainer import TrainConfig, train
-from reward_models.users.exposure import Exposure
 from reward_models.users.network import FirstLayer, ResponseNetwork
 from reward_models.users.response_core import Answer, ResponseConfig, ResponseCore
 from reward_models.users.sequences import SequenceBatch, Sequences, sequence_batches
 from reward_models.users.starting_levels import count_levels, measure_memory
 from reward_models.users.watch_time import WatchTimeCells, cell_log_probability, read_off_table
-
-UNIFORM_WEIGHT = 4.0
-"""Rows that a row of uniform exposure counts for: they are few, and they alone say what videos are worth to people who
-were not chosen for them. Chosen by held-out rows of uniform exposure."""
 
 _LIST_ROWS = 1024
 """Rows in a batch of the list effects' own fit, at most."""

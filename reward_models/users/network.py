@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reward_models.exposure import Exposure
 from reward_models.list_effects import kinds_of
-from reward_models.users.exposure import Exposure
 from reward_models.users.replay import Replay, earlier_strength, past_state, surprise
 from reward_models.users.response import SequenceResponse, with_a_column
 from reward_models.users.response_core import Answer, ResponseCore
@@ -207,5 +207,5 @@ class ResponseNetwork(nn.Module):
         _, tables["state_US"] = replay.run(sequences.date_P < before_date, history_length)
         tables |= {"exposure_Ud": self.exposure.user_Ud, "exposure_Nd": self.exposure.item_Nd}
         tables |= {"user_weight_HD": self.user_layer.weight, "user_bias_H": self.user_layer.bias}
-        tables |= {} if self.exposure.towers is None else self.exposure.towers.tables()
+        tables |= self.exposure.towers.tables()
         return SequenceResponse(copy.deepcopy(self.core), tables, history_length=history_length)

@@ -70,7 +70,7 @@ class Replay:
             there are kinds, ``item_kind_NY``; users are those of the log.
         sequences: the log, in the item codes of the tables. Where it has no requests, rows have no earlier places;
             where it has no sessions, each row is its session's first.
-        lift_P: of its rows, see ``reward_models.users.exposure``.
+        lift_P: of its rows, see ``reward_models.exposure``.
         tells_ranker: rows of the log's ranker are told from those of uniform exposure.
     """
 

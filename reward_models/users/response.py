@@ -18,7 +18,7 @@ from torch.nn.functional import embedding
 from recsim_env.new_users import NewUsers
 from recsim_env.numerics import linear
 from recsim_env.types import CONTEXT, Outcomes
-from reward_models.users.exposure import ExposureTowers, lift, lifts, user_vectors
+from reward_models.exposure import ExposureTowers, lift, lifts, user_vectors
 from reward_models.users.replay import Replay
 from reward_models.users.response_core import Answer, ResponseConfig, ResponseCore
 from reward_models.users.sequences import read_sequences
@@ -219,12 +219,9 @@ class SequenceResponse(nn.Module):
         sequences, keep = read_sequences(users.log, self._history_length), self._history_length
         before_P = sequences.date_P < users.before
         tables["user_UH"] = linear(with_a_column(users.features_UD), tables["user_weight_HD"], tables["user_bias_H"])
-        lift_P = torch.zeros(len(before_P))
-        tables["exposure_Ud"] = torch.zeros(len(users), self.exposure_Nd.shape[1])
         towers = ExposureTowers.restore(self.exposure_Nd, tables)
-        if towers is not None:
-            lift_P = lifts(towers, users.features_UD, sequences, before_P, keep)
-            tables["exposure_Ud"] = user_vectors(towers, users.features_UD, sequences, before_P, keep)
+        lift_P = lifts(towers, users.features_UD, sequences, before_P, keep)
+        tables["exposure_Ud"] = user_vectors(towers, users.features_UD, sequences, before_P, keep)
         # The log's own ranker filled its places, whatever is declared of slates by others.
         replay = Replay(self.core, tables, sequences, lift_P, tells_ranker=True)
         _, tables["state_US"] = replay.run(before_P, keep)

@@ -204,7 +204,7 @@ class ResponseCore(nn.Module):
             item: (..., H).
             event: (..., E).
             context: (..., H).
-            lift: (...), see ``reward_models.users.exposure``.
+            lift: (...), see ``reward_models.exposure``.
             recent: (..., W), see ``Satiation``; W is 0 for users of a log without sessions.
         """
         match = linear(taste * event, self.taste_layer.weight) + lift.unsqueeze(-1) * self.lift_layer.weight[:, 0]
@@ -227,7 +227,7 @@ class ResponseCore(nn.Module):
             hidden: (..., H), its first layer, before the nonlinearity.
             user: (..., H + A), see ``user``.
             tab: int64 (...).
-            lift: (...), see ``reward_models.users.exposure``.
+            lift: (...), see ``reward_models.exposure``.
             strength: (...) of the effects of earlier places of the slate, see ``PairEffects``; ``None`` for none.
             chosen: float32 (...), 1 where the log's ranker filled the place; ``None`` where somebody else did.
         """

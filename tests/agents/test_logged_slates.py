@@ -168,7 +168,9 @@ class GameLog:
         feedback = Feedback(signals, torch.ones_like(seconds, dtype=torch.bool), nothing)
         request = Request(*(tensor[index] for tensor in self.request))
         known = torch.ones_like(signals, dtype=torch.bool)
-        return LoggedBatch(request, self.items[index], feedback, known, torch.ones_like(seconds), nothing)
+        return LoggedBatch(
+            request, self.items[index], feedback, known, torch.ones_like(seconds), nothing, self.items[index]
+        )
 
     def annotated(self, predictor: None) -> "GameLog":
         return self
@@ -270,14 +272,14 @@ def small_log() -> LoggedRequests:
 
 
 class NoOpinion:
-    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_request(self, request: Request, items_BC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros(*items_BC.shape, request.history_feedback_BHF.shape[2])
         return nothing, nothing
 
 
 class Opinion(NoOpinion):
-    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
-        nothing, spread = super().predict_request(request, items_BC)
+    def predict_request(self, request: Request, items_BC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        nothing, spread = super().predict_request(request, items_BC, chosen_B)
         return nothing + 1.0, spread
 
 

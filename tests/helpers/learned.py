@@ -10,7 +10,7 @@ from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World, load_worlds
 from reward_models.build import BuildConfig, build_worlds
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
-from reward_models.recommender.predictor import PredictorConfig
+from reward_models.recommender.predictor_fit import PredictorConfig
 from reward_models.recommender.retrieval import RetrievalConfig
 from reward_models.trainer import TrainConfig
 from reward_models.users.fitting import ResponseFitConfig

@@ -12,9 +12,9 @@ from torch import Tensor
 from recsim_env.data.features import item_features
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
+from reward_models.exposure import fit_exposure, lift
 from reward_models.metrics import auc
 from reward_models.trainer import TrainConfig, train
-from reward_models.users.exposure import fit_exposure, lift
 from reward_models.users.fit import fit_response
 from reward_models.users.fitting import Fitting, ResponseFitConfig
 from reward_models.users.response import SequenceResponse

@@ -12,14 +12,15 @@ from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
 from reward_models.build import BuildConfig, obstacles
 from reward_models.declared import PUBLISHED_SHARES, declare_drop, uniform_rates
+from reward_models.exposure import Exposure, fit_exposure, lift
+from reward_models.session_sums import DECAYS
 from reward_models.trainer import TrainConfig
 from reward_models.users.calibrate import set_levels
-from reward_models.users.exposure import Exposure, fit_exposure, lift
 from reward_models.users.fit import fit_response
 from reward_models.users.fitting import Fitting, ResponseFitConfig
 from reward_models.users.response import SequenceResponse
 from reward_models.users.response_core import ResponseConfig
-from reward_models.users.satiation import DECAYS, Satiation
+from reward_models.users.satiation import Satiation
 from reward_models.users.sequences import read_sequences
 from tests.helpers.learned import small_log, small_truth
 

@@ -15,7 +15,8 @@ from recsim_env.types import NO_ITEM
 from reward_models.recommender.decayed_history import DecayedHistory
 from reward_models.recommender.encoding import EncodedRequests, encode_requests
 from reward_models.recommender.losses import level_shifts
-from reward_models.recommender.predictor import EnsemblePredictor, PredictorConfig, fit_predictor
+from reward_models.recommender.predictor import EnsemblePredictor
+from reward_models.recommender.predictor_fit import PredictorConfig, fit_predictor
 
 NUM_USERS, NUM_ITEMS, NUM_TAGS = 300, 80, 4
 ITEM_FEATURES_ND = torch.nn.functional.one_hot(torch.arange(NUM_ITEMS) % NUM_TAGS, NUM_TAGS).float()

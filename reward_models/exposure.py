@@ -7,8 +7,8 @@ labels that users are fitted to; what it says of a row comes from a model of oth
 speak for it. In a simulation another ranker chooses, whose choices tell nothing: users keep the vector that the end of
 the log gave them.
 
-Fitted by sampled softmax, as the recommender's candidate source is; both parties need such a model and neither sees
-the other's.
+Fitted by sampled softmax, as the recommender's candidate source is; users and recommender each have such a model of
+their own rows.
 
 Legend: B users, T rows of a user, P rows of the log, R rows, N items, U users, D features, d vector width, Y negatives,
 V users of the table.
@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from recsim_env.types import NO_ITEM
 from reward_models.trainer import TrainConfig, train
 from reward_models.users.sequences import SequenceBatch, Sequences, sequence_batches
+
+UNIFORM_WEIGHT = 4.0
+"""Rows that a row of uniform exposure counts for: they are few, and they alone say what videos are worth to people who
+were not chosen for them. Chosen by held-out rows of uniform exposure."""
 
 BOUND = 4.0
 """Lifts are kept within -BOUND..BOUND: videos that were hardly ever shown are not worlds apart."""
@@ -74,6 +78,13 @@ class ExposureTowers(NamedTuple):
             count_BV.gather(1, before_BT),
         )
 
+    def of_window(self, features_BD: Tensor, shown_BH: Tensor) -> Tensor:
+        """Vectors (B, d + 2) of users by the videos that a window of their past shows, ``NO_ITEM`` where empty."""
+        there_BH = shown_BH != NO_ITEM
+        sum_B1d = (self.item_Nd[shown_BH.clamp(min=0)] * there_BH.unsqueeze(-1)).sum(1, keepdim=True)
+        vector_Bd = self.users(features_BD, sum_B1d, there_BH.sum(1, keepdim=True))[:, 0]
+        return _relative(vector_Bd, self.item_table())
+
     def item_table(self) -> Tensor:
         """Item vectors (N, d + 2): then the level, and a 1 for the user's own constant."""
         level_N1 = self.level_N.unsqueeze(1)
@@ -88,10 +99,14 @@ class ExposureTowers(NamedTuple):
         }
 
     @classmethod
-    def restore(cls, item_table_Nd: Tensor, tables: dict[str, Tensor]) -> "ExposureTowers | None":
-        """The towers of ``item_table`` and ``tables``; ``None`` where the ranker showed nothing to learn from."""
-        if "exposure_content_Dd" not in tables:
-            return None
+    def nothing(cls, num_items: int, user_features: int) -> "ExposureTowers":
+        """Towers of a ranker that shows everybody everything alike."""
+        sizes = ((num_items, 1), (num_items,), (user_features, 1), (1,), (len(_PRIOR_ROWS), 1))
+        return cls(*(torch.zeros(size) for size in sizes))
+
+    @classmethod
+    def restore(cls, item_table_Nd: Tensor, tables: dict[str, Tensor]) -> "ExposureTowers":
+        """The towers of ``item_table`` and ``tables``."""
         names = ("exposure_content_Dd", "exposure_bias_d", "exposure_shown_Xd")
         return cls(item_table_Nd[:, :-2], item_table_Nd[:, -2], *(tables[name] for name in names))
 
@@ -109,8 +124,8 @@ class Exposure:
     """float32 vectors of items; a lift is a product of the two, see ``lift``."""
     final_lift_P: Tensor
     """float32: the same as ``lift_P`` by the towers that made these two tables, of all users; 0 at later rows."""
-    towers: ExposureTowers | None = None
-    """Of all users learned from; ``None`` where the ranker showed nothing."""
+    towers: ExposureTowers
+    """Of all users learned from."""
 
 
 def lift(user: Tensor, item: Tensor) -> Tensor:
@@ -171,8 +186,9 @@ def fit_exposure(
     """
     num_users, shown_P = len(user_features_UD), label_P & ~sequences.uniform_P
     if not shown_P.any():
-        tables = (torch.zeros(num_users, 1), torch.zeros(len(item_features_ND), 1))
-        return Exposure(torch.zeros(len(label_P)), *tables, torch.zeros(len(label_P)))
+        towers = ExposureTowers.nothing(len(item_features_ND), user_features_UD.shape[1])
+        nothing_P, table_Nd = torch.zeros(len(label_P)), towers.item_table()
+        return Exposure(nothing_P, torch.zeros(num_users, table_Nd.shape[1]), table_Nd, nothing_P, towers)
     generator = torch.Generator().manual_seed(seed)
     fold_P = (torch.randperm(num_users, generator=generator) % _FOLDS)[sequences.user_P]
     features = (item_features_ND, user_features_UD)
@@ -246,11 +262,7 @@ def user_vectors(
     table_Nd = towers.item_table()
     user_Ud = torch.zeros(len(features_UD), table_Nd.shape[1])
     for user_V in torch.split(torch.arange(len(user_Ud)), 4096):
-        past_VH, _, _ = sequences.past.window(user_V, keep)
-        there_VH = past_VH != NO_ITEM
-        sum_V1d = (towers.item_Nd[past_VH.clamp(min=0)] * there_VH.unsqueeze(-1)).sum(1, keepdim=True)
-        vector_Vd = towers.users(features_UD[user_V], sum_V1d, there_VH.sum(1, keepdim=True))[:, 0]
-        user_Ud[user_V] = _relative(vector_Vd, table_Nd)
+        user_Ud[user_V] = towers.of_window(features_UD[user_V], sequences.past.window(user_V, keep)[0])
     for batch in sequence_batches(sequences, before_P, 4 * _BATCH_USERS):
         vector_Bd = towers.before_rows(features_UD, sequences, batch, keep)[:, -1]
         user_Ud[batch.user_B] = _relative(vector_Bd, table_Nd)
