@@ -1,10 +1,11 @@
 """What a recommender remembers of a user: exponentially decayed sums over past impressions.
 
-Every impression adds one vector: the video's own vector once for each taste signal it received, then each signal's
-value and whether it was recorded. What was shown without any is no taste: it tells what the log's ranker thought of a
-user, but in a simulation another one chooses. The sums fade by a fixed factor for each later impression, so a state is
-updated from one slate alone, and re-encoding a window of 100 impressions gives the same numbers to within
-``decay ** 100`` of their size. Weights add up to 1 over an endless history.
+Every impression adds one vector: for each taste signal the video's own vector, times what the signal was beyond what is
+expected of that video, then each signal's value and whether it was recorded. So a user's taste moves by surprise: being
+shown a video that everybody likes and liking it tells nothing, and who chose it plays no part. The sums fade by a fixed
+factor for each later impression, so a state is updated from one slate alone, and re-encoding a window of 100
+impressions gives the same numbers to within ``decay ** 100`` of their size. Weights add up to 1 over an endless
+history.
 
 Shape legend: B requests, H impressions, K places, F signals, E item vector width, Y taste signals,
 R = Y * E + 2 * F summands of one impression, G decays, S = G * R floats of a state.
@@ -30,6 +31,8 @@ class DecayedHistory:
     """float32 vector of each item as an event."""
     num_signals: int
     """F, watch time first."""
+    expected_NF: Tensor
+    """float32: what each item's signals are expected to be, whoever the user."""
     taste_signals: tuple[int, ...]
     """Indices of the signals that mark what a user likes."""
     decays: tuple[float, ...] = (0.75, 0.95)
@@ -89,7 +92,8 @@ class DecayedHistory:
 
     def _summands(self, items_BK: Tensor, signals_BKF: Tensor, known_BKF: Tensor) -> Tensor:
         vector_BKE = torch.nn.functional.embedding(items_BK, self.item_vectors_NE)
-        channels = [vector_BKE * signals_BKF[..., f : f + 1] for f in self.taste_signals]
+        surprise_BKF = (signals_BKF - torch.nn.functional.embedding(items_BK, self.expected_NF)) * known_BKF
+        channels = [vector_BKE * surprise_BKF[..., f : f + 1] for f in self.taste_signals]
         watch_BK1 = torch.log1p(signals_BKF[..., :1]) / WATCH_UNIT
         return torch.cat([*channels, watch_BK1, signals_BKF[..., 1:], known_BKF.to(watch_BK1.dtype)], dim=-1)
 

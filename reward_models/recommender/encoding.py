@@ -1,6 +1,7 @@
 """Logged requests as the recommender's towers read them: encoded once for all models of a build.
 
-A user's past enters a tower as decayed sums (``decayed_history``), turned into recent rates and tastes. Predictor and
+A user's past enters a tower as decayed sums (``decayed_history``), turned into recent rates and tastes: what was liked
+beyond what is expected of each video. Predictor and
 candidate source read the same inputs, so these are computed once and handed to both fits. The predictor also reads what
 the session has shown, and how likely the log's ranker was to show each video to the user.
 
@@ -40,6 +41,8 @@ class HistoryConfig:
     """Signals whose items make up a user's taste; those the log lacks are left out."""
     decays: tuple[float, ...] = (0.75, 0.95)
     """Factors by which one later impression fades the history."""
+    expected_prior: float = 20.0
+    """Rows of the usual rate that a video's own rate of a signal is shrunk by."""
     rate_prior: float = 0.2
     """Weight of the overall rate in a user's own recent rates, as a share of a full history."""
 
@@ -110,6 +113,7 @@ def encode_requests(
     history = DecayedHistory(
         item_vectors_NE=principal_components(requests.item_features_ND, config.event_width),
         num_signals=len(requests.signals),
+        expected_NF=expected_signals(requests, config.expected_prior),
         taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),
         decays=config.decays,
     )
@@ -139,6 +143,21 @@ def encode_requests(
         lift_R=lift_R,
         exposure_Ud=exposure_vectors(towers, requests.user_features_UD, histories),
     )
+
+
+def expected_signals(requests: LoggedRequests, prior: float) -> Tensor:
+    """Mean of each signal of each video in these requests, (N, F), shrunk to the usual one."""
+    event_P = requests.slate_event_P
+    known_PF = requests.event_known_EF[event_P].float()
+    signals_PF = requests.event_feedback_EF[event_P] * known_PF
+    usual_F = signals_PF.sum(0) / known_PF.sum(0).clamp(min=1)
+    sums_NF, counts_NF = (
+        part_PF.new_zeros(len(requests.item_features_ND), part_PF.shape[1]).index_add(
+            0, requests.event_item_E[event_P], part_PF
+        )
+        for part_PF in (signals_PF, known_PF)
+    )
+    return (sums_NF + prior * usual_F) / (counts_NF + prior)
 
 
 @torch.no_grad()

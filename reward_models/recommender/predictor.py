@@ -64,6 +64,7 @@ class EnsemblePredictor:
         self.history = DecayedHistory(
             item_vectors_NE=tensors["event_NE"],
             num_signals=len(self.signals),
+            expected_NF=tensors["expected_NF"],
             taste_signals=tuple(settings["taste_signals"]),
             decays=tuple(settings["decays"]),
         )

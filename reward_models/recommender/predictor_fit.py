@@ -250,6 +250,7 @@ def _export(towers: _Towers, rows: _Rows, encoded: EncodedRequests) -> EnsembleP
 
     tensors = {
         "event_NE": encoded.history.item_vectors_NE,
+        "expected_NF": encoded.history.expected_NF,
         "item_factors_NMd": factors_MNd.transpose(0, 1),
         "start_US": encoded.start_US,
         "user_features_UD": rows.user_features_UD,

@@ -80,6 +80,7 @@ class TwoTowerCandidates:
         self.history = DecayedHistory(
             item_vectors_NE=tensors["event_NE"],
             num_signals=settings["num_signals"],
+            expected_NF=tensors["expected_NF"],
             taste_signals=tuple(settings["taste_signals"]),
             decays=tuple(settings["decays"]),
         )
@@ -417,6 +418,7 @@ def _export(towers: _Towers, encoded: EncodedRequests, config: RetrievalConfig, 
     draws_Y = torch.rand(num_draws, generator=torch.Generator().manual_seed(seed + 2))
     tensors = {
         "event_NE": encoded.history.item_vectors_NE,
+        "expected_NF": encoded.history.expected_NF,
         "items_Nd": towers.items()[0],
         "noise_Y": -(-draws_Y.clamp(1e-6, 1 - 1e-6).log()).log(),
         "start_US": encoded.start_US,

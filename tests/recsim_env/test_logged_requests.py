@@ -186,8 +186,9 @@ def test_days_users_and_logged_candidates():
 
 def test_models_annotate_batches():
     class Constant:
-        def predict_request(self, request, items_BC):
-            return torch.full((*items_BC.shape, 3), 0.25), torch.full((*items_BC.shape, 3), 0.5)
+        def predict_request(self, request, items_BC, chosen_B):
+            predicted_BCF = 0.25 * chosen_B.float()[:, None, None].expand(*items_BC.shape, 3)
+            return predicted_BCF, torch.full((*items_BC.shape, 3), 0.5)
 
         def score_request(self, request, items_BC):
             return items_BC.float()

@@ -31,7 +31,7 @@ FEATURES_ND = torch.cat(
 class TrueItemPredictor:
     """Knows each item's own expected seconds and nothing of lists."""
 
-    def predict_request(self, request, items_BC):
+    def predict_request(self, request, items_BC, chosen_B):
         predicted_BCF = torch.stack([SECONDS_N[items_BC], torch.full(items_BC.shape, 0.5)], dim=-1)
         return predicted_BCF, torch.zeros_like(predicted_BCF)
 
@@ -107,7 +107,7 @@ def knowing_requests(num_requests: int, propensities: bool) -> LoggedRequests:
 
 def request_of(candidates_BC: torch.Tensor) -> Request:
     batch, count = candidates_BC.shape
-    predicted_BCF, std_BCF = TrueItemPredictor().predict_request(None, candidates_BC)
+    predicted_BCF, std_BCF = TrueItemPredictor().predict_request(None, candidates_BC, None)
     return Request(
         torch.zeros(batch, dtype=torch.int64),
         torch.zeros(batch, 1),

@@ -123,7 +123,10 @@ def test_rows_do_not_depend_on_the_batch(predictor):
 def test_a_state_updated_slate_by_slate_equals_the_window_encoded_anew():
     generator = torch.Generator().manual_seed(0)
     history = DecayedHistory(
-        item_vectors_NE=torch.randn(30, 4, generator=generator), num_signals=3, taste_signals=(1, 2)
+        item_vectors_NE=torch.randn(30, 4, generator=generator),
+        num_signals=3,
+        expected_NF=torch.rand(30, 3, generator=generator),
+        taste_signals=(1, 2),
     )
     items_BL = torch.randint(0, 30, (5, 150), generator=generator)
     signals_BLF = (torch.rand(5, 150, 3, generator=generator) < 0.5).float()
@@ -141,18 +144,22 @@ def test_a_state_updated_slate_by_slate_equals_the_window_encoded_anew():
 
 def test_decayed_sums_have_their_closed_form_and_unseen_places_change_nothing():
     history = DecayedHistory(
-        item_vectors_NE=torch.tensor([[2.0], [3.0]]), num_signals=2, taste_signals=(1,), decays=(0.5,)
+        item_vectors_NE=torch.tensor([[2.0], [3.0]]),
+        num_signals=2,
+        expected_NF=torch.tensor([[9.0, 0.5], [9.0, 0.5]]),
+        taste_signals=(1,),
+        decays=(0.5,),
     )
     items_BH, feedback_BHF = torch.tensor([[NO_ITEM, 0, 1]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     known_BHF = torch.tensor([[[False, False], [False, True], [True, True]]])
     sums = history.encode(items_BH, feedback_BHF, known_BHF)
-    # (1 - 0.5) * (0.5 * first + second): shown, liked items, watch, like, watch known, like known.
-    assert sums.tolist() == [[0.5 * (1.0 + 3.0), 0.5 * 1.0, 0.0, 0.25, 0.5, 0.75]]
+    # (1 - 0.5) * (0.5 * first + second): likes beyond the half expected, watch, like, watch known, like known.
+    assert sums.tolist() == [[0.5 * (0.5 * 0.5 * 2.0 - 0.5 * 3.0), 0.0, 0.25, 0.5, 0.75]]
     signals_BKF = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
     unseen = history.observe(sums, torch.tensor([[1, 0]]), signals_BKF, torch.tensor([[False, False]]))
     assert torch.equal(unseen, sums)
     one = history.observe(sums, torch.tensor([[1, 0]]), signals_BKF, torch.tensor([[True, False]]))
-    assert one.tolist() == [[1.0 + 1.5, 0.25 + 1.5, 0.0, 0.125 + 0.5, 0.25 + 0.5, 0.375 + 0.5]]
+    assert one.tolist() == [[-0.25 + 0.5 * 0.5 * 3.0, 0.0, 0.125 + 0.5, 0.25 + 0.5, 0.375 + 0.5]]
 
 
 def test_starting_state_and_request_window_predict_the_same(predictor):
