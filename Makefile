@@ -18,8 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## the main job; make demo DATA=<KuaiRand folder> runs it on a real log
 	$(BIN)/python -m experiments.demo $(if $(DATA),--data $(DATA))
 
-test: $(INSTALLED)  ## at most 15 minutes
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## at most 15 minutes on two cores; a file's tests share worlds, so they stay in one process
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(INSTALLED)  ## at most an hour
 	$(BIN)/python -m pytest -m slow
