@@ -23,8 +23,7 @@ from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.results import as_json
 from recsim_env.types import Decision, Request
 from recsim_env.world import World
-from reward_models.build import build_worlds
-from tests.helpers.learned import SMALL_BUILD, small_log, small_truth
+from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, shared_build
 
 
 class WithoutSize:
@@ -45,10 +44,8 @@ class Constant:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("build")
-    build_worlds(small_log(small_truth()), out, SMALL_BUILD)
-    return out
+def folder() -> Path:
+    return shared_build()["A"].parent
 
 
 def test_evaluate_writes_its_report(folder: Path, tmp_path: Path) -> None:
@@ -159,7 +156,7 @@ def test_references_play_what_they_promise(folder: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> GoalRankTable:
-    source = LogSource(num_users=120, num_items=150, log_sessions=200, folder=tmp_path / "runs")
+    source = LogSource(num_users=120, num_items=150, log_sessions=200, folder=tmp_path / "runs", build=ONE_JUDGE)
     run = RunOptions(results=tmp_path / "results", jobs=1)
     return GoalRankTable(source=source, seeds=2, iterations=2, num_sessions=12, search_sessions=6, run=run)
 

@@ -17,9 +17,8 @@ from experiments.train import parse, run
 from recsim_env.data.requests import logged_requests
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World
-from reward_models.build import build_worlds
 from tests.helpers.kuairand_files import write_kuairand
-from tests.helpers.learned import ONE_JUDGE, small_log, small_truth
+from tests.helpers.learned import shared_build, small_log, small_truth
 
 STRANGER = """
 from agents.method import MethodConfig, REWARD, Step, request_of
@@ -40,11 +39,10 @@ class Nudge:
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A log as a folder, and worlds built from it."""
+    """A log as a folder, and the worlds built from it."""
     folder = tmp_path_factory.mktemp("train")
-    log = small_log(small_truth())
-    write_kuairand(log, folder / "log")
-    return {"log": folder / "log", **build_worlds(log, folder / "worlds", ONE_JUDGE)}
+    write_kuairand(small_log(small_truth()), folder / "log")
+    return {"log": folder / "log", **shared_build()}
 
 
 def small(name: str, world: Path | str, run_dir: Path, **changes: object) -> TrainRun:

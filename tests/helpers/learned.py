@@ -1,5 +1,6 @@
 """Small learned worlds, fitted in seconds: what is tested with them does not need a good fit."""
 
+import atexit
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,13 +46,15 @@ def small_log(truth: World) -> LoggedDataset:
     return synthetic_log(truth, num_sessions=400, days=6, seed=4)
 
 
-def learned_worlds(folder: Path) -> dict[str, World]:
-    """World A and one judge, fitted in seconds on a small synthetic log."""
-    return load_worlds(build_worlds(small_log(small_truth()), folder, ONE_JUDGE))
+@cache
+def shared_build() -> dict[str, Path]:
+    """Folders of world A and one judge, fitted once for all tests of a process in seconds; they are only read."""
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return build_worlds(small_log(small_truth()), folder.name, ONE_JUDGE)
 
 
 @cache
 def shared_learned_worlds() -> dict[str, World]:
-    """The same, fitted once for all tests of a process."""
-    with TemporaryDirectory() as folder:
-        return learned_worlds(Path(folder))
+    """The worlds of ``shared_build``, loaded once."""
+    return load_worlds(shared_build())

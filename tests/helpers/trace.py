@@ -10,7 +10,6 @@ means to alter what is played writes the trace anew in its own commit and says w
 import hashlib
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from agents.rllib.algorithm import MethodAlgorithmConfig
 from agents.rllib.env_runner import MethodEnvRunner
 from recsim_env.envs import RecVectorEnv
 from recsim_env.known_worlds import short_video_world, tiny_world
-from recsim_env.world import World
-from tests.helpers.learned import learned_worlds
+from recsim_env.world import World, load_worlds
+from tests.helpers.learned import shared_build
 
 KEPT = Path(__file__).with_suffix(".json")
 ENV_ID = "recsim_env:recsim_env/Session-v0"
@@ -77,10 +76,9 @@ def trace() -> dict[str, Any]:
         "tiny": rollout(tiny_world()),
         "short_video": rollout(short_video_world(num_users=500, num_items=300, seed=2)),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        worlds = learned_worlds(Path(folder))
-        found |= {f"learned {name}": rollout(world) for name, world in worlds.items()}
-        found["goalrank_losses"] = goalrank_losses(Path(folder) / "A")
+    folders = shared_build()
+    found |= {f"learned {name}": rollout(world) for name, world in load_worlds(folders).items()}
+    found["goalrank_losses"] = goalrank_losses(folders["A"])
     return found
 
 
