@@ -15,8 +15,7 @@ from recsim_env.data.features import UserEncoder, user_features
 from recsim_env.data.recoding import recoded
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.known_worlds.logs import synthetic_log
-from recsim_env.new_users import NewUsers
-from recsim_env.types import TakesUsers
+from recsim_env.new_users import NewUsers, TakesUsers
 
 
 class Taking:
@@ -131,16 +130,17 @@ def test_other_videos_are_refused(taking: World, log: LoggedDataset) -> None:
         taking.users_from(dataclasses.replace(log, items=items), before=DAY)
 
 
-def test_a_day_is_a_day(taking: World, log: LoggedDataset) -> None:
-    with pytest.raises(ValueError, match="before must be a day as YYYYMMDD, got 427"):
-        taking.users_from(log, before=427)
+@pytest.mark.parametrize("before", [427, "2022-04-27"])
+def test_a_day_is_a_day(taking: World, log: LoggedDataset, before: int | str) -> None:
+    with pytest.raises(ValueError, match=f"before must be a day as YYYYMMDD, got {before!r}"):
+        taking.users_from(log, before=before)
 
 
 def test_requests_are_asked_of_users_who_are_there(taking: World, log: LoggedDataset) -> None:
     requests = taking.requests_of(log, DAY)
     assert len(requests) == log.rows[log.rows["date"] >= DAY].groupby(["user", "request"]).ngroups
     strangers = dataclasses.replace(log, users=log.users.assign(user_id=log.users["user_id"] + 5))
-    with pytest.raises(ValueError, match=r"5 of 60 users .* let them enter first, world\.users_from"):
+    with pytest.raises(ValueError, match=r"5 of 60 users .* let them enter a world first, World\.users_from"):
         taking.requests_of(strangers, DAY)
 
 
