@@ -1,28 +1,25 @@
-"""Users of another log in a world that was built without them: ``World.users_from`` and ``World.requests_of``.
+"""Users of a log on their way into a world that was built without them; ``World.users_from`` lets them in.
 
 Legend: U users, D features.
 """
 
-import dataclasses
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from recsim_env.data.features import UserEncoder
 from recsim_env.data.histories import Histories, user_histories
 from recsim_env.data.recoding import UNKNOWN_VIDEOS, recoded
-from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.saving import class_path
-from recsim_env.types import TakesUsers
 
-if TYPE_CHECKING:
-    from recsim_env.world import World
-
-_MODELS = {"response": "response model", "predictor": "predictor", "candidates": "candidate source"}
+MODELS = {"response": "response model", "predictor": "predictor", "candidates": "candidate source"}
 """The models of a world that know its users, by what messages call them."""
 
 
@@ -43,91 +40,89 @@ class NewUsers:
     def __len__(self) -> int:
         return len(self.features_UD)
 
-
-def enter(world: "World", log: LoggedDataset, before: int) -> "World":
-    """See ``World.users_from``."""
-    _check(world, log, before)
-    assert world.users.encoder is not None
-    features = world.users.encoder.encode(log)
-    known = _in_catalogue(world, log)
-    new = NewUsers(
-        features_UD=torch.from_numpy(features.values),
-        histories=user_histories(known, before_date=before),
-        log=known,
-        before=before,
-    )
-    device = world.population_P.device
-    # Logs are read on the CPU.
-    here = world if device.type == "cpu" else world.to("cpu")
-    users = dataclasses.replace(
-        here.users, ids=log.users["user_id"].to_numpy(), features_UD=new.features_UD, histories=new.histories
-    )
-    dropped = known.counts[UNKNOWN_VIDEOS]
-    origin = {"log": log.name, "users": len(new), "before": before, UNKNOWN_VIDEOS: dropped}
-    entered = here.replace(
-        users=users,
-        population_P=torch.arange(len(new)),
-        provenance={**here.provenance, "users_from": origin},
-        fidelity={},  # it was of other users
-        **{name: getattr(here, name).with_users(new) for name in _MODELS},
-    )
-    return entered if device.type == "cpu" else entered.to(device)
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where they come from, as JSON values."""
+        dropped = self.log.counts[UNKNOWN_VIDEOS]
+        return {"log": self.log.name, "users": len(self), "before": self.before, UNKNOWN_VIDEOS: dropped}
 
 
-def requests_of(world: "World", log: LoggedDataset, first_date: int | None, last_date: int | None) -> LoggedRequests:
-    """See ``World.requests_of``."""
-    _check_signals(world, log)
-    missing = ~np.isin(log.users["user_id"].to_numpy(), world.users.ids)
-    if missing.any():
+@runtime_checkable
+class TakesUsers(Protocol):
+    """A model that can also speak of other users than those it was fitted to."""
+
+    def with_users(self, users: NewUsers) -> Self:
+        """The same model for these users in place of its own; user codes are theirs."""
+        ...
+
+
+def read_users(
+    log: LoggedDataset,
+    before: int | str,
+    *,
+    world: str,
+    signals: Sequence[str],
+    encoder: UserEncoder | None,
+    item_ids: NDArray[np.generic],
+) -> NewUsers:
+    """The users of a log as a world knows users; see ``World.users_from`` for what is refused.
+
+    Args:
+        log: a checked log.
+        before: YYYYMMDD, the day on which their sessions begin.
+        world: its name.
+        signals: its signals.
+        encoder: how its user features are made.
+        item_ids: ids of its videos, in the order of their codes.
+    """
+    if encoder is None:
         raise ValueError(
-            f"{int(missing.sum())} of {len(log.users)} users of the log {log.name!r} are not users of the world "
-            f"{world.name!r}: let them enter first, world.users_from(log, before=first_date)"
+            f"no users can enter the world {world!r}: it does not say how the features of its users were made; "
+            "build the world again"
         )
-    return logged_requests(
-        recoded(log, world.catalogue.ids, world.users.ids),
-        item_features_ND=world.catalogue.features_ND.cpu(),
-        user_features_UD=world.users.features_UD.cpu(),
-        first_date=first_date,
-        last_date=last_date,
-    )
-
-
-def _in_catalogue(world: "World", log: LoggedDataset) -> LoggedDataset:
-    """The log in the world's item codes; says how much of it that leaves out."""
-    known = recoded(log, world.catalogue.ids)
+    check_signals(log, world, signals)
+    if not (str(before).isdecimal() and 1970_01_01 <= int(before) <= 2999_12_31):
+        raise ValueError(f"before must be a day as YYYYMMDD, got {before!r}")
+    features, known = encoder.encode(log), recoded(log, item_ids)
     dropped = known.counts[UNKNOWN_VIDEOS]
     if dropped:
         warnings.warn(
             f"{dropped} of {len(log.rows)} rows of the log {log.name!r} ({dropped / len(log.rows):.1%}) show videos "
-            f"that the world {world.name!r} does not have; they are left out",
-            stacklevel=4,
+            f"that the world {world!r} does not have; they are left out",
+            stacklevel=3,
         )
-    return known
+    return NewUsers(
+        features_UD=torch.from_numpy(features.values),
+        histories=user_histories(known, before_date=int(before)),
+        log=known,
+        before=int(before),
+    )
 
 
-def _check(world: "World", log: LoggedDataset, before: int) -> None:
-    for name, what in _MODELS.items():
-        model = getattr(world, name)
+def check_models(world: str, models: Mapping[str, object]) -> None:
+    """Refuses models that cannot take users.
+
+    Raises:
+        ValueError: there is such a model; the message names it.
+    """
+    for name, model in models.items():
         if not isinstance(model, TakesUsers):
             raise ValueError(
-                f"no users can enter the world {world.name!r}: its {what} ({class_path(model)}) has no with_users(), "
-                "see recsim_env.types.TakesUsers; worlds that were learned from a log can take users"
+                f"no users can enter the world {world!r}: its {MODELS[name]} ({class_path(model)}) has no "
+                "with_users(), see recsim_env.new_users.TakesUsers; worlds that were learned from a log can take users"
             )
-    if world.users.encoder is None:
-        raise ValueError(
-            f"no users can enter the world {world.name!r}: it does not say how the features of its users were made; "
-            "build the world again"
-        )
-    _check_signals(world, log)
-    if not 1970_01_01 <= before <= 2999_12_31:
-        raise ValueError(f"before must be a day as YYYYMMDD, got {before}")
 
 
-def _check_signals(world: "World", log: LoggedDataset) -> None:
-    if log.signals != tuple(world.signals):
-        missing = [name for name in world.signals if name not in log.signals]
-        extra = [name for name in log.signals if name not in world.signals]
+def check_signals(log: LoggedDataset, world: str, signals: Sequence[str]) -> None:
+    """Refuses a log with other signals than a world's.
+
+    Raises:
+        ValueError: it has; the message names them.
+    """
+    if log.signals != tuple(signals):
+        missing = [name for name in signals if name not in log.signals]
+        extra = [name for name in log.signals if name not in signals]
         raise ValueError(
-            f"the log {log.name!r} has other signals than the world {world.name!r}: it lacks {missing or 'none'} and "
-            f"has {extra or 'none'} beside them; map its columns to {tuple(world.signals)}"
+            f"the log {log.name!r} has other signals than the world {world!r}: it lacks {missing or 'none'} and "
+            f"has {extra or 'none'} beside them; map its columns to {tuple(signals)}"
         )

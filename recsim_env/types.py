@@ -9,15 +9,12 @@ Items and users are int64 codes: rows of ``World.catalogue`` and ``World.users``
 ``watch_time`` is always signal 0 and is measured in seconds; every other signal is 0 or 1.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from recsim_env.request import Request as Request  # part of the vocabulary
-
-if TYPE_CHECKING:
-    from recsim_env.new_users import NewUsers
 
 WATCH_TIME = "watch_time"
 
@@ -211,15 +208,6 @@ class CandidateSource(Protocol):
 
     def score(self, state_BS: Tensor, uniform_B: Tensor, items_BY: Tensor) -> Tensor:
         """The scores (B, Y) that ``retrieve`` gives, or would give, these items if nothing had been shown."""
-        ...
-
-
-@runtime_checkable
-class TakesUsers(Protocol):
-    """A model of users that can also speak of others than those it was fitted to, see ``World.users_from``."""
-
-    def with_users(self, users: "NewUsers") -> Self:
-        """The same model for these users in place of its own; user codes are theirs."""
         ...
 
 

@@ -23,7 +23,8 @@ from recsim_env import new_users
 from recsim_env import recommender as recommenders
 from recsim_env.data.features import UserEncoder
 from recsim_env.data.histories import Histories
-from recsim_env.data.requests import LoggedRequests
+from recsim_env.data.recoding import recoded
+from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.digests import digest_json, digest_tensors
 from recsim_env.files import whole_folder
@@ -180,9 +181,28 @@ class World:
 
         Raises:
             ValueError: a model of the world cannot take users, as in worlds that were not learned from a log; the log
-                has other signals, other videos throughout, or lacks a column of user features.
+                has other signals, other videos throughout, or lacks a column of user features; ``before`` is no day.
         """
-        return new_users.enter(self, log, int(before))
+        new_users.check_models(self.name, {name: getattr(self, name) for name in new_users.MODELS})
+        new = new_users.read_users(
+            log,
+            before,
+            world=self.name,
+            signals=self.signals,
+            encoder=self.users.encoder,
+            item_ids=self.catalogue.ids,
+        )
+        device = self.population_P.device
+        here = self if device.type == "cpu" else self.to("cpu")  # logs are read there
+        ids, features_UD = log.users["user_id"].to_numpy(), new.features_UD
+        entered = here.replace(
+            users=dataclasses.replace(here.users, ids=ids, features_UD=features_UD, histories=new.histories),
+            population_P=torch.arange(len(new)),
+            provenance={**here.provenance, "users_from": new.origin},
+            fidelity={},  # it was of other users
+            **{name: getattr(here, name).with_users(new) for name in new_users.MODELS},
+        )
+        return entered if device.type == "cpu" else entered.to(device)
 
     def requests_of(
         self, log: LoggedDataset, first_date: int | None = None, last_date: int | None = None
@@ -198,7 +218,14 @@ class World:
         Raises:
             ValueError: the log has other signals, users that are not the world's, or no requests on these days.
         """
-        return new_users.requests_of(self, log, first_date, last_date)
+        new_users.check_signals(log, self.name, self.signals)
+        return logged_requests(
+            recoded(log, self.catalogue.ids, self.users.ids),
+            item_features_ND=self.catalogue.features_ND.cpu(),
+            user_features_UD=self.users.features_UD.cpu(),
+            first_date=first_date,
+            last_date=last_date,
+        )
 
     @property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ USUAL_DURATION_S = 60.0
 """Stands in for the durations of a log that knows none, in seconds."""
 UNKNOWN_CODE = -124
 """KuaiRand's mark for an unknown value, read as missing everywhere."""
+_LEAST_DEVIATION = 1e-6  # below it a column is constant but for rounding
 _HISTORY_LENGTH = "history_length"  # a user's impressions before the log, as if it were a raw column
 
 
@@ -198,12 +199,15 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and deviation of the known values."""
     known = np.isfinite(values)
     if not known.any():
-        return 0.0, 1.0
+        return 0.0, 0.0
     mean = values[known].mean()
-    return float(mean), max(float((values - mean)[known].std()), 1e-6)
+    return float(mean), float((values - mean)[known].std())
 
 
 def _scaled(values: NDArray[np.float64], mean: float, deviation: float) -> FloatArray:
+    """Values less the mean, over the deviation; 0 where unknown, and throughout where nothing ever deviated."""
+    if deviation < _LEAST_DEVIATION:
+        return np.zeros(len(values), dtype=np.float32)
     return np.where(np.isfinite(values), (values - mean) / deviation, 0.0).astype(np.float32)
 
 

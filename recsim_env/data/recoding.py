@@ -38,7 +38,8 @@ def recoded(
         if (user_U < 0).any():
             raise ValueError(
                 f"{int((user_U < 0).sum())} of {len(user_U)} users of the log {log.name!r} are not among the "
-                f"{len(user_ids)} users here, {_example(log.users['user_id'].to_numpy()[user_U < 0])} for instance"
+                f"{len(user_ids)} users here, {_example(log.users['user_id'].to_numpy()[user_U < 0])} for instance; "
+                "let them enter a world first, World.users_from"
             )
         users = pd.DataFrame({"user_id": user_ids})
     rows = _known(log.rows, item_N, user_U)

@@ -161,6 +161,8 @@ def sequence_batches(
     end_U.scatter_reduce_(0, sequences.user_P[labelled], labelled + 1, "amax")
     length_U = end_U - sequences.start_U1[:-1]
     user_V = torch.nonzero(end_U > 0).squeeze(-1)
+    if not len(user_V):
+        return
     # A batch is as long as its longest user, so users of about one length go together; the noise keeps batches from
     # being the same ones in every epoch.
     order_key = length_U[user_V].float()
