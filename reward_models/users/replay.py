@@ -6,6 +6,8 @@ Legend: B users at a step, P rows of the log, R rows, H history length or hidden
 V users with rows, Y amounts, Q earlier places, S floats of state, W those of what a session has shown.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -98,38 +100,31 @@ class Replay:
         core, sequences = self._core, self._sequences
         state_US = self._past(history_length)
         expected_PY = state_US.new_zeros(len(sequences.item_P), len(sequences.signals) + 1)
-        # Users side by side, the longest first: each step has those who still have a row.
-        end_U = torch.zeros(len(sequences.start_U1) - 1, dtype=torch.int64)
-        row_R = label_P.nonzero().squeeze(1)
-        end_U.scatter_reduce_(0, sequences.user_P[row_R], row_R + 1, "amax")
-        length_U = (end_U - sequences.start_U1[:-1]).clamp(min=0)
-        user_V = length_U.argsort(descending=True, stable=True)[: int((length_U > 0).sum())]
-        state_VS, begin_VS = state_US[user_V], state_US[user_V]
-        satiation = core.satiation
-        recent_VW = state_VS.new_zeros(len(user_V), 0 if satiation is None else satiation.state_width)
-        begin_VW = recent_VW.clone()
-        for step in range(int(length_U.max())):
-            running = int((length_U[user_V] > step).sum())
-            row_B, state_BS = sequences.start_U1[user_V[:running]] + step, state_VS[:running]
-            is_first_B1 = (sequences.begin_P[row_B] == row_B).unsqueeze(1)
-            begin_BS = torch.where(is_first_B1, state_BS, begin_VS[:running])
-            item_B = sequences.item_P[row_B]
-            recent_BW = recent_VW[:running]
-            if satiation is not None and sequences.session_P is not None:
-                recent_BW = recent_BW * (sequences.session_P[row_B] != row_B).unsqueeze(1)
-            begin_BW = torch.where(is_first_B1, recent_BW, begin_VW[:running])
-            expected_BY = self._expected(row_B, begin_BS, begin_BW)
+        satiation = core.satiation if sequences.session_P is not None else None
+        recent_width = 0 if core.satiation is None else core.satiation.state_width
+        recent_UW = state_US.new_zeros(len(state_US), recent_width)
+        for row_B, rows_by_place in _requests_in_turn(sequences, label_P):
+            # All places of a request are answered from the state at its beginning, so they are answered at once.
+            item_B, user_B, begin_B = sequences.item_P[row_B], sequences.user_P[row_B], sequences.begin_P[row_B]
+            recent_BW = recent_UW[user_B] * self._goes_on(begin_B)
+            expected_BY = self._expected(row_B, state_US[user_B], recent_BW)
             expected_PY[row_B] = expected_BY
             shown = (sequences.signals_PF[row_B], self._tables["duration_N"][item_B], sequences.known_PF[row_B])
-            happened_B = torch.ones_like(row_B, dtype=torch.bool)
-            event_BE = self._tables["item_event_NE"][item_B]
-            events = core.memory.events(event_BE, surprise(*shown, expected_BY), happened_B)
-            if satiation is not None and sequences.session_P is not None:
-                recent_VW[:running] = satiation.update(recent_BW, event_BE.unsqueeze(1), happened_B.unsqueeze(1))
-            state_VS[:running] = core.memory.update(state_BS, *(part.unsqueeze(1) for part in events))
-            begin_VS[:running], begin_VW[:running] = begin_BS, begin_BW
-        state_US[user_V] = state_VS
+            happened_B1 = torch.ones_like(row_B, dtype=torch.bool).unsqueeze(1)
+            event_B1E = self._tables["item_event_NE"][item_B].unsqueeze(1)
+            events = core.memory.events(event_B1E, surprise(*shown, expected_BY).unsqueeze(1), happened_B1)
+            by_place = (torch.split(part, rows_by_place) for part in (user_B, row_B, event_B1E, *events))
+            for user_V, row_V, event_V1E, *events_V in zip(*by_place, strict=True):
+                state_US[user_V] = core.memory.update(state_US[user_V], *events_V)
+                if satiation is not None:
+                    recent_VW = recent_UW[user_V] * self._goes_on(row_V)
+                    recent_UW[user_V] = satiation.update(recent_VW, event_V1E, torch.ones_like(user_V).unsqueeze(1))
         return expected_PY, state_US
+
+    def _goes_on(self, row_B: Tensor) -> Tensor:
+        """0 where a row is its session's first, 1 elsewhere, (B, 1)."""
+        session_P = self._sequences.session_P
+        return torch.ones(len(row_B), 1) if session_P is None else (session_P[row_B] != row_B).float().unsqueeze(1)
 
     def _past(self, history_length: int) -> Tensor:
         """States (U, S) before the log."""
@@ -164,3 +159,24 @@ class Replay:
             tab_B,
             self._group_N[item_B],
         )
+
+
+def _requests_in_turn(sequences: Sequences, label_P: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
+    """Rows of users with labelled rows, up to the last of these: the first request of each user, then the second, ...
+
+    Yields:
+        Rows (B,) in the order of their places, and how many there are of each place: nobody has two of one place.
+    """
+    labelled_R = label_P.nonzero().squeeze(1)
+    end_U = torch.zeros(len(sequences.start_U1) - 1, dtype=torch.int64)
+    end_U.scatter_reduce_(0, sequences.user_P[labelled_R], labelled_R + 1, "amax")
+    row_P = torch.arange(len(sequences.user_P))
+    place_P, is_first_P = row_P - sequences.begin_P, row_P == sequences.begin_P
+    # Requests are numbered through the log, then for each user from 0.
+    number_P = is_first_P.cumsum(0)
+    number_P = number_P - number_P[sequences.start_U1[:-1].clamp(max=len(row_P) - 1)][sequences.user_P]
+    row_R = (row_P < end_U[sequences.user_P]).nonzero().squeeze(1)
+    by_place_R = row_R[place_P[row_R].argsort(stable=True)]
+    row_R = by_place_R[number_P[by_place_R].argsort(stable=True)]
+    for row_B in torch.split(row_R, torch.bincount(number_P[row_R]).tolist()):
+        yield row_B, torch.bincount(place_P[row_B]).tolist()
