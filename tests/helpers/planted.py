@@ -1,47 +1,104 @@
-"""Logs of 240 users and 24 videos whose chances of a click are planted, by a ranker that knew them or by nobody."""
+"""A world whose every expectation is a closed form, for tests of policies, evaluation and checkers."""
 
 import numpy as np
-import pandas as pd
+import torch
+from torch import Tensor
 
-from recsim_env.data.schema import LoggedDataset
+from recsim_env.assumptions import DeclaredContext, DeclaredLeave
+from recsim_env.candidates import LogRatePredictor, UniformCandidates
+from recsim_env.data.histories import Histories
+from recsim_env.recommender import Recommender
+from recsim_env.types import ListValue, Outcomes, Request
+from recsim_env.world import Catalogue, Users, World
 
-NUM_USERS, NUM_ITEMS, NUM_ROWS = 240, 24, 36
-FIRST_DAY, LAST_DAY = 20220401, 20220406
-SIGNALS = ("watch_time", "click")
+SIGNALS = ("watch_time", "like")
 
 
-def planted_log(item: np.ndarray, chance: np.ndarray, **columns: np.ndarray) -> LoggedDataset:
-    """36 rows a user, a minute apart, of these videos and chances of a click; even and odd videos have a tag each."""
-    generator = np.random.default_rng(7)
-    click = generator.random(len(item)) < chance
-    user, number = np.repeat(np.arange(NUM_USERS), NUM_ROWS), np.tile(np.arange(NUM_ROWS), NUM_USERS)
-    day = number * (LAST_DAY - FIRST_DAY + 1) // NUM_ROWS
-    rows = pd.DataFrame(
-        {
-            "user": user.astype(np.int32),
-            "item": item.astype(np.int32),
-            "time_ms": pd.Timestamp(2022, 4, 1).value // 10**6 + day * 86_400_000 + number * 60_000,
-            "date": (FIRST_DAY + day).astype(np.int32),
-            "watch_time": np.where(click, 20.0, 2.0).astype(np.float32),
-            "duration": np.float32(60.0),
-            "click": click.astype(np.int8),
-            "tab": np.int8(1),
-            **columns,
-        }
+class PlantedResponse:
+    """Watch time of an item is uniform in (0, 2 * seconds); a like is independent of it."""
+
+    signals = SIGNALS
+    num_draws = 2
+
+    def __init__(self, seconds_N: Tensor, like_N: Tensor):
+        self.seconds_N = seconds_N
+        self.like_N = like_N
+
+    def start(self, user_B: Tensor) -> Tensor:
+        return torch.zeros(len(user_B), 1)
+
+    def respond(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, uniform_BKJ: Tensor) -> Tensor:
+        watch_BK = 2 * self.seconds_N[items_BK] * uniform_BKJ[..., 0]
+        like_BK = (uniform_BKJ[..., 1] < self.like_N[items_BK]).float()
+        return torch.stack([watch_BK, like_BK], dim=2)
+
+    def outcomes(self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor) -> Outcomes:
+        like_BK, seconds_BK = self.like_N[items_BK], self.seconds_N[items_BK]
+        pair = [torch.stack([seconds_BK, torch.full_like(seconds_BK, like)], dim=2) for like in (0.0, 1.0)]
+        return Outcomes(torch.stack(pair, dim=2), torch.stack([1 - like_BK, like_BK], dim=2))
+
+    def observe(
+        self, state_BS: Tensor, context_BX: Tensor, items_BK: Tensor, signals_BKF: Tensor, seen_BK: Tensor
+    ) -> Tensor:
+        return state_BS + (signals_BKF[..., 0] * seen_BK).sum(1, keepdim=True)
+
+
+class PlantedEvaluator:
+    """Says ``slope`` times the seconds of the list, plus ``bonus`` for each place of an even item."""
+
+    def __init__(self, seconds_N: Tensor, slope: float = 1.0, bonus: float = 0.0):
+        self.seconds_N, self.slope, self.bonus = seconds_N, slope, bonus
+
+    def score(self, request: Request, items_BGK: Tensor) -> ListValue:
+        per_place = self.slope * self.seconds_N[items_BGK] + self.bonus * (items_BGK % 2 == 0)
+        return ListValue(per_place.sum(2), per_place, torch.zeros(items_BGK.shape[:2]))
+
+
+def planted_world(
+    *, num_items: int = 30, hazard: float = 0.1, seconds: float | None = None, slope: float = 1.0
+) -> World:
+    """Item i has duration 2 * seconds, tag i % 3 and a like rate between 0.1 and 0.5.
+
+    Args:
+        num_items: N.
+        hazard: a user goes on after a place with probability exp(-hazard).
+        seconds: expected watch time of every item; by default item i has 1 + i seconds.
+        slope: what the evaluator makes of a second.
+    """
+    seconds_N = torch.arange(num_items) + 1.0 if seconds is None else torch.full((num_items,), seconds)
+    like_N = 0.1 + 0.4 * torch.rand(num_items, generator=torch.Generator().manual_seed(0))
+    known_NF = torch.stack([seconds_N, like_N], dim=1)
+    features_ND = torch.randn(num_items, 3, generator=torch.Generator().manual_seed(1))
+    past = 4
+    return World(
+        name="planted",
+        signals=SIGNALS,
+        catalogue=Catalogue(
+            ids=np.arange(num_items),
+            duration_N=2 * seconds_N,
+            features_ND=features_ND,
+            feature_names=("a", "b", "c"),
+            tag_N=torch.arange(num_items) % 3,
+        ),
+        users=Users(
+            ids=np.arange(7),
+            features_UD=torch.zeros(7, 2),
+            feature_names=("x", "y"),
+            histories=Histories(
+                start_U1=torch.arange(8) * past,
+                item_P=torch.arange(7 * past) % 5,
+                feedback_PF=torch.zeros(7 * past, 2),
+                known_PF=torch.ones(7 * past, 2, dtype=torch.bool),
+            ),
+        ),
+        population_P=torch.arange(7),
+        response=PlantedResponse(seconds_N, like_N),
+        leave=DeclaredLeave(per_place=hazard, per_second=0.0, per_dull_place=0.0),
+        contexts=DeclaredContext(),
+        recommender=Recommender(
+            predictor=LogRatePredictor(known_NF, torch.zeros_like(known_NF)),
+            candidates=UniformCandidates(torch.zeros(num_items)),
+            evaluator=PlantedEvaluator(seconds_N, slope),
+        ),
+        defaults={"num_candidates": 10, "slate_size": 3, "history_length": 4, "max_requests": 60},
     )
-    users = pd.DataFrame({"user_id": np.arange(NUM_USERS)})
-    tags = [[number % 2] for number in range(NUM_ITEMS)]
-    items = pd.DataFrame({"item_id": np.arange(NUM_ITEMS), "duration": np.float32(60.0), "tags": tags})
-    return LoggedDataset("planted", rows, users, items, SIGNALS)
-
-
-def any_items(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(NUM_ITEMS, size=NUM_USERS * NUM_ROWS)
-
-
-def chosen_log() -> tuple[LoggedDataset, np.ndarray]:
-    """The ranker shows a user one half of the catalogue, clicked at 60 %; a fifth is uniform, clicked at 20 %."""
-    is_random = np.random.default_rng(2).random(NUM_USERS * NUM_ROWS) < 0.2
-    half_P = np.repeat(np.arange(NUM_USERS) % 2, NUM_ROWS)
-    item_P = np.where(is_random, any_items(), 2 * (any_items() // 2) + half_P)
-    return planted_log(item_P, np.where(is_random, 0.2, 0.6), is_random=is_random), is_random

@@ -72,7 +72,9 @@ def test_models_are_told_who_comes(taking: World, log: LoggedDataset) -> None:
     assert entered.users.ids.tolist() == log.users["user_id"].tolist()
 
 
-@pytest.mark.parametrize("world", [tiny_world(), short_video_world(num_users=20, num_items=60)], ids=str)
+@pytest.mark.parametrize(
+    "world", [tiny_world(), short_video_world(num_users=20, num_items=60)], ids=["tiny", "short_video"]
+)
 def test_known_worlds_take_no_users(world: World, log: LoggedDataset) -> None:
     with pytest.raises(ValueError, match=rf"no users can enter the world '{world.name}': its response model \(recsim"):
         world.users_from(log, before=DAY)

@@ -21,8 +21,8 @@ from reward_models.users.response import SequenceResponse
 from reward_models.users.response_core import ResponseConfig
 from reward_models.users.satiation import Satiation
 from reward_models.users.sequences import read_sequences
+from tests.helpers.chosen_log import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
 from tests.helpers.learned import small_log, small_truth
-from tests.helpers.planted import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
 
 QUICK = ResponseFitConfig(
     response=ResponseConfig(width=24, event_width=8, item_width=4),

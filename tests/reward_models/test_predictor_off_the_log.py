@@ -14,7 +14,7 @@ from reward_models.recommender.encoding import encode_requests, session_of
 from reward_models.recommender.predictor import EnsemblePredictor
 from reward_models.recommender.predictor_fit import PredictorConfig, fit_predictor
 from reward_models.users.sequences import read_sequences
-from tests.helpers.planted import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
+from tests.helpers.chosen_log import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
 
 SMALL = PredictorConfig(factor_width=8, hidden_width=32, max_epochs=60, patience=10, batch_size=256, learning_rate=1e-2)
 USERS, ITEMS = torch.arange(NUM_USERS), torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
