@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from experiments.build_world import fidelity_line
+from experiments.build_world import fidelity_lines
 from experiments.command import run_command
 from experiments.report.frames import check_frame, frame_of, markdown, pivot, repeaters
 from experiments.report.html import write_report
@@ -90,7 +90,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     worlds = worlds_of(setting)
     for name, world in worlds.items():
         if world.fidelity:
-            _say("     " + fidelity_line(name, world.fidelity))
+            _say("\n".join("     " + line for line in fidelity_lines(name, world.fidelity)))
     _say("3/4  GoalRank learns in world A through RLlib")
     training = demo.training(setting, seed=0)
     with whole_folder(config.folder / "policy", ("policy.json", "policy.safetensors")) as aside:

@@ -1,0 +1,289 @@
+"""Claims about a world and whether its figures carry them: pass, fail, cannot say.
+
+A figure differs from its bar's middle by luck, too. What is within the bar passes and what is not fails, except where
+the log is too small to tell: where a model that is right would miss the bar by luck more than one time in twenty, a
+figure within the bar, or beyond it by no more than that luck, decides nothing.
+
+The bars are those that the project set itself before it was measured. None is moved for what a world reaches.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from recsim_env.assumptions import SESSION_REQUESTS
+from recsim_env.types import WATCH_TIME
+from reward_models.fidelity.depth import CLONE, DEPTH_METRICS
+
+Word = Literal["pass", "fail", "cannot say"]
+
+RATE_BAR = 0.05
+GROUP_BAR, GROUP_SHARE, GROUP_POSITIVES = 0.1, 0.9, 200
+ECE_BAR = 0.006
+UNIFORM_BAR = 0.1
+COVERAGE_BAR, BUCKET_BAR = 0.02, 0.06
+VARIANCE_BAR = 0.1
+LENGTH_BAR = 0.1
+PROBE_BARS = {WATCH_TIME: 0.05, "click": 0.05, "like": 0.15}
+RATED = ("click", "long_view")
+COMPARED = (*RATED, WATCH_TIME)
+
+_NO_LOG = "no log was asked"
+_OLD = "the stored figures are an earlier version's; ask the log again"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that a world should be."""
+
+    claim: str
+    """What is claimed."""
+    figure: float | None
+    """What was measured; None where nothing was."""
+    bar: str
+    """What the figure should be, in words."""
+    verdict: Word
+    because: str = ""
+    """What else one should know of the figure, or why there is no verdict."""
+
+
+class _Figure(NamedTuple):
+    """A figure as its distance from what it should be."""
+
+    distance: float
+    noise: float
+    """Standard error."""
+
+
+def verdicts(card: Mapping[str, Any], declared: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Judges the figures of a card.
+
+    Args:
+        card: any of ``logged``, ``probes``, ``depth`` and ``log_has_sessions``; see ``card.fidelity_card``.
+        declared: the world's declared parameters.
+
+    Returns:
+        Claims with ``claim``, ``figure``, ``bar``, ``verdict`` and ``because``, as JSON values.
+    """
+    logged = card.get("logged", {})
+    claims = [
+        *_rates(logged),
+        _groups(logged),
+        *_calibration(logged),
+        *_uniform(logged, declared or {}, card.get("probes", {})),
+        *_coverage(logged),
+        *_variance(logged),
+        *_probes(card.get("probes", {}), bool(card.get("log_has_sessions"))),
+        *_depth(card.get("depth", {})),
+        _length(card.get("depth", {}), declared or {}),
+    ]
+    return [asdict(claim) for claim in claims]
+
+
+def counts(claims: Iterable[Mapping[str, Any]]) -> str:
+    """How many claims pass, fail and cannot be judged, in words."""
+    found = [claim["verdict"] for claim in claims]
+    return f"{found.count('pass')} pass, {found.count('fail')} fail, {found.count('cannot say')} cannot say"
+
+
+def _word(figure: _Figure, bar: float) -> Word:
+    """The rule of this module: ``distance`` is to be at most ``bar``."""
+    if figure.distance > bar + 2 * figure.noise:
+        return "fail"
+    if not 2 * figure.noise <= bar:
+        return "cannot say"
+    return "pass" if figure.distance <= bar else "fail"
+
+
+def _ratio_claim(claim: str, found: Mapping[str, Any] | None, bar: float, missing: str) -> Claim:
+    """A ratio, emitted over logged, that should be 1 to within ``bar``."""
+    words = f"within {100 * bar:g} % of 1"
+    if found is None or found.get("ratio") is None or found.get("ratio_error") is None:
+        return Claim(claim, None, words, "cannot say", missing)
+    figure = _Figure(abs(found["ratio"] - 1.0), found["ratio_error"])
+    luck = f"+- {2 * figure.noise:.3f} by luck"
+    word = _word(figure, bar)
+    because = f"too few positives or users: {luck}" if word == "cannot say" else luck
+    return Claim(claim, found["ratio"], words, word, because)
+
+
+def _found(figures: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    found = figures.get(name) if name == WATCH_TIME else figures.get("signals", {}).get(name)
+    return found or None
+
+
+def _why_missing(figures: Mapping[str, Any], name: str) -> str:
+    if not figures:
+        return _NO_LOG
+    found = _found(figures, name)
+    if found is None:
+        return f"the log has no signal {name}"
+    if "ratio_error" not in found:
+        return _OLD
+    return f"no positive {name} on the test days" if name != WATCH_TIME else "no watch time on the test days"
+
+
+def _rates(logged: Mapping[str, Any]) -> Iterable[Claim]:
+    for name in RATED:
+        yield _ratio_claim(
+            f"{name}: emitted over logged rate", _found(logged, name), RATE_BAR, _why_missing(logged, name)
+        )
+
+
+def _groups(logged: Mapping[str, Any]) -> Claim:
+    claim, bar = (
+        f"share of groups within {100 * GROUP_BAR:g} % of the logged rate",
+        f"at least {GROUP_SHARE:g} of those with {GROUP_POSITIVES} positives",
+    )
+    ratios = {
+        f"{found['group']} ({name})": figures["ratio"]
+        for groups in logged.get("groups", {}).values()
+        for found in groups
+        for name, figures in found.items()
+        if isinstance(figures, Mapping) and figures.get("positives", 0) >= GROUP_POSITIVES
+    }
+    if not ratios:
+        few = f"no group has {GROUP_POSITIVES} positives" if "groups" in logged else _OLD
+        return Claim(claim, None, bar, "cannot say", few if logged else _NO_LOG)
+    off = {name: ratio for name, ratio in ratios.items() if abs(ratio - 1.0) > GROUP_BAR}
+    share = 1.0 - len(off) / len(ratios)
+    furthest = sorted(off, key=lambda name: -abs(math.log(max(off[name], 1e-9))))[:4]
+    because = f"{len(ratios)} groups" + (": off are " if off else "")
+    because += ", ".join(f"{name} {off[name]:.2f}" for name in furthest) + (", ..." if len(off) > 4 else "")
+    return Claim(claim, share, bar, "pass" if share >= GROUP_SHARE else "fail", because)
+
+
+def _calibration(logged: Mapping[str, Any]) -> Iterable[Claim]:
+    for name in RATED:
+        claim, bar = f"{name}: ECE above a perfect model's", f"at most {ECE_BAR:g}"
+        found = _found(logged, name)
+        if found is None or found["ece"] is None or "ece_floor" not in found:
+            yield Claim(claim, None, bar, "cannot say", _why_missing(logged, name))
+            continue
+        above = found["ece"] - found["ece_floor"]
+        word = _word(_Figure(above, found["ece_spread"]), ECE_BAR)
+        because = f"a perfect model has {found['ece_floor']:.4f} +- {2 * found['ece_spread']:.4f}"
+        yield Claim(claim, above, bar, word, f"too few rows: {because}" if word == "cannot say" else because)
+
+
+def _uniform(logged: Mapping[str, Any], declared: Mapping[str, Any], probes: Mapping[str, Any]) -> Iterable[Claim]:
+    figures = logged.get("uniform")
+    rates = declared.get("uniform_rates", {})
+    first = probes.get("uniform", {}).get("1", {})
+    for name in COMPARED:
+        missing = _why_missing(figures or logged, name)
+        if logged and figures is None:
+            missing = "the log has no rows of uniform exposure on the test days"
+            if name in rates:
+                missing += f"; declared: {rates[name]:.3f}"
+                missing += f", any videos of the catalogue get {first[name]:.3f}" if name in first else ""
+        found = _found(figures, name) if figures else None
+        yield _ratio_claim(f"{name}: emitted over logged on the uniform slice", found, UNIFORM_BAR, missing)
+
+
+def _coverage(logged: Mapping[str, Any]) -> Iterable[Claim]:
+    claims = "watch time: coverage of levels", "watch time: coverage of levels in every duration bucket"
+    bars = [f"within {100 * bar:g} points" for bar in (COVERAGE_BAR, BUCKET_BAR)]
+    found = logged.get("coverage")
+    if not found:
+        why = "the users' model does not tell its quantiles" if "coverage" in logged else _OLD if logged else _NO_LOG
+        yield from (Claim(claim, None, bar, "cannot say", why) for claim, bar in zip(claims, bars, strict=True))
+        return
+    levels = found["levels"]
+    off, word, where = _furthest(levels, found["overall"], found["rows"], COVERAGE_BAR)
+    yield Claim(claims[0], off, bars[0], word, f"furthest at the {where}")
+    judged = [
+        (bucket["group"], *_furthest(levels, bucket["covered"], bucket["rows"], BUCKET_BAR))
+        for bucket in found["by_duration"]
+    ]
+    told = [one for one in judged if one[2] != "cannot say"]
+    if not told:
+        yield Claim(claims[1], None, bars[1], "cannot say", "no bucket has the rows to tell")
+        return
+    group, off, _, where = max(told, key=lambda one: one[1])
+    few = ", ".join(name for name, _, word, _ in judged if word == "cannot say")
+    because = f"furthest in {group}, at the {where}" + (f"; too few rows to tell: {few}" if few else "")
+    failed = any(word == "fail" for _, _, word, _ in told)
+    yield Claim(claims[1], off, bars[1], "fail" if failed else "pass", because)
+
+
+def _furthest(levels: list[float], covered: list[float], rows: int, bar: float) -> tuple[float, Word, str]:
+    """The level furthest off: by how much, the verdict over all levels, and which it is."""
+    figures = [
+        _Figure(abs(share - level), math.sqrt(level * (1.0 - level) / rows))
+        for level, share in zip(levels, covered, strict=True)
+    ]
+    words = [_word(figure, bar) for figure in figures]
+    worst = max(range(len(levels)), key=lambda index: figures[index].distance)
+    word: Word = "fail" if "fail" in words else "cannot say" if "cannot say" in words else "pass"
+    return (
+        figures[worst].distance,
+        word,
+        f"{100 * levels[worst]:g} % level: {100 * covered[worst]:.1f} % of {rows} rows",
+    )
+
+
+def _variance(logged: Mapping[str, Any]) -> Iterable[Claim]:
+    for name in COMPARED:
+        found = logged.get("variance", {}).get(name)
+        missing = _why_missing(logged, name)
+        if logged and "variance" not in logged:
+            missing = _OLD
+        elif found is not None:
+            missing = "the log's rows show no variance between users"
+            found = {"ratio": found["user_ratio"], "ratio_error": found["user_ratio_error"]}
+        yield _ratio_claim(f"{name}: between-user variance, emitted over logged", found, VARIANCE_BAR, missing)
+
+
+def _probes(probes: Mapping[str, Any], log_has_sessions: bool) -> Iterable[Claim]:
+    for name, bar in PROBE_BARS.items():
+        claim, words = f"{name}: worth of fixed videos over 50 requests", f"within {100 * bar:g} % of the first"
+        ratios = {
+            (policy, request): figures[name] / requests["1"][name]
+            for policy, requests in probes.items()
+            for request, figures in requests.items()
+            if requests["1"].get(name, 0.0) > 0
+        }
+        if not ratios:
+            why = f"the world has no signal {name}" if probes else "no probes were shown"
+            yield Claim(claim, None, words, "cannot say", why)
+            continue
+        policy, request = furthest = max(ratios, key=lambda key: abs(ratios[key] - 1.0))
+        because = f"furthest at request {request} of {policy}"
+        word: Word = "pass" if abs(ratios[furthest] - 1.0) <= bar else "fail"
+        if word == "fail" and log_has_sessions:
+            # Sessions teach how videos of a session take from one another, and only the truth says by how much.
+            word, because = "cannot say", f"{because}; the log has sessions, which may have taught it"
+        yield Claim(claim, ratios[furthest], words, word, because)
+
+
+def _depth(depth: Mapping[str, Any]) -> Iterable[Claim]:
+    for metric, name in zip(DEPTH_METRICS, ("requests", "watch time"), strict=True):
+        claim, bar = f"{name} of a session rise with ranking", "every step above 0"
+        steps = [step for step in depth.get("steps", []) if step["metric"] == metric]
+        if not steps:
+            yield Claim(claim, None, bar, "cannot say", "no sessions were played")
+            continue
+        least = min(steps, key=lambda step: step["mean"])
+        because = "least: {worse} to {better}, {low:+.2f} to {high:+.2f}".format(**least)
+        word: Word = "pass"
+        if any(step["high"] < 0 for step in steps):
+            word = "fail"
+        elif not all(step["low"] > 0 for step in steps):
+            word, because = "cannot say", f"too few sessions: {because}"
+        yield Claim(claim, least["mean"], bar, word, because)
+
+
+def _length(depth: Mapping[str, Any], declared: Mapping[str, Any]) -> Claim:
+    cut = declared.get("leave", {}).get("session_cut")
+    claim, bar = "requests of a session under the log's own ranker", f"within {100 * LENGTH_BAR:g} % of the declared"
+    found = depth.get("policies", {}).get(CLONE)
+    if cut is None or found is None:
+        why = "no length of sessions is declared" if cut is None else f"no {CLONE} has played"
+        return Claim(claim, None, bar, "cannot say", why)
+    wanted, length = SESSION_REQUESTS[cut], found["session_length"]
+    noise = (length["high"] - length["low"]) / 4 / wanted
+    word = _word(_Figure(abs(length["mean"] / wanted - 1.0), noise), LENGTH_BAR)
+    because = "{low:.1f} to {high:.1f}".format(**length) + f", declared {wanted}"
+    return Claim(claim, length["mean"], bar, word, f"too few sessions: {because}" if word == "cannot say" else because)
