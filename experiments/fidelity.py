@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import tyro
 from scipy.stats import spearmanr
 
@@ -173,7 +172,6 @@ def _compared(result: EvaluationResult) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def main(arguments: Arguments) -> None:
     """Prints the card and writes what was asked for."""
-    torch.set_num_threads(1)  # more of them only wait for each other at this size
     world, card, result = run(arguments)
     print(printed(card))
     sections, agreed = list(sections_of(card)), {}

@@ -78,7 +78,8 @@ def groups_frame(groups: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 text = f"{found['ratio']:.3f}"
                 line[name] = text if found.get("positives", GROUP_POSITIVES) >= GROUP_POSITIVES else f"({text})"
         lines.append(line)
-    return pd.DataFrame(lines).fillna("")
+    shown = [name for name in card_plots.SHOWN if any(name in line for line in lines)]
+    return pd.DataFrame(lines, columns=["group", "rows", *shown]).fillna("")
 
 
 def variance_frame(variance: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -98,7 +99,7 @@ def variance_frame(variance: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def requests_frame(found: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+def requests_frame(found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Means of signals at some requests, a line for each request."""
     names = [name for name in (WATCH_TIME, "click", "long_view", "like") if name in next(iter(found.values()))]
     return pd.DataFrame(
@@ -106,7 +107,7 @@ def requests_frame(found: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     )
 
 
-def probes_frame(probes: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
+def probes_frame(probes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
     """Worth of fixed videos at each request, a line for each policy and request."""
     parts = [requests_frame(found).assign(policy=policy) for policy, found in probes.items()]
     frame = pd.concat(parts)
@@ -161,8 +162,9 @@ def sections_of(card: Mapping[str, Any]) -> Iterator[Section]:
 def _grouped(logged: Mapping[str, Any]) -> Iterator[Section]:
     if groups := logged.get("groups"):
         caption = (
-            f"Emitted over logged, with two standard errors; hollow: fewer than {GROUP_POSITIVES} positives; dashed: "
-            "the bars of a group. Exposures: showings of the video before the test days; activity: of the user; rows "
+            f"Emitted over logged, with two standard errors; hollow: fewer than {GROUP_POSITIVES} positives (of watch "
+            f"time: rows); dashed: the bar of a group. Groups of fewer than {card_plots.FEWEST_ROWS} rows are not "
+            "drawn. Activity: showings to the user before the test days; exposures: of the video before them; rows "
             "seen: rows of the user before this one."
         )
         yield Section("Emitted over logged by group", None, "groups", card_plots.groups(groups), caption)

@@ -18,11 +18,16 @@ from reward_models.fidelity.verdicts import BUCKET_BAR, GROUP_BAR, GROUP_POSITIV
 SHOWN = ("click", "long_view", "like", WATCH_TIME)
 """Signals that are drawn."""
 _COLOURS = dict(zip(SHOWN, LINES, strict=False))
+FEWEST_ROWS = 100
+"""Groups of fewer rows are not drawn."""
 _WIDEST = 2.5  # ratios beyond are drawn at the edge
 
 
-def probes(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure | None:
-    """One panel for each signal: worth of fixed videos over that at the first request, a line for each policy."""
+def probes(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure | None:
+    """One panel for each signal: worth of fixed videos over that at the first request, a line for each policy.
+
+    With two standard errors over users.
+    """
     first = next(iter(found.values()), {}).get("1", {})
     names = [name for name in SHOWN if first.get(name, 0.0) > 0]
     if not names:
@@ -32,7 +37,9 @@ def probes(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure | N
     for name, axes in zip(names, panels, strict=True):
         for (policy, requests), colour in zip(found.items(), LINES, strict=False):
             ratios = [figures[name] / requests["1"][name] for figures in requests.values()]
-            axes.plot([int(request) for request in requests], ratios, "o-", ms=4, color=colour, lw=1.4, label=policy)
+            errors = [2 * ((figures.get("ratio_error") or {}).get(name) or 0.0) for figures in requests.values()]
+            axes.errorbar([int(request) for request in requests], ratios, errors, fmt="o-", ms=4, color=colour,
+                          lw=1.4, elinewidth=0.7, label=policy)  # fmt: skip
         if name in PROBE_BARS:
             _bars(axes, PROBE_BARS[name], horizontal=True)
         axes.set_title(name, fontsize=10, fontweight="bold")
@@ -46,6 +53,11 @@ def probes(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure | N
 
 def groups(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
     """One panel for each grouping: emitted over logged of each group; hollow where it has too few positives."""
+    found = {
+        title: [group for group in some if group["rows"] >= FEWEST_ROWS]
+        for title, some in found.items()
+        if any(group["rows"] >= FEWEST_ROWS for group in some)
+    }
     if not found:
         return None
     columns = min(3, len(found))
@@ -144,7 +156,7 @@ def _ratios(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, shift: flo
             continue
         ratio, error = found["ratio"], 2 * (found.get("ratio_error") or 0.0)
         ends = [min(max(end, 1 / _WIDEST), _WIDEST) for end in (ratio - error, ratio + error)]
-        is_firm = found.get("positives", GROUP_POSITIVES) >= GROUP_POSITIVES
+        is_firm = found.get("positives", row["rows"]) >= GROUP_POSITIVES
         colour, height = _COLOURS[name], place + shift
         axes.hlines(height, *ends, color=colour, lw=1.2, alpha=0.5)
         edge = min(max(ratio, 1 / _WIDEST), _WIDEST)

@@ -65,7 +65,7 @@ def groupings(
         code_R = np.digitize(duration_R, DURATION_EDGES)
         names = [*bucket_names(DURATION_EDGES), "unknown"]
         found["duration"] = names, np.where(np.isnan(duration_R), len(names) - 1, code_R)
-    found["tab"] = [f"tab {tab:g}" for tab in tabs], tab_code_R
+    found["tab"] = [f"{tab:g}" for tab in tabs], tab_code_R
     found["activity"] = _counted(before_R, PAST_EDGES)
     if videos is not None:
         found["exposures"] = _counted(videos.exposures_N[item_R.astype(np.int64)], EXPOSURE_EDGES)
@@ -81,7 +81,8 @@ def _counted(count_R: Array | NDArray[np.int64], edges: Sequence[int]) -> Groupi
 def ratio_and_error(expected_R: Array, logged_R: Array, user_R: Array) -> tuple[float | None, float | None]:
     """Sum of what was expected over the sum of what was logged, and the standard error of this ratio over users.
 
-    None for both where nothing was logged. Rows of one user are not independent, so users are the units.
+    None for both where nothing was logged, for the error where one user tells nothing of others. Rows of one user are
+    not independent, so users are the units.
     """
     total = float(logged_R.sum())
     if not total > 0:
@@ -89,4 +90,5 @@ def ratio_and_error(expected_R: Array, logged_R: Array, user_R: Array) -> tuple[
     ratio = float(expected_R.sum()) / total
     _, code_R = np.unique(user_R, return_inverse=True)
     move_U = np.bincount(code_R, expected_R - ratio * logged_R) / total
-    return ratio, float(np.sqrt((move_U**2).sum()))
+    users = len(move_U)
+    return ratio, float(np.sqrt((move_U**2).sum() * users / (users - 1))) if users > 1 else None

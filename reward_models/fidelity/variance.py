@@ -41,11 +41,11 @@ def shares(logged_R: Array, acted_R: Array, user_R: Array, item_R: Array) -> dic
         "user_ratio": None,
         "user_ratio_error": None,
     }
-    between = float((weight_G * logged_G).sum())
-    if between > 0:
-        ratio = float((weight_G * acted_G).sum()) / between
-        found["user_ratio"] = ratio
-        found["user_ratio_error"] = float(np.sqrt(((weight_G * (acted_G - ratio * logged_G)) ** 2).sum())) / between
+    common = float((weight_G * logged_G).sum())
+    if common > 0 and len(weight_G) > 1:
+        ratio = float((weight_G * acted_G).sum()) / common
+        move_G = weight_G * (acted_G - ratio * logged_G) / common
+        found |= {"user_ratio": ratio, "user_ratio_error": float(np.sqrt((move_G**2).sum()))}
     return found
 
 

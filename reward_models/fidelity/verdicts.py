@@ -28,6 +28,8 @@ LENGTH_BAR = 0.1
 PROBE_BARS = {WATCH_TIME: 0.05, "click": 0.05, "like": 0.15}
 RATED = ("click", "long_view")
 COMPARED = (*RATED, WATCH_TIME)
+SLOPE_ENDS = ("0", "10-19")
+"""Groups of rows seen that are compared."""
 
 _NO_LOG = "no log was asked"
 _OLD = "the stored figures are an earlier version's; ask the log again"
@@ -70,6 +72,7 @@ def verdicts(card: Mapping[str, Any], declared: Mapping[str, Any] | None = None)
     claims = [
         *_rates(logged),
         _groups(logged),
+        *_slopes(logged),
         *_calibration(logged),
         *_uniform(logged, declared or {}, card.get("probes", {})),
         *_coverage(logged),
@@ -96,9 +99,15 @@ def _word(figure: _Figure, bar: float) -> Word:
     return "pass" if figure.distance <= bar else "fail"
 
 
+def _joint(words: Iterable[Word]) -> Word:
+    """Of several figures with one bar: all have to be within it."""
+    found = set(words)
+    return "fail" if "fail" in found else "cannot say" if "cannot say" in found else "pass"
+
+
 def _ratio_claim(claim: str, found: Mapping[str, Any] | None, bar: float, missing: str) -> Claim:
     """A ratio, emitted over logged, that should be 1 to within ``bar``."""
-    words = f"within {100 * bar:g} % of 1"
+    words = f"emitted over logged within {100 * bar:g} % of 1"
     if found is None or found.get("ratio") is None or found.get("ratio_error") is None:
         return Claim(claim, None, words, "cannot say", missing)
     figure = _Figure(abs(found["ratio"] - 1.0), found["ratio_error"])
@@ -121,24 +130,24 @@ def _why_missing(figures: Mapping[str, Any], name: str) -> str:
         return f"the log has no signal {name}"
     if "ratio_error" not in found:
         return _OLD
+    if found["ratio"] is not None:
+        return "all rows are of one user, who tells nothing of others"
     return f"no positive {name} on the test days" if name != WATCH_TIME else "no watch time on the test days"
 
 
 def _rates(logged: Mapping[str, Any]) -> Iterable[Claim]:
     for name in RATED:
-        yield _ratio_claim(
-            f"{name}: emitted over logged rate", _found(logged, name), RATE_BAR, _why_missing(logged, name)
-        )
+        yield _ratio_claim(f"{name} rate", _found(logged, name), RATE_BAR, _why_missing(logged, name))
 
 
 def _groups(logged: Mapping[str, Any]) -> Claim:
     claim, bar = (
-        f"share of groups within {100 * GROUP_BAR:g} % of the logged rate",
-        f"at least {GROUP_SHARE:g} of those with {GROUP_POSITIVES} positives",
+        "rates by group",
+        f"{100 * GROUP_SHARE:g} % of those with {GROUP_POSITIVES} positives within {100 * GROUP_BAR:g} % of 1",
     )
     ratios = {
-        f"{found['group']} ({name})": figures["ratio"]
-        for groups in logged.get("groups", {}).values()
+        f"{grouping} {found['group']} ({name})": figures["ratio"]
+        for grouping, groups in logged.get("groups", {}).items()
         for found in groups
         for name, figures in found.items()
         if isinstance(figures, Mapping) and figures.get("positives", 0) >= GROUP_POSITIVES
@@ -154,9 +163,26 @@ def _groups(logged: Mapping[str, Any]) -> Claim:
     return Claim(claim, share, bar, "pass" if share >= GROUP_SHARE else "fail", because)
 
 
+def _slopes(logged: Mapping[str, Any]) -> Iterable[Claim]:
+    """Users of few rows and of many should be met alike: the ratio at 10 to 19 rows less that at a user's first."""
+    groups = {found["group"]: found for found in logged.get("groups", {}).get("rows seen", [])}
+    bar = f"no change beyond luck, which is at most {RATE_BAR:g}"
+    for name in COMPARED:
+        claim = f"{name} by rows seen"
+        ends = [groups.get(group, {}).get(name, {}) for group in SLOPE_ENDS]
+        if any(end.get("ratio_error") is None for end in ends):
+            why = "no users, or one alone, at their first row or at 10 to 19" if "groups" in logged else _OLD
+            yield Claim(claim, None, bar, "cannot say", why if logged else _NO_LOG)
+            continue
+        change, luck = ends[1]["ratio"] - ends[0]["ratio"], 2 * math.hypot(*(end["ratio_error"] for end in ends))
+        word: Word = "fail" if abs(change) > luck else "pass" if luck <= RATE_BAR else "cannot say"
+        because = "{:.3f} at the first row, {:.3f} at 10 to 19".format(*(end["ratio"] for end in ends))
+        yield Claim(claim, change, bar, word, f"{because}, +- {luck:.3f} by luck")
+
+
 def _calibration(logged: Mapping[str, Any]) -> Iterable[Claim]:
     for name in RATED:
-        claim, bar = f"{name}: ECE above a perfect model's", f"at most {ECE_BAR:g}"
+        claim, bar = f"{name} ECE", f"at most {ECE_BAR:g} above a perfect model's"
         found = _found(logged, name)
         if found is None or found["ece"] is None or "ece_floor" not in found:
             yield Claim(claim, None, bar, "cannot say", _why_missing(logged, name))
@@ -179,12 +205,12 @@ def _uniform(logged: Mapping[str, Any], declared: Mapping[str, Any], probes: Map
                 missing += f"; declared: {rates[name]:.3f}"
                 missing += f", any videos of the catalogue get {first[name]:.3f}" if name in first else ""
         found = _found(figures, name) if figures else None
-        yield _ratio_claim(f"{name}: emitted over logged on the uniform slice", found, UNIFORM_BAR, missing)
+        yield _ratio_claim(f"{name} on the uniform slice", found, UNIFORM_BAR, missing)
 
 
 def _coverage(logged: Mapping[str, Any]) -> Iterable[Claim]:
-    claims = "watch time: coverage of levels", "watch time: coverage of levels in every duration bucket"
-    bars = [f"within {100 * bar:g} points" for bar in (COVERAGE_BAR, BUCKET_BAR)]
+    claims = "coverage of watch times", "coverage by duration"
+    bars = [f"every level within {100 * bar:g} points" for bar in (COVERAGE_BAR, BUCKET_BAR)]
     found = logged.get("coverage")
     if not found:
         why = "the users' model does not tell its quantiles" if "coverage" in logged else _OLD if logged else _NO_LOG
@@ -214,9 +240,8 @@ def _furthest(levels: list[float], covered: list[float], rows: int, bar: float) 
         _Figure(abs(share - level), math.sqrt(level * (1.0 - level) / rows))
         for level, share in zip(levels, covered, strict=True)
     ]
-    words = [_word(figure, bar) for figure in figures]
     worst = max(range(len(levels)), key=lambda index: figures[index].distance)
-    word: Word = "fail" if "fail" in words else "cannot say" if "cannot say" in words else "pass"
+    word = _joint(_word(figure, bar) for figure in figures)
     return (
         figures[worst].distance,
         word,
@@ -233,25 +258,29 @@ def _variance(logged: Mapping[str, Any]) -> Iterable[Claim]:
         elif found is not None:
             missing = "the log's rows show no variance between users"
             found = {"ratio": found["user_ratio"], "ratio_error": found["user_ratio_error"]}
-        yield _ratio_claim(f"{name}: between-user variance, emitted over logged", found, VARIANCE_BAR, missing)
+        yield _ratio_claim(f"{name} variance between users", found, VARIANCE_BAR, missing)
 
 
 def _probes(probes: Mapping[str, Any], log_has_sessions: bool) -> Iterable[Claim]:
     for name, bar in PROBE_BARS.items():
-        claim, words = f"{name}: worth of fixed videos over 50 requests", f"within {100 * bar:g} % of the first"
+        claim, words = f"{name} of fixed videos", f"within {100 * bar:g} % of the first request's, over 50"
         ratios = {
             (policy, request): figures[name] / requests["1"][name]
             for policy, requests in probes.items()
             for request, figures in requests.items()
-            if requests["1"].get(name, 0.0) > 0
+            if request != "1" and requests["1"].get(name, 0.0) > 0
         }
         if not ratios:
-            why = f"the world has no signal {name}" if probes else "no probes were shown"
+            why = f"the world has no {name}" if probes else "no probes were shown"
             yield Claim(claim, None, words, "cannot say", why)
             continue
-        policy, request = furthest = max(ratios, key=lambda key: abs(ratios[key] - 1.0))
-        because = f"furthest at request {request} of {policy}"
-        word: Word = "pass" if abs(ratios[furthest] - 1.0) <= bar else "fail"
+        figures = {
+            key: _Figure(abs(ratio - 1.0), (probes[key[0]][key[1]].get("ratio_error") or {}).get(name) or 0.0)
+            for key, ratio in ratios.items()
+        }
+        policy, request = furthest = max(figures, key=lambda key: figures[key].distance)
+        because = f"furthest at request {request} of {policy}, +- {2 * figures[furthest].noise:.3f} by luck"
+        word = _joint(_word(figure, bar) for figure in figures.values())
         if word == "fail" and log_has_sessions:
             # Sessions teach how videos of a session take from one another, and only the truth says by how much.
             word, because = "cannot say", f"{because}; the log has sessions, which may have taught it"
@@ -259,8 +288,8 @@ def _probes(probes: Mapping[str, Any], log_has_sessions: bool) -> Iterable[Claim
 
 
 def _depth(depth: Mapping[str, Any]) -> Iterable[Claim]:
-    for metric, name in zip(DEPTH_METRICS, ("requests", "watch time"), strict=True):
-        claim, bar = f"{name} of a session rise with ranking", "every step above 0"
+    for metric in DEPTH_METRICS:
+        claim, bar = f"{metric} by ranking", "rises from the worst to the best in every step"
         steps = [step for step in depth.get("steps", []) if step["metric"] == metric]
         if not steps:
             yield Claim(claim, None, bar, "cannot say", "no sessions were played")
@@ -277,7 +306,7 @@ def _depth(depth: Mapping[str, Any]) -> Iterable[Claim]:
 
 def _length(depth: Mapping[str, Any], declared: Mapping[str, Any]) -> Claim:
     cut = declared.get("leave", {}).get("session_cut")
-    claim, bar = "requests of a session under the log's own ranker", f"within {100 * LENGTH_BAR:g} % of the declared"
+    claim, bar = "session_length as declared", f"within {100 * LENGTH_BAR:g} % under the log's own ranker, imitated"
     found = depth.get("policies", {}).get(CLONE)
     if cut is None or found is None:
         why = "no length of sessions is declared" if cut is None else f"no {CLONE} has played"

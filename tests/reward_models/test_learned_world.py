@@ -154,13 +154,18 @@ class _Tiring(PlantedResponse):
         return outcomes._replace(signals_BKOF=signals_BKOF)
 
 
+def tiring_world() -> World:
+    """400 videos of 5 s to a fresh user."""
+    still = planted_world(num_items=400, seconds=5.0)
+    return still.replace(response=_Tiring(torch.full((400,), 5.0), still.response.like_N))  # type: ignore[attr-defined]
+
+
 def test_probes_stay_where_users_do_and_fall_where_users_tire() -> None:
     still = planted_world(num_items=400, seconds=5.0)
-    known = still.response.like_N  # type: ignore[attr-defined]
-    tiring = still.replace(response=_Tiring(torch.full((400,), 5.0), known))
     for requests in probe_drift(still, num_sessions=16).values():
-        assert len({tuple(round(value, 4) for value in means.values()) for means in requests.values()}) == 1
-    found = probe_drift(tiring, num_sessions=64)
+        assert len({tuple(round(means[name], 4) for name in still.signals) for means in requests.values()}) == 1
+        assert requests["50"]["ratio_error"]["like"] == pytest.approx(0.0, abs=1e-6)
+    found = probe_drift(tiring_world(), num_sessions=64)
     for policy in ("retriever", "greedy"):  # 6 places of 5 s a request, all new to the user
         for request, means in found[policy].items():
             assert means["watch_time"] == pytest.approx(5 * math.exp(-30 * (int(request) - 1) / 1000), rel=0.12)
