@@ -78,7 +78,7 @@ def log_of(
         chance_U: chance of a click of each user, whatever is shown.
         past: rows of each user before the test day.
         rows: rows on the test day.
-        uniform: whether every fourth row is of uniform exposure.
+        uniform: whether every fourth row of each user is of uniform exposure, at other moments for other users.
         seed: of the draws.
     """
     generator, per_user = np.random.default_rng(seed), past + rows
@@ -99,7 +99,7 @@ def log_of(
         }
     )
     if uniform:
-        table["is_random"] = number % 4 == 0
+        table["is_random"] = (user + number) % 4 == 0
     durations = np.where(np.arange(NUM_ITEMS) % 4 == 0, np.nan, 10.0 + np.arange(NUM_ITEMS)).astype(np.float32)
     return LoggedDataset(
         "planted",
