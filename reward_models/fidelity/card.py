@@ -29,7 +29,8 @@ def fidelity_card(
 
     Returns:
         ``log_has_sessions`` and ``logged`` (``logged.logged_fidelity``), ``drift`` and ``probes`` (``drift``),
-        ``depth`` (``depth.depth_figures``), ``verdicts`` (``verdicts.verdicts``); all JSON values.
+        ``depth`` (``depth.depth_figures``), ``verdicts`` (``verdicts.verdicts``), and ``is_known`` of a hand-written
+        world; all JSON values.
 
     Raises:
         ValueError: the log has other signals, users or videos than the world.
@@ -62,9 +63,11 @@ def acted_figures(
     return card
 
 
-def with_verdicts(card: dict[str, Any], world: World) -> dict[str, Any]:
-    """The card with its claims judged anew."""
-    return card | {"verdicts": verdicts(card, world.declared)}
+def with_verdicts(card: dict[str, Any], world: World, true_probes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The card with its claims judged anew; see ``verdicts.verdicts``."""
+    if str(world.provenance.get("kind", "")).startswith("synthetic"):
+        card = card | {"is_known": True}
+    return card | {"verdicts": verdicts(card, world.declared, true_probes)}
 
 
 def _check_codes(world: World, requests: LoggedRequests) -> None:

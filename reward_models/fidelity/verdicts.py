@@ -58,12 +58,19 @@ class _Figure(NamedTuple):
     """Standard error."""
 
 
-def verdicts(card: Mapping[str, Any], declared: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def verdicts(
+    card: Mapping[str, Any],
+    declared: Mapping[str, Any] | None = None,
+    true_probes: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """Judges the figures of a card.
 
     Args:
-        card: any of ``logged``, ``probes``, ``depth`` and ``log_has_sessions``; see ``card.fidelity_card``.
+        card: any of ``logged``, ``probes``, ``depth``, ``log_has_sessions`` and ``is_known``; see
+            ``card.fidelity_card``.
         declared: the world's declared parameters.
+        true_probes: what ``probe_drift`` finds in the known world that the log was drawn from: fixed videos should then
+            move as they do there.
 
     Returns:
         Claims with ``claim``, ``figure``, ``bar``, ``verdict`` and ``because``, as JSON values.
@@ -77,7 +84,7 @@ def verdicts(card: Mapping[str, Any], declared: Mapping[str, Any] | None = None)
         *_uniform(logged, declared or {}, card.get("probes", {})),
         *_coverage(logged),
         *_variance(logged),
-        *_probes(card.get("probes", {}), bool(card.get("log_has_sessions"))),
+        *_probes(card.get("probes", {}), _excuse(card, true_probes), true_probes),
         *_depth(card.get("depth", {})),
         _length(card.get("depth", {}), declared or {}),
     ]
@@ -261,30 +268,52 @@ def _variance(logged: Mapping[str, Any]) -> Iterable[Claim]:
         yield _ratio_claim(f"{name} variance between users", found, VARIANCE_BAR, missing)
 
 
-def _probes(probes: Mapping[str, Any], log_has_sessions: bool) -> Iterable[Claim]:
+def _excuse(card: Mapping[str, Any], truth: Mapping[str, Any] | None) -> str:
+    """Why fixed videos may well change in worth; empty where they should not."""
+    if card.get("is_known"):
+        return "this world is the truth itself"
+    # Sessions teach how videos of a session take from one another, and only the truth says by how much.
+    return "the log has sessions, which may have taught it" if card.get("log_has_sessions") and not truth else ""
+
+
+def _probes(probes: Mapping[str, Any], excuse: str, truth: Mapping[str, Any] | None) -> Iterable[Claim]:
     for name, bar in PROBE_BARS.items():
         claim, words = f"{name} of fixed videos", f"within {100 * bar:g} % of the first request's, over 50"
-        ratios = {
-            (policy, request): figures[name] / requests["1"][name]
-            for policy, requests in probes.items()
-            for request, figures in requests.items()
-            if request != "1" and requests["1"].get(name, 0.0) > 0
-        }
+        if truth:
+            words += "; where the truth moves further, within a third of that"
+        ratios, true_ratios = _worth(probes, name), _worth(truth or {}, name)
         if not ratios:
             why = f"the world has no {name}" if probes else "no probes were shown"
             yield Claim(claim, None, words, "cannot say", why)
             continue
-        figures = {
-            key: _Figure(abs(ratio - 1.0), (probes[key[0]][key[1]].get("ratio_error") or {}).get(name) or 0.0)
-            for key, ratio in ratios.items()
-        }
-        policy, request = furthest = max(figures, key=lambda key: figures[key].distance)
-        because = f"furthest at request {request} of {policy}, +- {2 * figures[furthest].noise:.3f} by luck"
-        word = _joint(_word(figure, bar) for figure in figures.values())
-        if word == "fail" and log_has_sessions:
-            # Sessions teach how videos of a session take from one another, and only the truth says by how much.
-            word, because = "cannot say", f"{because}; the log has sessions, which may have taught it"
-        yield Claim(claim, ratios[furthest], words, word, because)
+        figures: dict[tuple[str, str], tuple[_Figure, float]] = {}
+        for key, (ratio, noise) in ratios.items():
+            true, true_noise = true_ratios.get(key, (1.0, 0.0))
+            moves = abs(true - 1.0) > bar
+            middle, allowed = (true, abs(true - 1.0) / 3) if moves else (1.0, bar)
+            figures[key] = _Figure(abs(ratio - middle), math.hypot(noise, true_noise if moves else 0.0)), allowed
+        furthest = max(figures, key=lambda key: figures[key][0].distance / figures[key][1])
+        noise = figures[furthest][0].noise
+        because = f"furthest at request {furthest[1]} of {furthest[0]}, +- {2 * noise:.3f} by luck"
+        if furthest in true_ratios:
+            because += f", in truth {true_ratios[furthest][0]:.3f}"
+        word = _joint(_word(figure, allowed) for figure, allowed in figures.values())
+        if word == "fail" and excuse:
+            word, because = "cannot say", f"{because}; {excuse}"
+        yield Claim(claim, ratios[furthest][0], words, word, because)
+
+
+def _worth(probes: Mapping[str, Any], name: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """By policy and request what probes are worth over the first request's, and its standard error."""
+    return {
+        (policy, request): (
+            figures[name] / requests["1"][name],
+            (figures.get("ratio_error") or {}).get(name) or 0.0,
+        )
+        for policy, requests in probes.items()
+        for request, figures in requests.items()
+        if request != "1" and requests["1"].get(name, 0.0) > 0
+    }
 
 
 def _depth(depth: Mapping[str, Any]) -> Iterable[Claim]:

@@ -44,7 +44,7 @@ def test_a_card_is_measured_printed_kept_and_drawn(
     )
     stored = json.loads((tmp_path / "c.json").read_text())
     card = stored["fidelity"]
-    assert set(card) == {"drift", "probes", "depth", "verdicts"}, "no log was asked"
+    assert set(card) == {"drift", "probes", "depth", "verdicts", "is_known"}, "no log was asked"
     assert card["depth"]["sessions"] == 10
     claims = {claim["claim"]: claim for claim in card["verdicts"]}
     assert claims["click rate"]["because"] == "no log was asked"
@@ -74,8 +74,9 @@ def test_what_is_stored_is_shown_as_it_is(folder: Path, tmp_path: Path, capsys: 
     assert again["probes"] == card["probes"]
     assert again["depth"] == card["depth"]
     (claim,) = (one for one in again["verdicts"] if one["claim"] == "watch_time of fixed videos")
-    assert claim["verdict"] == "fail"
     assert claim["figure"] == pytest.approx(3.0)
+    assert claim["verdict"] == "cannot say"
+    assert claim["because"].endswith("this world is the truth itself")
 
 
 def test_worlds_of_other_data_are_refused(folder: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:

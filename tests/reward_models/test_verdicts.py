@@ -96,6 +96,29 @@ def test_probes_that_fall_fail_and_those_that_stay_pass() -> None:
     assert taught["because"].endswith("the log has sessions, which may have taught it")
 
 
+@pytest.mark.parametrize(
+    ("found", "truth", "verdict"),
+    [
+        (0.97, 0.98, "pass"),
+        (0.90, 0.98, "fail"),  # the truth stays
+        (0.80, 0.76, "pass"),
+        (0.70, 0.76, "pass"),
+        (0.85, 0.76, "fail"),  # by less than two thirds of the way
+        (0.66, 0.76, "fail"),  # by more than four thirds
+        (1.24, 0.76, "fail"),  # the other way
+        (1.00, 0.76, "fail"),
+    ],
+)
+def test_fixed_videos_move_as_they_do_in_truth_where_it_is_known(found: float, truth: float, verdict: str) -> None:
+    def probes(last: float) -> dict[str, Any]:
+        return {"greedy": {"1": {"click": 0.4}, "50": {"click": 0.4 * last}}}
+
+    claims = verdicts({"probes": probes(found), "log_has_sessions": True}, true_probes=probes(truth))
+    (claim,) = (claim for claim in claims if claim["claim"] == "click of fixed videos")
+    assert claim["verdict"] == verdict
+    assert claim["because"].endswith(f"in truth {truth:.3f}")
+
+
 def test_a_step_that_falls_fails_and_one_that_may_be_nothing_does_not_pass() -> None:
     def card(*ends: tuple[float, float]) -> dict[str, Any]:
         steps = [
