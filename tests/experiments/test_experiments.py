@@ -159,7 +159,7 @@ def test_references_play_what_they_promise(folder: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> GoalRankTable:
-    source = LogSource(num_users=120, num_items=150, log_sessions=200, folder=tmp_path / "runs")
+    source = LogSource(num_users=120, num_items=150, log_sessions=200, folder=tmp_path / "runs", build=SMALL_BUILD)
     run = RunOptions(results=tmp_path / "results", jobs=1)
     return GoalRankTable(source=source, seeds=2, iterations=2, num_sessions=12, search_sessions=6, run=run)
 
