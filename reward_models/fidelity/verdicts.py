@@ -294,7 +294,8 @@ def _probes(probes: Mapping[str, Any], excuse: str, truth: Mapping[str, Any] | N
             figures[key] = _Figure(abs(ratio - middle), math.hypot(noise, true_noise if moves else 0.0)), allowed
         furthest = max(figures, key=lambda key: figures[key][0].distance / figures[key][1])
         noise = figures[furthest][0].noise
-        because = f"furthest at request {furthest[1]} of {furthest[0]}, +- {2 * noise:.3f} by luck"
+        because = f"furthest at request {furthest[1]} of {furthest[0]}"
+        because += f", +- {2 * noise:.3f} by luck" if noise else ""  # earlier versions stored none
         if furthest in true_ratios:
             because += f", in truth {true_ratios[furthest][0]:.3f}"
         word = _joint(_word(figure, allowed) for figure, allowed in figures.values())
