@@ -9,6 +9,7 @@ each policy and world in ``results``. A demo that was killed goes on where it st
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +17,20 @@ from typing import Any
 
 import tyro
 
-from experiments.build_world import fidelity_line
+from experiments.build_world import fidelity_lines
 from experiments.command import run_command
 from experiments.report.frames import check_frame, frame_of, markdown, pivot, repeaters
 from experiments.report.html import write_report
 from experiments.tables.goalrank import FIRST_SESSION, METHOD, OUTLINE, GoalRankTable
 from experiments.tables.runner import RunOptions, complete
 from experiments.tables.runs import check_publishable, publish_json, published_stamp
-from experiments.tables.settings import LogSource, log_of, train_policy, worlds_of
+from experiments.tables.settings import TRUTH, LogSource, log_of, train_policy, worlds_of
 from recsim_env.files import read_json, whole_folder
 from recsim_env.session_metrics import MAIN_METRICS
+from recsim_env.world import World
 from reward_models.build import SHORT_FIT, BuildConfig
+from reward_models.fidelity.card import with_verdicts
+from reward_models.fidelity.drift import probe_drift
 
 _say = partial(print, flush=True)
 
@@ -87,10 +91,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
     log = log_of(setting)
     _say(f"     {len(log.rows):,} impressions of {len(log.users):,} users, {len(log.items):,} videos")
     _say("2/4  learning worlds from the log: A to train in, judges to decide")
-    worlds = worlds_of(setting)
+    worlds = judged(worlds_of(setting))
     for name, world in worlds.items():
         if world.fidelity:
-            _say("     " + fidelity_line(name, world.fidelity))
+            _say("\n".join("     " + line for line in fidelity_lines(name, world.fidelity)))
     _say("3/4  GoalRank learns in world A through RLlib")
     training = demo.training(setting, seed=0)
     with whole_folder(config.folder / "policy", ("policy.json", "policy.safetensors")) as aside:
@@ -120,6 +124,20 @@ def run(config: DemoConfig) -> dict[str, Any]:
     _say(f"\nreport:  {config.folder / 'report.html'}\ncurves:  .venv/bin/tensorboard --logdir {config.folder}")
     _say(f"took {(time.perf_counter() - begun) / 60:.1f} minutes")
     return dict(read_json(config.folder / "report.json"))
+
+
+def judged(worlds: Mapping[str, World]) -> dict[str, World]:
+    """The worlds with their claims judged beside the truth, where it is known.
+
+    What fixed videos are worth should change in a learned world as it does there.
+    """
+    if TRUTH not in worlds:
+        return dict(worlds)
+    probes = probe_drift(worlds[TRUTH])
+    return {
+        name: world.replace(fidelity=with_verdicts(world.fidelity, world, probes)) if world.fidelity else world
+        for name, world in worlds.items()
+    }
 
 
 def main(config: DemoConfig) -> None:

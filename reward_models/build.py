@@ -56,7 +56,10 @@ from reward_models.declared import (
     uniform_rates,
 )
 from reward_models.exposure import fit_exposure
-from reward_models.fidelity import DRIFT_SLATE, logged_fidelity, probe_drift, retriever_order, rollout_drift
+from reward_models.fidelity.card import fidelity_card
+from reward_models.fidelity.depth import DEPTH_SESSIONS
+from reward_models.fidelity.drift import DRIFT_SLATE
+from reward_models.fidelity.groups import VideoFacts
 from reward_models.recommender.encoding import HistoryConfig, encode_requests
 from reward_models.recommender.list_evaluator import fit_list_evaluator
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
@@ -116,6 +119,8 @@ class BuildConfig:
     session_cut: SessionCut = USUAL_CUT
     """Declared: how long a pause ends a session, and with it how long sessions are (``SESSION_REQUESTS``); those of
     "2h" reach the environment's usual end of 50 requests one time in six."""
+    depth_sessions: int = DEPTH_SESSIONS
+    """Sessions of each ranking that the card's depth is measured on; 0 leaves it to ``experiments.fidelity``."""
     fit: ResponseFitConfig = field(default_factory=ResponseFitConfig)
     """How responses are fitted."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
@@ -135,6 +140,8 @@ class BuildConfig:
             )
         if not 0.0 <= (self.uniform_drop or 0.0) <= 1.0:
             raise ValueError(f"uniform_drop is a share, from 0 (none) to 1 (all of it), got {self.uniform_drop}")
+        if self.depth_sessions < 0 or self.depth_sessions == 1:
+            raise ValueError(f"depth_sessions must be 0, or at least 2 for an interval, got {self.depth_sessions}")
         hazard_per_place(self.session_cut)  # refuses a cut that is not known
 
 
@@ -312,7 +319,7 @@ class _Builder:
 
     def __init__(self, dataset: LoggedDataset, out: Path, config: BuildConfig):
         self.out, self.config, self.process = out, config, os.getpid()
-        self.log, self.num_rows = dataset.name, len(dataset.rows)
+        self.log, self.content, self.num_rows = dataset.name, dataset.digest, len(dataset.rows)
         self.days, self.users = days_of(dataset, config), users_of(dataset, config)
         # Counts of feedback stand in item features, so each part of the users gets features of its own. Those of A
         # are the recommender's, too, and what every world's catalogue shows.
@@ -327,6 +334,7 @@ class _Builder:
             dataset, item_features_ND=self.item_features["A"], user_features_UD=torch.from_numpy(people.values)
         )
         self.has_slates = "request" in dataset.rows
+        self.videos = VideoFacts.of(dataset, self.days.test[0])
         self.catalogue = Catalogue(
             ids=dataset.items["item_id"].to_numpy(),
             duration_N=torch.from_numpy(known_durations(dataset)),
@@ -431,6 +439,7 @@ class _Builder:
             defaults=self.defaults(),
             provenance={
                 "log": self.log,
+                "content": self.content,
                 "rows": self.num_rows,
                 "users": len(own),
                 "days": dataclasses.asdict(self.days),
@@ -442,13 +451,8 @@ class _Builder:
             },
         )
         held_out = self.requests.only(own, self.days.test[0], self.days.test[-1])
-        fidelity = {
-            "test_days": list(self.days.test),
-            "logged": logged_fidelity(response, held_out, as_logged=response.as_logged()),
-            "drift": rollout_drift(world, retriever_order),
-            "probes": probe_drift(world),
-        }
-        return world.replace(fidelity=fidelity)
+        card = fidelity_card(world, held_out, self.videos, depth_sessions=self.config.depth_sessions)
+        return world.replace(fidelity={"test_days": list(self.days.test), **card})
 
     def defaults(self) -> dict[str, int]:
         """Environment settings for a catalogue that is smaller than the usual candidate set."""

@@ -1,7 +1,7 @@
 """Worlds that differ from a built one in one thing: the truth behind the same recommender, no declared list effect."""
 
 from recsim_env.world import World
-from reward_models.fidelity import probe_drift, retriever_order, rollout_drift
+from reward_models.fidelity.card import acted_figures, with_verdicts
 
 
 def with_recommender(truth: World, learned: World, name: str = "truth") -> World:
@@ -22,5 +22,5 @@ def without_list_effect(world: World) -> World:
         evaluator=world.evaluator.with_list_effect(None),  # type: ignore[union-attr]
         declared={name: value for name, value in world.declared.items() if name != "list_effect"},
     )
-    found = {"drift": rollout_drift(plain, retriever_order), "probes": probe_drift(plain)}
-    return plain.replace(fidelity=world.fidelity | found)
+    sessions = world.fidelity.get("depth", {}).get("sessions", 0)
+    return plain.replace(fidelity=with_verdicts(world.fidelity | acted_figures(plain, depth_sessions=sessions), plain))

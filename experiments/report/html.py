@@ -9,7 +9,7 @@ one run for each policy and world.
 import base64
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,6 +33,10 @@ CURVES = ("session/watch_time", "session/length", "train/", "evaluator/", "rewar
 """Tags of a training run worth a panel, the first groups first."""
 
 MAX_CURVES = 9
+
+INTERVALS = (
+    "Brackets hold 95 % intervals over sessions and training seeds; with one seed they speak of that training run only."
+)
 
 
 def write_report(
@@ -61,12 +65,6 @@ def write_report(
     rows, lead, gaps = result.rows(), differences(result, result.policies, TO_BEAT), list(_gaps(result))
     curves = {name: read_curves(run) for name, run in (training_runs or {}).items()}
     sections = list(_sections(frame_of(rows), frame_of(lead), frame_of(gaps), curves))
-    images = {}
-    for section in sections:
-        if section.image:
-            path = folder / "plots" / f"{section.name}.png"
-            write_whole(path, partial(section.image.savefig, format="png", dpi=130))
-            images[section.name] = base64.b64encode(path.read_bytes()).decode()
     content = {
         "title": title,
         **result.to_json(),
@@ -78,16 +76,55 @@ def write_report(
     write_json(folder / "report.json", to_plain(content))
     write_csv(folder / "report.csv", [*rows, *lead, *gaps])
     write_scalars(result, folder / "tensorboard")
+    number, seed = (result.settings.get(name) for name in ("num_sessions", "seed"))
+    played = f"{number} paired sessions for each policy and world, seed {seed}. " if number else ""
+    return write_page(
+        folder,
+        title=title,
+        intro=[played + INTERVALS, repeaters(result)],
+        sections=sections,
+        claims=check_frame(checks) if checks else None,
+        meanings=VERDICTS,
+        details=dict(_metrics(frame_of(rows))) | dict(_about_worlds(result)),
+    )
+
+
+def write_page(
+    folder: Path,
+    *,
+    title: str,
+    intro: Iterable[str],
+    sections: Iterable["Section"],
+    claims: pd.DataFrame | None = None,
+    meanings: Mapping[str, str] | None = None,
+    details: Mapping[str, pd.DataFrame] | None = None,
+) -> Path:
+    """Writes ``report.html``, which needs no other file, and its plots as PNG files.
+
+    Args:
+        folder: where the files go.
+        title: heading of the page.
+        intro: paragraphs below it; empty ones are left out.
+        sections: parts of the page.
+        claims: a table with a column ``verdict``, shown first.
+        meanings: what each verdict says.
+        details: tables by heading, folded away at the end.
+    """
+    sections, images = list(sections), {}
+    for section in sections:
+        if section.image:
+            path = folder / "plots" / f"{section.name}.png"
+            write_whole(path, partial(section.image.savefig, format="png", dpi=130))
+            images[section.name] = base64.b64encode(path.read_bytes()).decode()
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("page.html").render(
         title=title,
-        settings=result.settings,
-        repeats=repeaters(result),
+        intro=[text for text in intro if text],
         sections=sections,
         images=images,
-        checks=check_frame(checks) if checks else None,
-        verdicts=VERDICTS,
-        details=dict(_metrics(frame_of(rows))) | dict(_about_worlds(result)),
+        claims=claims,
+        meanings=meanings or {},
+        details=details or {},
     )
     return write_text(folder / "report.html", page)
 
@@ -214,5 +251,6 @@ def _about_worlds(result: EvaluationResult) -> Iterator[tuple[str, pd.DataFrame]
 
 def _leaf(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return str(value) if len(value) <= 8 else f"{len(value)} values"
+        is_short = len(value) <= 8 and not any(isinstance(one, dict) for one in value)
+        return str(value) if is_short else f"{len(value)} values"
     return "–" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)

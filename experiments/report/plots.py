@@ -89,7 +89,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]
         for (run, tagged), colour in zip(curves.items(), cycle(LINES), strict=False):
             if tag in tagged:
                 axes.plot(*zip(*tagged[tag], strict=True), color=colour, lw=1.4, label=run)
-        _clean(axes)
+        clean(axes)
     if len(curves) > 1:
         handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(handles=list(handles.values()), loc="outside upper center", frameon=False, ncols=5)
@@ -143,7 +143,7 @@ def _curve(
     reach = np.where(some["seeds"] > 1, [some["mean"] - some["low"], some["high"] - some["mean"]], 0.0)
     axes.errorbar(ticks, some["mean"], reach, fmt="o-", ms=4, color=colour, label=label)
     axes.set_xlabel(xlabel)
-    _clean(axes)
+    clean(axes)
 
 
 def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, list[Axes]]:
@@ -158,7 +158,7 @@ def _panels(titles: Sequence[str], policies: Sequence[str]) -> tuple[Figure, lis
         axes.set_yticks(range(len(policies)), policies)
         axes.set_ylim(len(policies) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
-        _clean(axes)
+        clean(axes)
         axes.grid(visible=False, axis="y")
     for axes in grid[len(titles) :]:
         axes.remove()
@@ -177,7 +177,7 @@ def _intervals(rows: pd.DataFrame, policies: Sequence[str], colours: np.ndarray,
     return figure
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
     """Leaves an axis its left and lower spine and a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=PALE, lw=0.6)

@@ -23,7 +23,7 @@ from reward_models.users.replay import Replay
 from reward_models.users.response_core import Answer, ResponseConfig, ResponseCore
 from reward_models.users.sequences import read_sequences
 from reward_models.users.user_state import amounts
-from reward_models.users.watch_time import WatchTimeCells, cell_mass, draw_cell
+from reward_models.users.watch_time import WatchTimeCells, cell_mass, draw_cell, quantile
 
 _TAB, _HOUR = CONTEXT.index("tab"), CONTEXT.index("hour")
 _MAX_USERS = 1 << 24  # user codes travel in the float32 state
@@ -149,6 +149,10 @@ class SequenceResponse(nn.Module):
         """Expected signals (B, K, F): ``outcomes`` summed up."""
         signals_BKOF, probability_BKO = self.outcomes(state_BS, context_BX, items_BK)
         return (signals_BKOF * probability_BKO.unsqueeze(-1)).cumsum(-2)[..., -1, :]
+
+    def watch_time_quantiles(self, probability_BKO: Tensor, items_BK: Tensor, level_L: Tensor) -> Tensor:
+        """Seconds (B, K, L) at levels in (0, 1), from the probabilities of ``outcomes``."""
+        return quantile(self.core.cells, probability_BKO, self.duration_N[items_BK], level_L)
 
     @torch.inference_mode()
     def observe(

@@ -24,7 +24,6 @@ from reward_models.metrics import auc, grouped_auc_terms, ordered_pair_share, pi
 from reward_models.users.boosted_trees import boosted, tree_inputs
 from reward_models.users.response import SequenceResponse
 from reward_models.users.sequences import Sequences
-from reward_models.users.watch_time import quantile
 
 RANKED = {"click": (0.742, 0.622), "long_view": (0.745, 0.635), "like": (0.873, 0.623)}
 """Bars of AUC and GAUC."""
@@ -97,7 +96,11 @@ def replay(
         )
     uniform_R1J = uniform(address(index_R, seed), 1, model.num_draws)
     outcomes = model.outcomes(state_RS, context_RX, items_R1)
-    mass_RM, duration_R = outcomes.probability_BKO[:, 0], torch.from_numpy(known_durations(dataset))[items_R1[:, 0]]
+    mass_RM = outcomes.probability_BKO[:, 0]
+
+    def levels(level_L: Array) -> Tensor:
+        return model.watch_time_quantiles(outcomes.probability_BKO, items_R1, torch.tensor(level_L).float())[:, 0]
+
     inside = (model.core.cells.config()["ratios"].index(0.97), model.core.cells.config()["ratios"].index(1.03))
     first_ratio = len(model.core.cells.seconds)
     return TestRows(
@@ -110,8 +113,8 @@ def replay(
         _array(model.expected(state_RS, context_RX, items_R1)[:, 0]),
         _array(model.expected(frozen_RS, context_RX, items_R1)[:, 0]),
         _array(model.respond(state_RS, context_RX, items_R1, uniform_R1J)[:, 0]),
-        _array(quantile(model.core.cells, mass_RM, duration_R, torch.tensor(LEVELS).float())),
-        _array(quantile(model.core.cells, mass_RM, duration_R, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))),
+        _array(levels(LEVELS)),
+        _array(levels(np.array([0.05, 0.25, 0.5, 0.75, 0.95]))),
         _array(mass_RM[:, first_ratio + inside[0] : first_ratio + inside[1]].sum(1)),
     )
 

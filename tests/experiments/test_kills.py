@@ -23,7 +23,8 @@ from reward_models.trainer import TrainConfig
 if __name__ == "__main__":
     log = synthetic_log(short_video_world(num_users=400, num_items=150, seed=4), num_sessions=400, days=6, seed=4)
     fit = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=2), list_train=TrainConfig(max_epochs=2))
-    build_worlds(log, Path(sys.argv[1]), BuildConfig(test_days=2, stopping_days=1, judges=1, judge_dev=False, fit=fit))
+    parts = {"judges": 1, "judge_dev": False, "depth_sessions": 0}
+    build_worlds(log, Path(sys.argv[1]), BuildConfig(test_days=2, stopping_days=1, fit=fit, **parts))
 """
 
 

@@ -20,6 +20,7 @@ SMALL_BUILD = BuildConfig(
     test_days=2,
     stopping_days=1,
     jobs=1,
+    depth_sessions=0,
     fit=ResponseFitConfig(
         calibration_folds=0,
         exposure_epochs=1,

@@ -254,3 +254,22 @@ def test_parts_of_the_recommender_are_replaced_through_the_world(world: World) -
     assert changed.candidates is other.candidates
     assert changed.predictor is world.predictor
     assert changed.recommender.replace(candidates=world.candidates) == world.recommender
+
+
+def test_a_world_says_what_it_is_in_a_few_lines(world: World) -> None:
+    text = repr(world)
+    assert text.splitlines()[0] == f"World {world.name!r}"
+    assert len(text.splitlines()) == 9
+    assert f"{len(world.catalogue):,}" in text
+    assert "not judged" in text
+    claims = [
+        {"claim": "click rate", "verdict": "fail"},
+        {"claim": "like rate", "verdict": "pass"},
+        {"claim": "depth", "verdict": "pass"},
+    ]
+    declared = {"leave": {"session_cut": "2h"}, "list_effect": {}}
+    judged = repr(world.replace(fidelity={"verdicts": claims}, declared=declared))
+    assert "2 pass, 1 fail, 0 cannot say" in judged
+    assert judged.splitlines()[-1].split() == ["fails", "click", "rate"]
+    assert "29.0 requests" in judged
+    assert "leave, list_effect" in judged

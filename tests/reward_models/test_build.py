@@ -20,6 +20,7 @@ from reward_models.build import (
     users_of,
 )
 from reward_models.declared import declared_leave
+from reward_models.fidelity.verdicts import verdicts
 from reward_models.recommender.operator_requests import operator_requests
 from reward_models.variants import with_recommender, without_list_effect
 from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth
@@ -122,6 +123,11 @@ def test_worlds_hold_disjoint_users_and_one_recommender(folders: dict[str, Path]
     assert a.declared["leave"] == {"session_cut": "30min", **a.leave.config()}  # type: ignore[attr-defined]
     assert a.fidelity["logged"]["rows"] > 0
     assert set(a.fidelity["drift"]) == {"1", "5", "20", "50"}
+    assert a.fidelity["log_has_sessions"]
+    assert "depth" not in a.fidelity, "these builds leave it out"
+    assert a.fidelity["verdicts"] == verdicts(a.fidelity, a.declared)
+    assert a.fidelity["logged"]["coverage"]["rows"] == a.fidelity["logged"]["rows"]
+    assert {one["group"] for one in a.fidelity["logged"]["groups"]["tab"]} == {"1"}
 
 
 def test_leaving_is_declared_for_the_ranked_rows_of_a_users(log: LoggedDataset, worlds: dict[str, World]) -> None:
@@ -231,6 +237,9 @@ def test_a_log_without_slates_gets_declared_effects(log: LoggedDataset, tmp_path
     assert plain.list_effect is plain.evaluator.list_effect is None  # type: ignore[union-attr]
     assert plain.evaluator.leave.config() == world.leave.config()  # type: ignore[union-attr, attr-defined]
     assert plain.declared.keys() == {"leave", "contexts", "uniform_rates"}
+    assert plain.fidelity["logged"] == world.fidelity["logged"]
+    assert plain.fidelity["drift"] != world.fidelity["drift"]
+    assert plain.fidelity["verdicts"] == verdicts(plain.fidelity, plain.declared)
     request = Simulator(world).start(8, seed=0).request
     lists_BGK = request.candidates_BC[:, None, :6]
     values = [one.evaluator.score(request, lists_BGK).value_BG for one in (world, plain)]  # type: ignore[union-attr]
@@ -259,6 +268,11 @@ def test_the_truth_judges_as_the_same_recommender_sees_it(worlds: dict[str, Worl
     assert judged.response is truth.response
     first, second = (Simulator(world).start(16, seed=3).request for world in (learned, judged))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_single_session_says_nothing_of_depth() -> None:
+    with pytest.raises(ValueError, match="depth_sessions must be 0, or at least 2 for an interval, got 1"):
+        BuildConfig(depth_sessions=1)
 
 
 def test_what_cannot_be_built_is_said_first(log: LoggedDataset, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from recsim_env.checkers import check_expected
 from recsim_env.known_worlds import short_video_world, tiny_world
 from recsim_env.slates import are_candidates
 from recsim_env.types import CONTEXT, Outcomes
-from reward_models.fidelity import probe_drift
+from reward_models.fidelity.drift import _worth, probe_drift
 from tests.helpers.learned import shared_learned_worlds
 from tests.helpers.planted import PlantedResponse, planted_world
 
@@ -154,13 +154,32 @@ class _Tiring(PlantedResponse):
         return outcomes._replace(signals_BKOF=signals_BKOF)
 
 
+def tiring_world() -> World:
+    """400 videos of 5 s to a fresh user."""
+    still = planted_world(num_items=400, seconds=5.0)
+    return still.replace(response=_Tiring(torch.full((400,), 5.0), still.response.like_N))  # type: ignore[attr-defined]
+
+
+def test_the_worth_of_probes_errs_by_what_users_change_and_not_by_how_they_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first_BF = 1.0 + 9.0 * torch.rand(400, 2, generator=generator).double()
+    noise_BF = torch.randn(400, 2, generator=generator).double()
+    worth_BF = torch.stack([0.9 * first_BF[:, 0], first_BF[:, 1] + noise_BF[:, 1]], 1)
+    found = _worth(("watch_time", "like"), worth_BF, first_BF)
+    assert found["watch_time"] == pytest.approx(0.9 * float(first_BF[:, 0].mean()))
+    assert found["ratio_error"]["watch_time"] == pytest.approx(0.0, abs=1e-9)
+    assert found["ratio_error"]["like"] == pytest.approx(1 / 5.5 / 20, rel=0.15)
+    none = _worth(("watch_time",), torch.zeros(3, 1), torch.zeros(3, 1))
+    assert none["ratio_error"] == {"watch_time": None}
+
+
 def test_probes_stay_where_users_do_and_fall_where_users_tire() -> None:
     still = planted_world(num_items=400, seconds=5.0)
-    known = still.response.like_N  # type: ignore[attr-defined]
-    tiring = still.replace(response=_Tiring(torch.full((400,), 5.0), known))
     for requests in probe_drift(still, num_sessions=16).values():
-        assert len({tuple(round(value, 4) for value in means.values()) for means in requests.values()}) == 1
-    found = probe_drift(tiring, num_sessions=64)
+        assert len({tuple(round(means[name], 4) for name in still.signals) for means in requests.values()}) == 1
+        assert requests["50"]["ratio_error"]["like"] == pytest.approx(0.0, abs=1e-6)
+        assert len(requests) == 4
+    found = probe_drift(tiring_world(), num_sessions=64)
     for policy in ("retriever", "greedy"):  # 6 places of 5 s a request, all new to the user
         for request, means in found[policy].items():
             assert means["watch_time"] == pytest.approx(5 * math.exp(-30 * (int(request) - 1) / 1000), rel=0.12)
