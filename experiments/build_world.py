@@ -18,7 +18,8 @@ from experiments.report.card import verdict_lines
 from recsim_env.data import PRESETS, load_log, parse_map
 from recsim_env.files import write_json
 from recsim_env.world import load_worlds
-from reward_models.build import BuildConfig, build_worlds
+from reward_models.build import build_worlds
+from reward_models.plan import BuildConfig
 
 
 @dataclass(frozen=True, kw_only=True)

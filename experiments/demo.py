@@ -28,9 +28,9 @@ from experiments.tables.settings import TRUTH, LogSource, log_of, train_policy, 
 from recsim_env.files import read_json, whole_folder
 from recsim_env.session_metrics import MAIN_METRICS
 from recsim_env.world import World
-from reward_models.build import SHORT_FIT, BuildConfig
 from reward_models.fidelity.card import with_verdicts
 from reward_models.fidelity.drift import probe_drift
+from reward_models.plan import SHORT_FIT, BuildConfig
 
 _say = partial(print, flush=True)
 

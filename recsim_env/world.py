@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recsim_env import new_users
 from recsim_env import recommender as recommenders
-from recsim_env.assumptions import SESSION_REQUESTS
+from recsim_env.card_lines import card_lines
 from recsim_env.data.features import UserEncoder
 from recsim_env.data.histories import Histories
 from recsim_env.data.recoding import recoded
@@ -33,7 +33,6 @@ from recsim_env.recommender import Recommender
 from recsim_env.saving import (
     check_classes,
     check_device,
-    class_path,
     models_digest,
     moved,
     read_card,
@@ -144,26 +143,7 @@ class World:
 
     def __repr__(self) -> str:
         """The card in a few lines: what the world is, what was declared, how real it is."""
-        cut = self.declared.get("leave", {}).get("session_cut")
-        sessions = class_path(self.leave)
-        if cut in SESSION_REQUESTS:
-            sessions += f", {SESSION_REQUESTS[cut]} requests in the log's own feed"
-        claims = self.fidelity.get("verdicts", [])
-        found = [claim["verdict"] for claim in claims]
-        counted = ", ".join(f"{found.count(word)} {word}" for word in ("pass", "fail", "cannot say"))
-        failed = "; ".join(claim["claim"] for claim in claims if claim["verdict"] == "fail")
-        lines = {
-            "log": self.provenance.get("log") or self.provenance.get("kind") or "not told",
-            "signals": ", ".join(self.signals),
-            "users": f"{len(self.population_P):,} of {len(self.users):,}",
-            "videos": f"{len(self.catalogue):,}",
-            "response": class_path(self.response),
-            "sessions": sessions,
-            "declared": ", ".join(self.declared) or "nothing",
-            "fidelity": counted if claims else "not judged; python -m experiments.fidelity",
-            **({"fails": failed} if failed else {}),
-        }
-        return "\n".join([f"World {self.name!r}", *(f"  {name:10}{text}" for name, text in lines.items())])
+        return card_lines(self)
 
     @property
     def predictor(self) -> Predictor:

@@ -28,7 +28,7 @@ import pandas as pd
 from recsim_env.data.features import USUAL_DURATION_S
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import WATCH_TIME
-from reward_models.build import obstacles
+from reward_models.plan import obstacles
 
 ENOUGH = 200
 """Positives below which a rate, let alone a model of it, is too uncertain to judge by."""

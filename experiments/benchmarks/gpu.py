@@ -95,7 +95,8 @@ def measure(world_folder: Path | None, device: str, quick: bool) -> dict[str, An
 
 def fitted_world() -> World:
     """A small world learned from a synthetic log, in a minute: what is measured with it does not need a good fit."""
-    from reward_models.build import SHORT_FIT, BuildConfig, build_worlds  # brings the libraries of the fits
+    from reward_models.build import build_worlds  # brings the libraries of the fits
+    from reward_models.plan import SHORT_FIT, BuildConfig
 
     log = synthetic_log(short_video_world(num_users=400, num_items=2000, seed=4), num_sessions=400, days=6, seed=4)
     with TemporaryDirectory() as folder:

@@ -24,7 +24,8 @@ from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import LoggingPolicy, synthetic_log
 from recsim_env.results import to_plain
 from recsim_env.world import World
-from reward_models.build import SHORT_FIT, BuildConfig, build_worlds
+from reward_models.build import build_worlds
+from reward_models.plan import SHORT_FIT, BuildConfig
 from reward_models.variants import with_recommender, without_list_effect
 
 DECLARED = 0.3

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 from pathlib import Path
-from reward_models.build import BuildConfig, build_worlds
+from reward_models.build import build_worlds
+from reward_models.plan import BuildConfig
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.known_worlds import short_video_world
 from reward_models.users.fitting import ResponseFitConfig

@@ -8,7 +8,7 @@ from agents.baselines import RandomSlate
 from experiments.tables.settings import LogSource, recut, settings_of
 from recsim_env.assumptions import DeclaredLeave, SessionCut, hazard_per_place
 from recsim_env.evaluation import EvaluationSettings, evaluate
-from reward_models.build import BuildConfig
+from reward_models.plan import BuildConfig
 from tests.helpers.planted import planted_world
 
 

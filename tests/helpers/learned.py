@@ -9,7 +9,8 @@ from recsim_env.data import LoggedDataset
 from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World, load_worlds
-from reward_models.build import BuildConfig, build_worlds
+from reward_models.build import build_worlds
+from reward_models.plan import BuildConfig
 from reward_models.recommender.list_evaluator_network import ListEvaluatorConfig
 from reward_models.recommender.predictor_fit import PredictorConfig
 from reward_models.recommender.retrieval import RetrievalConfig

@@ -12,15 +12,10 @@ import torch
 from recsim_env.data import LoggedDataset
 from recsim_env.simulator import Simulator
 from recsim_env.world import FORMAT, World, load_worlds
-from reward_models.build import (
-    BuildConfig,
-    build_worlds,
-    days_of,
-    obstacles,
-    users_of,
-)
+from reward_models.build import build_worlds
 from reward_models.declared import declared_leave
 from reward_models.fidelity.verdicts import verdicts
+from reward_models.plan import BuildConfig, days_of, obstacles, users_of
 from reward_models.recommender.operator_requests import operator_requests
 from reward_models.variants import with_recommender, without_list_effect
 from tests.helpers.learned import ONE_JUDGE, SMALL_BUILD, small_log, small_truth

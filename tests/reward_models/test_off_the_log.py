@@ -9,9 +9,9 @@ from torch import Tensor
 
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.types import CONTEXT
-from reward_models.build import BuildConfig, obstacles
 from reward_models.declared import PUBLISHED_SHARES, declare_drop, uniform_rates
 from reward_models.exposure import Exposure, fit_exposure, lift
+from reward_models.plan import BuildConfig, obstacles
 from reward_models.session_sums import DECAYS
 from reward_models.trainer import TrainConfig
 from reward_models.users.calibrate import set_levels
