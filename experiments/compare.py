@@ -3,6 +3,7 @@
     python -m experiments.compare goalrank        GoalRank beside the baselines, in whole sessions
     python -m experiments.compare rerankers       generators, their choice, GoalRank's variants, on the same requests
     python -m experiments.compare offline         the reranking papers' protocol on labelled requests
+    python -m experiments.compare ranking         fixed policies in the order of each world and of the truth
     python -m experiments.compare response-bars   learned users against the test days of a real log
 
 Each finished run leaves one small JSON file in ``experiments/results``; a kept file is used again only if the
@@ -17,6 +18,7 @@ import tyro
 from experiments.command import run_command
 from experiments.tables.goalrank import GoalRankTable
 from experiments.tables.offline import OfflineTable
+from experiments.tables.ranking import RankingTable
 from experiments.tables.rerankers import RerankersTable
 from experiments.tables.response_bars import ResponseBars
 from experiments.tables.runner import Table, complete, show
@@ -25,6 +27,7 @@ TABLES: dict[str, Callable[..., Table]] = {
     "goalrank": GoalRankTable,
     "rerankers": RerankersTable,
     "offline": OfflineTable,
+    "ranking": RankingTable,
     "response-bars": ResponseBars,
 }
 """Tables by name."""

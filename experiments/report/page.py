@@ -14,9 +14,11 @@ import pandas as pd
 
 from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, texts_of, wide
 from experiments.report.plots import reranker_curves
-from experiments.tables import goalrank, offline, rerankers, response_bars
+from experiments.report.ranking_plot import ranking_plot
+from experiments.tables import goalrank, offline, ranking, rerankers, response_bars
 from experiments.tables.runner import Outline, judged
 from experiments.tables.runs import openings
+from experiments.tables.settings import TRUTH
 from recsim_env.files import read_json, write_whole
 
 HISTORY = "history"
@@ -51,6 +53,7 @@ def page(folder: Path) -> str:
         _demo(folder, "demo_kuairand"),
         _table(folder, goalrank.OUTLINE),
         _table(folder, rerankers.OUTLINE),
+        _ranking(folder),
         _offline(folder),
         _benchmarks(folder),
         _openings(folder),
@@ -65,10 +68,12 @@ def page(folder: Path) -> str:
 
 
 def draw_curves(folder: Path) -> Iterator[Path]:
-    """Draws the curves of the rerankers table beside the files, for each setting."""
-    for setting, rows in _told(folder, rerankers.OUTLINE).rows.groupby("setting", sort=False):
-        image = reranker_curves(rows)
-        yield write_whole(folder / f"rerankers-{setting}.png", partial(image.savefig, dpi=110, format="png"))
+    """Draws the curves of the rerankers table and the points of the ranking table, for each setting."""
+    points = partial(ranking_plot, truth=TRUTH, metric=next(iter(ranking.OUTLINE.metrics)))
+    for outline, draw in ((rerankers.OUTLINE, reranker_curves), (ranking.OUTLINE, points)):
+        for setting, rows in _told(folder, outline).rows.groupby("setting", sort=False):
+            path = folder / f"{outline.name}-{setting}.png"
+            yield write_whole(path, partial(draw(rows).savefig, dpi=110, format="png"))
 
 
 class Told(NamedTuple):
@@ -160,6 +165,28 @@ def _demo(folder: Path, name: str) -> Iterator[str]:
         yield markdown(pivot(rows[rows["policy"].isin([*HEADLINES["goalrank"], "random"])], "session_watch_time"))
         yield markdown(_claims(content["checks"]).drop(columns="setting"))
         yield _origin(folder, [(path, content)])
+
+
+def _ranking(folder: Path) -> Iterator[str]:
+    told = _told(folder, ranking.OUTLINE)
+    if not told.checks:
+        return
+    yield f"## {ranking.OUTLINE.title}"
+    yield (
+        f"{len(told.rows['policy'].unique())} policies without training, so without GoalRank. "
+        f'"{ranking.OTHER_SESSIONS}" is the ceiling; where it misses a bar by luck, a world\'s figure there cannot say.'
+    )
+
+    def line(check: Mapping[str, Any]) -> dict[str, str]:
+        word = "" if check["verdict"] == "no bar" else f" **{check['verdict']}**"
+        claim = f"{check['name']}: {ranking.OUTLINE.metrics[check['metric']]}"
+        where = {"setting": check["setting"], "world": check["world"], "claim": claim}
+        return {**where, "bar": bars.get((check["metric"], check["name"]), ""), "text": check_text(check) + word}
+
+    bars = {(check["metric"], check["name"]): check["bar"] for check in told.checks if check["bar"]}
+    frame = pd.DataFrame(map(line, told.checks))
+    yield _by_setting(wide(frame, frame["text"], index=["setting", "claim", "bar"]))
+    yield _origin(folder, told.files)
 
 
 def _offline(folder: Path) -> Iterator[str]:

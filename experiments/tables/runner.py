@@ -80,6 +80,8 @@ class Outline:
     """Training seeds that a trained method needs for its comparisons to be held to a bar."""
     scale: float = 1.0
     """Factor of shown figures: 100 for per cent."""
+    further: Callable[[EvaluationResult], Iterable[Mapping[str, Any]]] = lambda result: ()
+    """Checks that all rows of a setting make together, each with its ``world``."""
 
 
 class Table(Protocol):
@@ -220,6 +222,7 @@ def judged(outline: Outline, contents: Sequence[Mapping[str, Any]]) -> Finished:
         by_setting.setdefault(content["card"]["setting"], []).append(content)
     results = {name: result_of(some) for name, some in by_setting.items()}
     checks = [check for name, result in results.items() for check in _checks(outline, name, result)]
+    checks += [{"setting": name, **check} for name, result in results.items() for check in outline.further(result)]
     for content in contents:
         where = {name: content["card"][name] for name in ("setting", "world")}
         checks += [{**where, **check} for check in content["checks"]]
