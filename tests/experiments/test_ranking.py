@@ -85,7 +85,7 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def test_pairs_are_counted_by_their_true_gap() -> None:
-    # By hand, over the better one: .5 | 3, 10, 40 | 2.5, 9.5, 39.7 | 7.2, 38 | 33 per cent.
+    # By hand, over the better one: .5, 3, 10, 40 | 2.5, 9.5, 39.7 | 7.2, 38.1 | 33.3 per cent.
     assert ordered_pairs(TRUTH_P, TRUTH_P, ALL) == {
         "below 1 %": Pairs(1, 1, 0),
         PAIR_GAP: Pairs(2, 2, 0),
@@ -96,6 +96,8 @@ def test_pairs_are_counted_by_their_true_gap() -> None:
     assert swapped["below 1 %"].share == swapped["above 5 %"].share == 1.0
     tied = ordered_pairs(np.array([100.0, 100.0, 97.0, 90.0, 60.0]), TRUTH_P, ALL)
     assert tied["below 1 %"] == Pairs(1, 0, 0), "a tie is no order"
+    edge_P = np.array([95.1, 100.0])  # 4.9 % of the better one, 5.2 % of the worse
+    assert ordered_pairs(edge_P, edge_P, ALL)[PAIR_GAP] == Pairs(1, 1, 0)
 
 
 def test_pairs_that_the_truth_leaves_open_are_left_out_and_counted() -> None:
