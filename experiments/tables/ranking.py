@@ -94,6 +94,7 @@ class RankingTable:
     def runs(self) -> Iterator[Run]:
         """Every family of policies in every world; builds the worlds that are missing."""
         (setting,) = settings_of(self.source)
+        users = {"population_digest": digests(setting, TRUTH)["world_digest"]}
         for world in (*worlds_of(setting), OTHER_SESSIONS):
             first_session = FIRST_OTHER_SESSION if world == OTHER_SESSIONS else FIRST_SESSION
             sizes = {"num_sessions": self.num_sessions, "first_session": first_session}
@@ -102,19 +103,17 @@ class RankingTable:
                     setting=setting.name,
                     world=world,
                     method=family,
-                    card={**digests(setting, _played(world)), **sizes, "policies": list(policies)},
+                    card={**digests(setting, _played(world)), **users, **sizes, "policies": list(policies)},
                     measure=partial(self.measure, setting, world, family, first_session),
                 )
 
     def measure(self, setting: Setting, world: str, family: str, first_session: int) -> Measured:
         """A family plays whole sessions, and the same sessions to the end of their first slate."""
-        # No policy here asks the world's own evaluator, and a report of it would take a third of the time.
-        bare = {world: worlds_of(setting)[_played(world)].replace(evaluator=None)}
-        policies = families(setting)[family]
+        policies, worlds = families(setting)[family], {world: at_play(setting, world)}
         whole, first = (
             evaluate(
                 policies,
-                bare,
+                worlds,
                 num_sessions=self.num_sessions,
                 seed=first_session,
                 settings=EvaluationSettings(true_values=False, max_requests=most),
@@ -133,6 +132,17 @@ class RankingTable:
 def _played(world: str) -> str:
     """The world behind a name in the table."""
     return TRUTH if world == OTHER_SESSIONS else world
+
+
+def at_play(setting: Setting, world: str) -> World:
+    """A world of the table as it is played: with the users of the truth, and without a list evaluator.
+
+    A session has one user in all worlds, so that levels are compared user by user. They are those of the last judge;
+    world A, fitted to other users, knows them by their histories. No policy here asks the world's own evaluator, and a
+    report of it would take a third of the time.
+    """
+    worlds = worlds_of(setting)
+    return worlds[_played(world)].replace(population_P=worlds[TRUTH].population_P, evaluator=None)
 
 
 @cache

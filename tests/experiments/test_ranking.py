@@ -251,8 +251,10 @@ def test_the_table_ranks_all_worlds_on_the_same_sessions_and_goes_on_where_it_wa
     assert result.world_names == ("A", "judge-final-1", "truth", OTHER_SESSIONS)
     assert len(result.policies) >= LEAST_POLICIES
     assert all(result.cells[key].num_sessions == 12 for key in result.cells)
-    # The whole session and the first slate of it, played here once more.
-    world = worlds_of(settings_of(table.source)[0])["judge-final-1"]
+    # The whole session and the first slate of it, played here once more, by the users that the truth has.
+    worlds = worlds_of(settings_of(table.source)[0])
+    world = worlds["A"].replace(population_P=worlds["truth"].population_P)
+    assert not torch.equal(world.population_P, worlds["A"].population_P)
     policy = policy_families(world)["durations"]["longest first"]
     for most, metric in ((None, SECONDS), (1, FIRST_SLATE)):
         again = evaluate(
@@ -262,7 +264,7 @@ def test_the_table_ranks_all_worlds_on_the_same_sessions_and_goes_on_where_it_wa
             seed=ranking.FIRST_SESSION,
             settings=EvaluationSettings(max_requests=most),
         )
-        mean = result.row("longest first", "judge-final-1", metric).mean
+        mean = result.row("longest first", "A", metric).mean
         assert mean == pytest.approx(again.row("longest first", "w", SECONDS).mean, rel=1e-5)
     assert result.row("random", "truth", SECONDS).mean != result.row("random", OTHER_SESSIONS, SECONDS).mean
     checked = {check["world"] for check in finished.checks if check["name"] == "rank correlation"}
