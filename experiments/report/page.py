@@ -69,7 +69,8 @@ def page(folder: Path) -> str:
 
 def draw_curves(folder: Path) -> Iterator[Path]:
     """Draws the curves of the rerankers table and the points of the ranking table, for each setting."""
-    points = partial(ranking_plot, truth=TRUTH, metric=next(iter(ranking.OUTLINE.metrics)))
+    metric, label = next(iter(ranking.OUTLINE.metrics.items()))
+    points = partial(ranking_plot, truth=TRUTH, metric=metric, label=label)
     for outline, draw in ((rerankers.OUTLINE, reranker_curves), (ranking.OUTLINE, points)):
         for setting, rows in _told(folder, outline).rows.groupby("setting", sort=False):
             path = folder / f"{outline.name}-{setting}.png"

@@ -10,7 +10,7 @@ LEVEL_BAND = 0.05
 """Shaded around equality: levels that are held to be right."""
 
 
-def ranking_plot(rows: pd.DataFrame, truth: str, metric: str) -> Figure:
+def ranking_plot(rows: pd.DataFrame, truth: str, metric: str, label: str) -> Figure:
     """One panel for each world but the truth, one point with its 95 % intervals for each policy.
 
     Points on the line are at the truth's level; points that rise all the way are in its order, whatever their level.
@@ -20,6 +20,7 @@ def ranking_plot(rows: pd.DataFrame, truth: str, metric: str) -> Figure:
         rows: of one setting, as ``frames.frame_of`` makes them; the truth among their worlds.
         truth: its name.
         metric: what is shown, above 0.
+        label: what it is called.
     """
     rows = rows[rows["metric"] == metric]
     true = rows[rows["world"] == truth].set_index("policy")
@@ -42,7 +43,7 @@ def ranking_plot(rows: pd.DataFrame, truth: str, metric: str) -> Figure:
             place = (x.loc[name, "mean"], y.loc[name, "mean"])
             axes.annotate(name, place, xytext=(-5, 5), textcoords="offset points", fontsize=7, ha="right")
         axes.set_title(world, fontsize=10, fontweight="bold")
-        axes.set_xlabel(f"{metric} in truth".replace("_", " "))
+        axes.set_xlabel(f"{label}, in truth")
         clean(axes)
-    panels[0].set_ylabel(f"{metric} in the world".replace("_", " "))
+    panels[0].set_ylabel(f"{label}, in the world")
     return figure

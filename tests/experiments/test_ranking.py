@@ -202,8 +202,9 @@ def test_an_undecided_truth_leaves_its_pairs_out_of_the_checks() -> None:
 
 def test_the_plot_shows_every_policy_of_every_world() -> None:
     result = planted(truth=TRUTH_P, A=1.1 * TRUTH_P, other=TRUTH_P)
-    figure = ranking_plot(frame_of(result.rows()), truth="truth", metric=SECONDS)
+    figure = ranking_plot(frame_of(result.rows()), truth="truth", metric=SECONDS, label="seconds")
     assert [axes.get_title() for axes in figure.axes] == ["A", "other"]
+    assert figure.axes[0].get_xlabel() == "seconds, in truth"
     for axes, factor in zip(figure.axes, (1.1, 1.0), strict=True):
         shown = np.asarray(axes.collections[1].get_offsets())
         np.testing.assert_allclose(shown, np.stack([TRUTH_P, factor * TRUTH_P], axis=1))
