@@ -175,16 +175,16 @@ def _ranking(folder: Path) -> Iterator[str]:
     yield f"## {ranking.OUTLINE.title}"
     yield (
         f"{len(told.rows['policy'].unique())} policies without training, so without GoalRank. "
-        f'"{ranking.OTHER_SESSIONS}" is the ceiling; where it misses a bar by luck, a world\'s figure there cannot say.'
+        f'"{ranking.OTHER_SESSIONS}" is the ceiling; where it misses a bar by luck, a world\'s figure cannot say. '
+        "Pairs, levels and regret are of session watch time."
     )
 
     def line(check: Mapping[str, Any]) -> dict[str, str]:
         word = "" if check["verdict"] == "no bar" else f" **{check['verdict']}**"
-        claim = f"{check['name']}: {ranking.OUTLINE.metrics[check['metric']]}"
-        where = {"setting": check["setting"], "world": check["world"], "claim": claim}
-        return {**where, "bar": bars.get((check["metric"], check["name"]), ""), "text": check_text(check) + word}
+        where = {"setting": check["setting"], "world": check["world"], "claim": check["name"]}
+        return {**where, "bar": bars.get(check["name"], ""), "text": check_text(check) + word}
 
-    bars = {(check["metric"], check["name"]): check["bar"] for check in told.checks if check["bar"]}
+    bars = {check["name"]: check["bar"] for check in told.checks if check["bar"]}
     frame = pd.DataFrame(map(line, told.checks))
     yield _by_setting(wide(frame, frame["text"], index=["setting", "claim", "bar"]))
     yield _origin(folder, told.files)

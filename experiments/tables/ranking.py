@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents.baselines import BestOfLists, PointwiseGreedy, Popularity, RandomSlate
+from agents.baselines import BestOfLists, PointwiseGreedy, RandomSlate
 from agents.baselines.best_of_lists import lists_around_sort
 from agents.rerankers.heuristics import KERNELS, RETRIEVER, Heuristic, HeuristicGenerators
 from agents.rerankers.multi_generator import GeneratorEvaluator, items_of
@@ -49,13 +49,13 @@ OTHER_SESSIONS = "truth, other sessions"
 FIRST_SESSION, FIRST_OTHER_SESSION = 3_000_000, 4_000_000
 """Seeds of the first session, and of the first of the truth's other ones; the other tables use others."""
 
-MIXTURES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+MIXTURES = (0.0, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 1.0)
 """Weights of the retriever's score; predicted watch time has the rest, both as z-scores of a request's candidates."""
-TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8)
+TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 """Spread of lists drawn around the sort, in standard deviations of its scores."""
 PENALTIES = (0.3, 1.0, 3.0)
 """MMR's penalties of likeness."""
-LISTS = (5, 20, 100)
+LISTS = (2, 5, 20, 100)
 """Lists of which the recommender's evaluator takes the best."""
 
 OUTLINE = Outline(
@@ -178,8 +178,6 @@ def policy_families(world: World) -> dict[str, dict[str, Policy]]:
         return _policy(lambda request, _: best_first(request, sign * duration_N[request.candidates_BC], SLATE))
 
     signals = [name for name in ("click", "long_view", "like") if name in world.signals]
-    past_P = world.users.histories.item_P
-    shown_N = torch.bincount(past_P[past_P >= 0], minlength=len(world.catalogue)).to(torch.float32)
     return {
         "mixtures": {f"sort, {w:g} of the retriever": sort(**{WATCH_TIME: 1 - w, RETRIEVER: w}) for w in MIXTURES},
         "noise": {f"sort, noise {t:g}": drawn(t) for t in TEMPERATURES},
@@ -193,7 +191,6 @@ def policy_families(world: World) -> dict[str, dict[str, Policy]]:
         "references": {
             "worst": _policy(lambda request, _: best_first(request, -pointwise.score(request), SLATE)),
             "random": RandomSlate(SLATE),
-            "popularity": Popularity(shown_N, SLATE),
         },
     }
 

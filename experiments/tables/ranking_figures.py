@@ -184,7 +184,7 @@ def _world_claims(
         truth_P = values_of(result, truth, metric)
         found = rank_correlation(values_of(result, world, metric), truth_P)
         best = rank_correlation(values_of(result, ceiling, metric), truth_P) if there else math.nan
-        yield metric, share_claim("rank correlation", found, best, bar), math.nan
+        yield metric, share_claim(f"rank correlation, {metric}", found, best, bar), math.nan
     world_P, truth_P = values_of(result, world, SECONDS), values_of(result, truth, SECONDS)
     best_pairs = ordered_pairs(values_of(result, ceiling, SECONDS), truth_P, decided_PP) if there else {}
     for claim in pair_claims(ordered_pairs(world_P, truth_P, decided_PP), best_pairs):

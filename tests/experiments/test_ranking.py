@@ -166,9 +166,9 @@ def test_a_perfect_world_passes_and_a_swap_is_named() -> None:
     result = planted(truth=TRUTH_P, A=TRUTH_P, judge=1.1 * TRUTH_P[[0, 2, 1, 3, 4]], other=other_P)
     perfect, judge, ceiling = (checks_in(result, world) for world in ("A", "judge", "other"))
     assert {check["verdict"] for check in perfect.values()} == {"pass", "no bar"}
-    assert [perfect[metric, "rank correlation"]["value"] for metric in RANK_BARS] == pytest.approx([1.0] * 3)
+    assert [perfect[metric, f"rank correlation, {metric}"]["value"] for metric in RANK_BARS] == pytest.approx([1.0] * 3)
     assert perfect[SECONDS, "regret, seconds"]["value"] == 0.0
-    assert judge[SECONDS, "rank correlation"]["value"] == pytest.approx(0.9)
+    assert judge[SECONDS, f"rank correlation, {SECONDS}"]["value"] == pytest.approx(0.9)
     pairs = judge[SECONDS, f"pairs rightly ordered, gap {PAIR_GAP}"]
     assert (pairs["value"], pairs["verdict"]) == (0.5, "fail")
     assert pairs["because"].startswith("1 of 2 pairs; 0 undecided")
@@ -180,7 +180,7 @@ def test_a_perfect_world_passes_and_a_swap_is_named() -> None:
 def test_without_the_truth_nothing_is_asked_and_without_a_ceiling_little_said() -> None:
     assert list(ranking_checks(planted(A=TRUTH_P, other=TRUTH_P), "truth", "other")) == []
     found = checks_in(planted(truth=TRUTH_P, A=TRUTH_P), "A")
-    assert found[SECONDS, "rank correlation"]["verdict"] == "cannot say"
+    assert found[SECONDS, f"rank correlation, {SECONDS}"]["verdict"] == "cannot say"
     assert found[SECONDS, "least level over truth"]["verdict"] == "pass"
     # A policy that has not played everywhere yet is no reason to stop.
     part = planted(truth=TRUTH_P, A=TRUTH_P, other=TRUTH_P)
@@ -268,7 +268,7 @@ def test_the_table_ranks_all_worlds_on_the_same_sessions_and_goes_on_where_it_wa
         mean = result.row("longest first", "A", metric).mean
         assert mean == pytest.approx(again.row("longest first", "w", SECONDS).mean, rel=1e-5)
     assert result.row("random", "truth", SECONDS).mean != result.row("random", OTHER_SESSIONS, SECONDS).mean
-    checked = {check["world"] for check in finished.checks if check["name"] == "rank correlation"}
+    checked = {check["world"] for check in finished.checks if check["name"] == f"rank correlation, {SECONDS}"}
     assert checked == {"A", "judge-final-1", OTHER_SESSIONS}
 
     def never(self: RankingTable, setting: object, world: str, *work: object) -> None:
