@@ -10,7 +10,7 @@ in ``reward_models.fidelity.verdicts``.
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from experiments.report.card import MEANINGS, claims_frame, printed, sections_of
 from experiments.report.frames import frame_of, markdown, pivot
 from experiments.report.html import Section, write_page
 from recsim_env.data import PRESETS, LoggedDataset, load_log, parse_map
+from recsim_env.data.recoding import recoded
 from recsim_env.data.requests import LoggedRequests, logged_requests
 from recsim_env.files import write_json
 from recsim_env.results import EvaluationResult, to_plain
@@ -51,6 +52,9 @@ class Arguments:
     """Further worlds of the same data, or folders of them, that the rankings are compared in."""
     log: Path | None = None
     """Measure against this log anew: the one that the world was built from, its test days and the world's users."""
+    first_day: int | None = None
+    """For a log of users that the world never saw, YYYYMMDD: they enter the worlds with what they did before this day,
+    and are compared from this day on."""
     preset: Literal["kuairand", "kuairec", "ratings", "open_bandit"] | None = None
     """Column map of a published table."""
     map: str | None = None
@@ -67,6 +71,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.num_sessions < 2:
             raise ValueError(f"an interval needs num_sessions >= 2, got {self.num_sessions}")
+        if self.first_day is not None and self.log is None:
+            raise ValueError(f"first_day={self.first_day} is a day of a log: give --log, too")
 
 
 def run(arguments: Arguments) -> tuple[World, dict[str, Any], EvaluationResult | None]:
@@ -78,10 +84,14 @@ def run(arguments: Arguments) -> tuple[World, dict[str, Any], EvaluationResult |
     name, world = next(iter(worlds.items()))
     for other_name, other in list(worlds.items())[1:]:
         check_same_data(world, other, (name, other_name))
+    log = _read(arguments) if arguments.log else None
+    if log is not None and arguments.first_day is not None:
+        worlds = {one: known.users_from(log, before=arguments.first_day) for one, known in worlds.items()}
+        world = worlds[name]
+        log = recoded(log, world.catalogue.ids, world.users.ids)
     card, clones = dict(world.fidelity), dict[str, Policy]()
-    if arguments.log:
-        log = _read(arguments)
-        card |= asked_of(log, world)
+    if log is not None:
+        card |= asked_of(log, world, arguments.first_day)
         clones[CLONE] = logging_clone(log, world, int(world.defaults.get("slate_size", DEPTH_SLATE)))
         card["clone_drift"] = rollout_drift(world, clones[CLONE])
     card = acted_figures(world, depth_sessions=0, known=card) | card
@@ -94,8 +104,13 @@ def run(arguments: Arguments) -> tuple[World, dict[str, Any], EvaluationResult |
     return world, with_verdicts(card, world), result
 
 
-def asked_of(log: LoggedDataset, world: World) -> dict[str, Any]:
+def asked_of(log: LoggedDataset, world: World, first_day: int | None = None) -> dict[str, Any]:
     """The part of the card that compares with a log: on the world's test days where it names them, of its users.
+
+    Args:
+        log: in the codes of the world.
+        world: the world.
+        first_day: YYYYMMDD, of a log whose users have entered the world; in the place of the test days.
 
     Raises:
         ValueError: the log has other videos, users or signals than the world.
@@ -106,9 +121,15 @@ def asked_of(log: LoggedDataset, world: World) -> dict[str, Any]:
     ):
         if not np.array_equal(theirs.to_numpy(), ours):
             raise ValueError(
-                f"the log {log.name!r} has other {what} than world {world.name!r}; give the log it was built from"
+                f"the log {log.name!r} has other {what} than world {world.name!r}; give the log it was built from, or "
+                "let the users of another one enter, --first-day YYYYMMDD"
             )
     days = world.provenance.get("days", {}).get("test") or [int(log.rows["date"].min()), int(log.rows["date"].max())]
+    if first_day is not None:
+        days = [first_day, int(log.rows["date"].max())]
+    videos = VideoFacts.of(log, days[0])
+    if first_day is not None:  # a log in other codes no longer tells them
+        videos = replace(videos, duration_N=world.catalogue.duration_N.double().numpy())
     held_out: LoggedRequests = logged_requests(
         log,
         item_features_ND=world.catalogue.features_ND,
@@ -117,7 +138,7 @@ def asked_of(log: LoggedDataset, world: World) -> dict[str, Any]:
         first_date=days[0],
         last_date=days[-1],
     )
-    return {"test_days": list(days), **log_figures(world, held_out, VideoFacts.of(log, days[0]))}
+    return {"test_days": list(days), **log_figures(world, held_out, videos)}
 
 
 def check_same_data(first: World, second: World, names: tuple[str, str]) -> None:

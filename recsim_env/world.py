@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recsim_env import new_users
 from recsim_env import recommender as recommenders
-from recsim_env.card_lines import card_lines
+from recsim_env.card_lines import card_text
 from recsim_env.data.features import UserEncoder
 from recsim_env.data.histories import Histories
 from recsim_env.data.recoding import recoded
@@ -33,6 +33,7 @@ from recsim_env.recommender import Recommender
 from recsim_env.saving import (
     check_classes,
     check_device,
+    class_path,
     models_digest,
     moved,
     read_card,
@@ -143,7 +144,14 @@ class World:
 
     def __repr__(self) -> str:
         """The card in a few lines: what the world is, what was declared, how real it is."""
-        return card_lines(self)
+        facts = {
+            "log": self.provenance.get("log") or self.provenance.get("kind") or "not told",
+            "signals": ", ".join(self.signals),
+            "users": f"{len(self.population_P):,} of {len(self.users):,}",
+            "videos": f"{len(self.catalogue):,}",
+            "response": class_path(self.response),
+        }
+        return card_text(self.name, facts, self.leave, self.declared, self.fidelity)
 
     @property
     def predictor(self) -> Predictor:

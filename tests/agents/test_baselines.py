@@ -232,7 +232,7 @@ def logged(rows: pd.DataFrame, num_items: int) -> LoggedDataset:
 class NoOpinion:
     """A predictor that says nothing."""
 
-    def predict_request(self, request: Request, items_BC: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_request(self, request: Request, items_BC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros(*items_BC.shape, request.history_feedback_BHF.shape[2])
         return nothing, nothing
 

@@ -14,6 +14,8 @@ from recsim_env.known_worlds import short_video_world
 from recsim_env.known_worlds.logs import synthetic_log
 from recsim_env.world import World
 from tests.experiments.test_report import Page
+from tests.helpers.learned import shared_build, small_log, small_truth
+from tests.helpers.sublogs import of_users
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,32 @@ def test_a_log_is_asked_of_its_own_world_alone(world: World) -> None:
         ValueError, match="the log has the signals watch_time, click, the users watch_time, click, long"
     ):
         asked_of(bare, world)
+
+
+def test_users_that_the_world_never_saw_are_asked_of_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Judge users as a log of their own: the card says what the world says of them as users of its own log."""
+    log, folders = small_log(small_truth()), shared_build()
+    world, judge = (World.load(folders[name]) for name in ("A", "judge-final-1"))
+    strangers, (first, last) = (
+        judge.population_P.numpy(),
+        (min(world.provenance["days"]["test"]), log.rows["date"].max()),
+    )
+    monkeypatch.setattr(fidelity, "_read", lambda _: of_users(log, strangers))
+    paths = {"world": folders["A"], "against": (folders["judge-final-1"],), "log": tmp_path / "other.csv"}
+    run(capsys, **paths, first_day=first, json=tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["fidelity"]
+    as_own = asked_of(log, world.replace(population_P=judge.population_P))
+    assert found["test_days"] == [first, last]
+    assert found["logged"]["rows"] == as_own["logged"]["rows"]
+    for name, signal in as_own["logged"]["signals"].items():
+        assert found["logged"]["signals"][name]["emitted_rate"] == pytest.approx(signal["emitted_rate"], rel=1e-4)
+    assert {"depth", "probes", "clone_drift"} <= set(found)
+    with pytest.raises(ValueError, match=r"has other (videos|users) than world 'A'.*--first-day"):
+        run(capsys, **paths)
+    with pytest.raises(ValueError, match="first_day=20220501 is a day of a log: give --log"):
+        Arguments(world=Path("tiny"), first_day=20220501)
 
 
 def test_one_session_is_no_interval() -> None:

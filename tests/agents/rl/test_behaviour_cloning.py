@@ -38,6 +38,7 @@ def requests(num_requests: int = 400, places: int = 2, num_items: int = 30, weig
         history_begin_L=torch.zeros(num_requests, dtype=torch.int64),
         history_end_L=torch.zeros(num_requests, dtype=torch.int64),
         slate_event_P=torch.arange(events),
+        slate_row_P=torch.arange(events),
         slate_start_L1=torch.arange(num_requests + 1) * places,
         propensity_P=torch.full((events,), torch.nan),
         uniform_L=torch.zeros(num_requests, dtype=torch.bool),
