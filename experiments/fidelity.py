@@ -1,11 +1,11 @@
 """How real a world is: its card, with a verdict for each claim.
 
-    python -m experiments.fidelity WORLD [--json PATH] [--html FOLDER] [--log LOG] [--against WORLD ...]
+    python -m experiments.fidelity WORLD [--json PATH] [--html FOLDER] [--log LOG [--first-day DAY]] [--against ...]
 
 ``WORLD`` is a world folder, the name of a known world, or a folder of worlds: the card is then that of the first, and
 the others are its judges, as those of ``--against`` are. Stored figures are shown as they are; what a stored card lacks
-is measured. ``--log`` measures against a log anew and lets its own ranker, imitated, play too. Claims and bars stand
-in ``reward_models.fidelity.verdicts``.
+is measured. ``--log`` measures against a log anew and lets its own ranker, imitated, play too; with ``--first-day`` the
+log's users enter the world first. Claims and bars stand in ``reward_models.fidelity.verdicts``.
 """
 
 import itertools

@@ -45,3 +45,15 @@ def chosen_log() -> tuple[LoggedDataset, np.ndarray]:
     half_P = np.repeat(np.arange(NUM_USERS) % 2, NUM_ROWS)
     item_P = np.where(is_random, any_items(), 2 * (any_items() // 2) + half_P)
     return planted_log(item_P, np.where(is_random, 0.2, 0.6), is_random=is_random), is_random
+
+
+def satiated_log(sessions: bool) -> LoggedDataset:
+    """Each video of a session of twelve takes a quarter of the chance of the next one with its tag, less of later."""
+    item_P = any_items(5)
+    number_P = np.tile(np.arange(NUM_ROWS), NUM_USERS)
+    same_P = np.zeros(len(item_P))
+    for back in range(1, 12):
+        is_same_P = (item_P[back:] % 2 == item_P[:-back] % 2) & (number_P[back:] % 12 >= back)
+        same_P[back:] += 0.9 ** (back - 1) * is_same_P
+    columns = {"session": np.arange(len(item_P)) // 12} if sessions else {}
+    return planted_log(item_P, 0.7 * 0.75**same_P, **columns)

@@ -21,7 +21,16 @@ from reward_models.users.response import SequenceResponse
 from reward_models.users.response_core import ResponseConfig
 from reward_models.users.satiation import Satiation
 from reward_models.users.sequences import read_sequences
-from tests.helpers.chosen_log import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
+from tests.helpers.chosen_log import (
+    LAST_DAY,
+    NUM_ITEMS,
+    NUM_ROWS,
+    NUM_USERS,
+    any_items,
+    chosen_log,
+    planted_log,
+    satiated_log,
+)
 from tests.helpers.learned import small_log, small_truth
 
 QUICK = ResponseFitConfig(
@@ -188,14 +197,7 @@ def _after(satiation: Satiation, event_BTE: Tensor) -> Tensor:
 
 
 def test_more_of_the_same_is_liked_less_where_the_log_has_sessions() -> None:
-    """Planted: a video of a session takes a quarter of the next one's chance with its tag, of later ones less."""
-    item_P = any_items(5)
-    number_P = np.tile(np.arange(NUM_ROWS), NUM_USERS)
-    same_P = np.zeros(len(item_P))
-    for back in range(1, 12):
-        is_same_P = (item_P[back:] % 2 == item_P[:-back] % 2) & (number_P[back:] % 12 >= back)
-        same_P[back:] += 0.9 ** (back - 1) * is_same_P
-    log = planted_log(item_P, 0.7 * 0.75**same_P, session=np.arange(len(item_P)) // 12)
+    log = satiated_log(sessions=True)
     model = fit_response(log, train_until=LAST_DAY, config=dataclasses.replace(QUICK, min_batches=200))
     user_B = torch.arange(NUM_USERS)
     context_BX, state_BS = contexts(NUM_USERS), model.start(user_B)
@@ -209,4 +211,4 @@ def test_more_of_the_same_is_liked_less_where_the_log_has_sessions() -> None:
     assert 0.25 < own < 0.6
     assert other == pytest.approx(1.0, abs=0.12)
     # A log without sessions teaches nothing of the kind.
-    assert read_sequences(planted_log(item_P, np.full(len(item_P), 0.5))).session_P is None
+    assert read_sequences(satiated_log(sessions=False)).session_P is None

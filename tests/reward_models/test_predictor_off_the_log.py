@@ -14,7 +14,7 @@ from reward_models.recommender.encoding import encode_requests, session_of
 from reward_models.recommender.predictor import EnsemblePredictor
 from reward_models.recommender.predictor_fit import PredictorConfig, fit_predictor
 from reward_models.users.sequences import read_sequences
-from tests.helpers.chosen_log import LAST_DAY, NUM_ITEMS, NUM_ROWS, NUM_USERS, any_items, chosen_log, planted_log
+from tests.helpers.chosen_log import LAST_DAY, NUM_ITEMS, NUM_USERS, any_items, chosen_log, planted_log, satiated_log
 
 SMALL = PredictorConfig(factor_width=8, hidden_width=32, max_epochs=60, patience=10, batch_size=256, learning_rate=1e-2)
 USERS, ITEMS = torch.arange(NUM_USERS), torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
@@ -74,18 +74,6 @@ def test_a_log_without_uniform_rows_tells_no_choice_from_another() -> None:
         for chosen_B in (None, torch.ones(len(requests), dtype=torch.bool))
     )
     assert torch.equal(free_B, chosen_B)
-
-
-def satiated_log(sessions: bool) -> LoggedDataset:
-    """Each video of a session of twelve takes a quarter of the chance of the next one with its tag, less of later."""
-    item_P = any_items(5)
-    number_P = np.tile(np.arange(NUM_ROWS), NUM_USERS)
-    same_P = np.zeros(len(item_P))
-    for back in range(1, 12):
-        is_same_P = (item_P[back:] % 2 == item_P[:-back] % 2) & (number_P[back:] % 12 >= back)
-        same_P[back:] += 0.9 ** (back - 1) * is_same_P
-    columns = {"session": np.arange(len(item_P)) // 12} if sessions else {}
-    return planted_log(item_P, 0.7 * 0.75**same_P, **columns)
 
 
 def after_five_of_a_tag(predictor: EnsemblePredictor) -> tuple[float, float]:
