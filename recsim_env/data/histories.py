@@ -62,7 +62,9 @@ def user_histories(dataset: LoggedDataset, before_date: int | None = None, keep:
         past = dataset.history.sort_values(["user", "position"], kind="stable")
         parts.append(past.reindex(columns=columns))
     if before_date is not None:
-        parts.append(dataset.rows.loc[dataset.rows["date"] < before_date, columns])
+        rows = dataset.rows[["user", "item", "date"]].copy()
+        rows[list(dataset.signals)] = dataset.feedback
+        parts.append(rows.loc[rows["date"] < before_date, columns])
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     table = table.sort_values("user", kind="stable")  # keeps each user's own order
     table = table.groupby("user", sort=False).tail(keep)

@@ -342,15 +342,16 @@ def _check_features(dataset: LoggedDataset, item_features_ND: Tensor, user_featu
 def _events(dataset: LoggedDataset) -> tuple[dict[str, Array], Array]:
     """Pre-log history and log rows as one table by user, and where each log row stands in it."""
     signals = list(dataset.signals)
-    parts = [dataset.rows[["user", "item", *signals]]]
+    parts, feedback = [dataset.rows[["user", "item"]]], [dataset.feedback]
     if dataset.history is not None:
         past = dataset.history.sort_values(["user", "position"], kind="stable")
-        parts.insert(0, past.reindex(columns=["user", "item", *signals]))
+        parts.insert(0, past[["user", "item"]])
+        recorded = past.reindex(columns=signals).to_numpy(dtype=np.float32, na_value=np.nan)
+        feedback.insert(0, recorded)
     user_E = np.concatenate([part["user"].to_numpy(np.int64) for part in parts])
     order_E = np.argsort(user_E, kind="stable")
     place_E = np.empty_like(order_E)
     place_E[order_E] = np.arange(len(order_E))
-    feedback = [part[signals].to_numpy(dtype=np.float32, na_value=np.nan) for part in parts]
     events = {
         "user": user_E[order_E],
         "item": np.concatenate([part["item"].to_numpy(np.int64) for part in parts])[order_E],

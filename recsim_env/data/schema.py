@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recsim_env.digests import digest_frame, digest_json
 from recsim_env.plugins import nearest
@@ -79,6 +80,18 @@ class LoggedDataset:
         tables = {"rows": self.rows, "users": self.users, "items": self.items, "history": self.history}
         content = {name: digest_frame(table) for name, table in tables.items() if table is not None}
         return digest_json({"signals": list(self.signals), **content})
+
+    @property
+    def feedback(self) -> NDArray[np.float32]:
+        """Feedback on every row, float32 (P, F), NaN where there is none to learn from.
+
+        That is where none was recorded, and where the session has shown the video before: a repeat earns nothing in
+        the simulator and changes nobody there, so whatever a log says of it is not what a video is worth.
+        """
+        feedback_PF = self.rows[list(self.signals)].to_numpy(dtype=np.float32, na_value=np.nan, copy=True)
+        if "session" in self.rows:
+            feedback_PF[self.rows.duplicated(["user", "session", "item"]).to_numpy()] = np.nan
+        return feedback_PF
 
 
 def canonical_order(signals: Iterable[str]) -> tuple[str, ...]:

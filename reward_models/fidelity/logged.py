@@ -200,7 +200,7 @@ def _answers(
     """Columns ``mean_RF`` and on of ``Replayed``, as (B, K, ...), and the two states after the slate."""
     state_BS, start_BS, acted_BS = states
     context_BX, items_BK = batch.request.context_BX, batch.items_BK
-    seen_BK = batch.feedback.seen_BK
+    seen_BK = batch.known_BKF.any(2)  # a place of which nothing is known tells nobody anything
     outcomes = model.outcomes(state_BS, context_BX, items_BK)
     drawn_BKF = model.respond(acted_BS, context_BX, items_BK, draw_BKJ)
     if isinstance(model, TellsQuantiles):

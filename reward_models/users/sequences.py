@@ -43,7 +43,7 @@ class Sequences:
     signals_PF: Tensor
     """float32, 0 where unknown."""
     known_PF: Tensor
-    """bool."""
+    """bool; nothing is known of what a session showed before, see ``LoggedDataset.feedback``."""
     begin_P: Tensor
     """int64: the row with which this row's request begins; in logs without requests, the first row of the same user
     and millisecond. A user's state is that of the request's beginning for all its places."""
@@ -90,7 +90,7 @@ def read_sequences(dataset: LoggedDataset, history_length: int = 50) -> Sequence
     rows = dataset.rows
     user = rows["user"].to_numpy(np.int64)
     counts = np.bincount(user, minlength=len(dataset.users))
-    signals = rows[list(dataset.signals)].to_numpy(np.float32, na_value=np.nan)
+    signals = dataset.feedback
     begin, earlier = _requests(dataset)
     tab = rows["tab"].to_numpy(np.int64) if "tab" in rows else np.zeros(len(rows), np.int64)
     return Sequences(
