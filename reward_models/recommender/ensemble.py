@@ -92,8 +92,8 @@ def fit_members(
     """Trains until no member improves on its out-of-bag users; leaves each at its own best epoch.
 
     Args:
-        model: every parameter has M as its first dimension. A parameter may carry an attribute
-            ``weight_decay``.
+        model: every parameter has M as its first dimension. A parameter may carry attributes ``weight_decay`` and
+            ``pace``, how much further than usual a step takes it.
         batches: called once an epoch; shuffles by the generator it is given, ``None`` in validation.
         losses: a batch's losses (M, R) and the users (R,) they belong to.
         weight_UM: bootstrap weights.
@@ -105,7 +105,14 @@ def fit_members(
     Returns:
         Each member's best out-of-bag loss, (M,).
     """
-    groups = [{"params": [p], "weight_decay": getattr(p, "weight_decay", 0.0)} for p in model.parameters()]
+    groups = [
+        {
+            "params": [p],
+            "lr": settings.learning_rate * getattr(p, "pace", 1.0),
+            "weight_decay": getattr(p, "weight_decay", 0.0),
+        }
+        for p in model.parameters()
+    ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     best_M = torch.full((weight_UM.shape[1],), torch.inf)
     best = [p.detach().clone() for p in model.parameters()]
