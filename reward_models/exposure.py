@@ -117,7 +117,7 @@ class Exposure:
 
     lift_P: Tensor
     """float32 in -BOUND..BOUND: log of how many times likelier than a uniform choice the ranker was to show this video
-    to this user, by towers of other users. 0 at rows of users who were not learned from."""
+    to this user, by towers of other users. 0 at rows after the last day."""
     user_Ud: Tensor
     """float32 vectors of users at the end of the log."""
     item_Nd: Tensor
@@ -154,6 +154,8 @@ class _Trained(nn.Module):
         self.user_content = weight(user_features)
         self.user_bias = nn.Parameter(torch.zeros(_WIDTH))
         self.shown = weight(len(_PRIOR_ROWS) * _WIDTH)
+        self.again = nn.Parameter(torch.zeros(()))
+        """What it adds to the logit of a video that the user has been shown it."""
 
     def towers(self) -> ExposureTowers:
         """As they stand."""
@@ -201,7 +203,9 @@ def fit_exposure(
         lift_P += lifts(towers, user_features_UD, sequences, own_P, keep)
     towers = _train(sequences, *features, shown_P, keep, epochs, seed, f"exposure {_FOLDS + 1}/{_FOLDS + 1}")
     past = (user_features_UD, sequences, sequences.date_P <= last_date, keep)
-    return Exposure(lift_P, user_vectors(towers, *past), towers.item_table(), lifts(towers, *past), towers)
+    final_lift_P = lifts(towers, *past)
+    lift_P = torch.where(label_P, lift_P, final_lift_P)  # the others' rows taught these towers nothing
+    return Exposure(lift_P, user_vectors(towers, *past), towers.item_table(), final_lift_P, towers)
 
 
 def _train(
@@ -234,13 +238,46 @@ def _train(
         positive_R = (vector_Rd * towers.item_Nd[item_R]).sum(-1) + towers.level_N[item_R]
         level_Y = towers.level_N[negative_Y] + log_weight_N[negative_Y]
         negative_RY = vector_Rd @ towers.item_Nd[negative_Y].T + level_Y
+        # Whether a ranker shows the same again is a matter of its own. Without it, users would seem to be shown less
+        # and less of what they are shown most, since most of that they have seen.
+        again_R, again_RY = _shown_before(sequences, batch, keep, negative_Y)
+        positive_R = positive_R + trained.again * again_R
+        negative_RY = negative_RY + trained.again * again_RY
         # A video that was drawn as its own negative would be pushed both ways.
         negative_RY = negative_RY.masked_fill(item_R.unsqueeze(1) == negative_Y, -torch.inf)
         return (torch.logaddexp(positive_R, negative_RY.logsumexp(-1)) - positive_R).mean()
 
-    config = replace(_TRAIN, max_epochs=epochs)
-    train(trained, batches=batches, loss=loss, validate=None, config=config, seed=seed, run_dir=None, label=label)
+    train(
+        trained,
+        batches=batches,
+        loss=loss,
+        validate=None,
+        config=replace(_TRAIN, max_epochs=epochs),
+        seed=seed,
+        label=label,
+        undecayed=("again",),
+        quick=("again",),
+    )
     return ExposureTowers(*(part.detach() for part in trained.towers()))
+
+
+def _shown_before(sequences: Sequences, batch: SequenceBatch, keep: int, item_Y: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where a user had been shown the video of a labelled row before its request (R,), or these videos (R, Y)."""
+    past_BH, _, _ = sequences.past.window(batch.user_B, keep)
+    shown_BV = torch.cat([past_BH, torch.where(batch.valid_BT, sequences.item_P[batch.row_BT], NO_ITEM)], 1)
+    begin_BT = (sequences.begin_P[batch.row_BT] - batch.row_BT[:, :1]).clamp(min=0) + past_BH.shape[1]
+    user_R, step_R = batch.label_BT.nonzero(as_tuple=True)
+    item_R, begin_R1 = sequences.item_P[batch.row_BT[user_R, step_R]], begin_BT[user_R, step_R].unsqueeze(1)
+    order_V = torch.arange(shown_BV.shape[1])
+    again_R = ((shown_BV[user_R] == item_R.unsqueeze(1)) & (order_V < begin_R1)).any(1)
+    # When each of the videos was first shown to each user, in a table of the distinct ones and a column for all others.
+    distinct_X, place_Y = torch.unique(item_Y, return_inverse=True)
+    place_BV = torch.searchsorted(distinct_X, shown_BV).clamp(max=len(distinct_X) - 1)
+    place_BV = torch.where(distinct_X[place_BV] == shown_BV, place_BV, len(distinct_X))
+    first_BX = torch.full((len(shown_BV), len(distinct_X) + 1), len(order_V))
+    first_BX.scatter_reduce_(1, place_BV, order_V.expand_as(shown_BV), "amin")
+    again_RY = first_BX[:, place_Y][user_R] < begin_R1
+    return again_R.float(), again_RY.float()
 
 
 @torch.no_grad()
