@@ -17,7 +17,7 @@ from recsim_env.files import whole_folder
 from recsim_env.saving import check_device, models_digest, moved, read_card, read_models, sizes_of, write_models
 from recsim_env.types import CandidateSource, ListEvaluator, Predictor
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder layout; raised when an older reader would misread it."""
 
 FILES = ("recommender.json", "models.safetensors")

@@ -54,7 +54,7 @@ from recsim_env.types import (
     ResponseModel,
 )
 
-FORMAT = 5
+FORMAT = 6
 """Version of the folder layout; raised when an older reader would misread it."""
 
 FILES = (

@@ -108,7 +108,6 @@ def declare_drop(
     tilt_D = _tilt(chance_PM, signal_PMD, height_MD, weight_P, rate_D)
     change_M = (height_MD.double() @ torch.from_numpy(tilt_D)).float()
     core.level_2V[:, : len(change_M)] += row_2.unsqueeze(1) * change_M
-    core.selection_2V[:, : len(change_M)] -= row_2.unsqueeze(1) * change_M
 
 
 def _tilt(

@@ -36,7 +36,7 @@ JUDGE_FAMILIES = (
 )
 """Model families of the judges; world A has the default one."""
 
-SHORT_FIT = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.5))
+SHORT_FIT = ResponseFitConfig(calibration_folds=2, train=TrainConfig(max_epochs=4, learning_rate_decay=0.6))
 """Half the time of the default fit, for runs that build many worlds."""
 
 DEV_SHARE = 1 / 3

@@ -28,6 +28,17 @@ def powers(exponent: Tensor) -> Tensor:
     return torch.exp(exponent.unsqueeze(-1) * torch.tensor(DECAYS, device=exponent.device).log())
 
 
+def counts(sums: Tensor) -> Tensor:
+    """How many videos sums (..., W) hold, fading: (..., G)."""
+    return sums.reshape(*sums.shape[:-1], len(DECAYS), -1)[..., -1]
+
+
+def beyond(sums: Tensor, usual_E: Tensor) -> Tensor:
+    """How far the event vectors of sums (..., W) are from as many usual ones: (..., G, E)."""
+    by_rate = sums.reshape(*sums.shape[:-1], len(DECAYS), -1)
+    return by_rate[..., :-1] - by_rate[..., -1:] * usual_E
+
+
 def add(sums_BW: Tensor, event_BKE: Tensor, seen_BK: Tensor) -> Tensor:
     """Sums after K more places, of which some were seen, in order."""
     seen_BK = seen_BK.to(sums_BW.dtype)

@@ -1,9 +1,9 @@
 """Logged requests as the recommender's towers read them: encoded once for all models of a build.
 
 A user's past enters a tower as decayed sums (``decayed_history``), turned into recent rates and tastes: what was liked
-beyond what is expected of each video. Predictor and
-candidate source read the same inputs, so these are computed once and handed to both fits. The predictor also reads what
-the session has shown, and how likely the log's ranker was to show each video to the user.
+beyond what is expected of each video. Predictor and candidate source read the same inputs, so these are computed once
+and handed to both fits. The predictor also reads what the session has shown, and how likely the log's ranker was to
+show each video to the user.
 
 Shape legend: L requests, B requests of a batch, F signals, S floats of the sums, I inputs of a tower, U users,
 G decays, Y channels, R rows of the log, W floats of a session's sums, H history, N items, E event vector width.
@@ -110,8 +110,10 @@ def encode_requests(
     # Of a log without sessions every request is a first one.
     has_sessions = bool((requests.context_LX[:, _REQUEST_INDEX] > 0).any())
     slate_places = int(requests.slate_size_L.mode().values) if has_sessions else 0
+    vectors_NE = principal_components(requests.item_features_ND, config.event_width)
+    shown_P = requests.event_item_E[requests.slate_event_P]
     history = DecayedHistory(
-        item_vectors_NE=principal_components(requests.item_features_ND, config.event_width),
+        item_vectors_NE=vectors_NE - vectors_NE[shown_P].mean(0),  # 0 is what is usually shown
         num_signals=len(requests.signals),
         expected_NF=expected_signals(requests, config.expected_prior),
         taste_signals=tuple(requests.signals.index(s) for s in config.taste_signals if s in requests.signals),

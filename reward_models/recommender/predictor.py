@@ -13,13 +13,15 @@ mean needs no correction. ``predictor_fit`` says how it is fitted.
 The log's ranker chose what the rows are of, in a simulation somebody else does. So three things beside the user's
 past and the video are read, each by a few weights of a signal. (1) The ``lift`` of a video: how likely that ranker was
 to show it to this user, who keeps the vector that the end of the log gave, whoever chooses since. (2) Whether it did
-choose: what it knew beyond its usual choices is the more the less likely it was to choose so. (3) What the session has
-shown: more of the same is liked less. (1) and (2) keep (3) honest, for what a ranker shows over and over is what a user
-likes. Rows of uniform exposure weigh more and set the level of all slates but that ranker's own.
+choose: what it knew beyond its usual choices is the more the less likely it was to choose so, and the less the longer
+a session goes on, since it shows its best first. (3) What the session has shown: more of the same than usual is liked
+less. (1) and (2) keep (3) honest, for what a ranker shows over and over is what a user likes, and one that runs out of
+it looks like a user who tires. Rows of uniform exposure weigh more and set the level of all slates but that ranker's
+own. That sessions tire whatever they show is not learned, as by the users (``reward_models.users.satiation``).
 
 Shape legend: B requests, C candidates, K places, F signals, M members, W hidden width, d factor width,
 S state, I inputs of the user tower, H history, D features, N items, U users, R training rows, E event vector width,
-Z floats of a session's sums, X columns of exposure.
+Z floats of a session's sums, G rates at which they fade, X columns of exposure.
 """
 
 from typing import Any
@@ -44,9 +46,6 @@ from reward_models.recommender.encoding import (
 
 LONGEST_WATCH_S = 600.0
 """Predicted watch times are cut here, s."""
-
-EXPOSURE_COLUMNS = ("lift", "shortfall", "chosen", "chosen_shortfall")
-"""What exposure says, see ``exposure_columns``."""
 
 
 class EnsemblePredictor:
@@ -114,7 +113,7 @@ class EnsemblePredictor:
         user_B = user_B1.squeeze(1).to(torch.int64)
         lift_BC = self._lift(self._tensors["exposure_Ud"][user_B], items_BC)
         vector_MBdF = self._user_vectors(sums_BS, session_BZ, self._user_hidden_UW[user_B], context_BX)
-        return self._predict(vector_MBdF, lift_BC, None, items_BC)
+        return self._predict(vector_MBdF, lift_BC, self._shown(session_BZ), None, items_BC)
 
     def predict_request(
         self, request: Request, items_BC: Tensor, chosen_B: Tensor | None = None
@@ -131,12 +130,16 @@ class EnsemblePredictor:
         lift_BC = self._lift(self._towers.of_window(request.user_features_BD, request.history_BH), items_BC)
         user_hidden_BW = self._user_hidden(request.user_features_BD)
         vector_MBdF = self._user_vectors(sums_BS, session_BZ, user_hidden_BW, request.context_BX)
-        return self._predict(vector_MBdF, lift_BC, chosen_B, items_BC)
+        return self._predict(vector_MBdF, lift_BC, self._shown(session_BZ), chosen_B, items_BC)
 
     def _parts(self, state_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The user's code (B, 1), the sums of the history and those of the session."""
         user_B1, sums_BS, session_BZ = state_BS.tensor_split([1, 1 + self.history.size], dim=1)
         return user_B1, sums_BS, session_BZ
+
+    def _shown(self, session_BZ: Tensor) -> Tensor:
+        """How many videos the session has shown, fading (B, G); G is 0 for a log without sessions."""
+        return session_sums.counts(session_BZ) if self._slate_places else session_BZ
 
     def _lift(self, exposure_Bd: Tensor, items_BC: Tensor) -> Tensor:
         item_BCd = torch.nn.functional.embedding(items_BC, self._tensors["exposure_Nd"])
@@ -147,14 +150,14 @@ class EnsemblePredictor:
         return linear(features_BD, weight_WD, bias_W)
 
     def _predict(
-        self, vector_MBdF: Tensor, lift_BC: Tensor, chosen_B: Tensor | None, items_BC: Tensor
+        self, vector_MBdF: Tensor, lift_BC: Tensor, shown_BG: Tensor, chosen_B: Tensor | None, items_BC: Tensor
     ) -> tuple[Tensor, Tensor]:
         members, batch, num_signals = self._num_members, len(items_BC), len(self.signals)
         # All members' factors lie in one table, member after member, so one lookup brings them all.
         row_MBC = items_BC + self._first_row_M11
         factor_YCd = torch.nn.functional.embedding(row_MBC, self._factors_Yd).flatten(0, 1)
         logit_MBCF = torch.bmm(factor_YCd, vector_MBdF.flatten(0, 1)).view(members, batch, -1, num_signals)
-        columns = exposure_columns(lift_BC, self._settings["ranker_lift"], chosen_B)
+        columns = exposure_columns(lift_BC, self._settings["ranker_lift"], shown_BG, chosen_B)
         for column_BC, weight_MF in zip(columns, self._tensors["exposure_XMF"], strict=False):
             logit_MBCF += column_BC.unsqueeze(-1) * weight_MF[:, None, None]
         watch_MBC = torch.exp(logit_MBCF[..., 0]).clamp_(max=LONGEST_WATCH_S)
@@ -177,10 +180,7 @@ class EnsemblePredictor:
         vector_MBdF = torch.stack(members).view(self._num_members, len(sums_BS), self._factor_width, -1)
         if not self._slate_places:
             return vector_MBdF
-        tired_MBEF = tiredness(session_BZ, tensors["session_MGEF"])
-        # The item's first coordinate is 1, so the count of videos is the level's.
-        vector_MBdF[:, :, 0] += tired_MBEF[:, :, -1]
-        return torch.cat([vector_MBdF, tired_MBEF[:, :, :-1]], dim=2)
+        return torch.cat([vector_MBdF, tiredness(session_BZ, tensors["session_MGEF"])], dim=2)
 
     def config(self) -> dict[str, Any]:
         """Settings as JSON values."""
@@ -196,25 +196,36 @@ class EnsemblePredictor:
         return cls(config, tensors)
 
 
-def exposure_columns(lift: Tensor, ranker_lift: float, chosen: Tensor | None) -> list[Tensor]:
-    """Columns (...) of what exposure says: lift, shortfall, and for choices of the log's ranker 1 and the shortfall.
+def exposure_columns(lift: Tensor, ranker_lift: float, shown_BG: Tensor, chosen_B: Tensor | None) -> list[Tensor]:
+    """Columns (B, ...) of what exposure says, ``num_exposure_columns`` of them, or the first two.
+
+    They are the lift and what it is short of that ranker's usual; and for choices of that ranker 1, how unlikely it was
+    to choose so, and what the session has shown.
 
     Args:
-        lift: (...).
-        ranker_lift: mean lift of that ranker's choices, of which a pair may be short.
-        chosen: (B), 0 or 1, of the first dimension; ``None`` where that ranker chose nothing.
+        lift: (B, ...).
+        ranker_lift: mean lift of that ranker's choices.
+        shown_BG: how many videos the session has shown, fading.
+        chosen_B: 0 or 1; ``None`` where that ranker chose nothing.
     """
-    short = torch.relu(ranker_lift - lift)
-    if chosen is None:
-        return [lift, short]
-    chosen = chosen.to(lift.dtype).view(-1, *[1] * (lift.dim() - 1)).expand_as(lift)
-    return [lift, short, chosen, chosen * short]
+    columns = [lift, torch.relu(ranker_lift - lift)]
+    if chosen_B is None:
+        return columns
+    of_request = (-1, *[1] * (lift.dim() - 1))
+    shown = [column_B.view(of_request).expand_as(lift) for column_B in shown_BG.unbind(1)]
+    chosen = chosen_B.to(lift.dtype).view(of_request)
+    return [*columns, *(chosen * column for column in (torch.ones_like(lift), ranker_lift - lift, *shown))]
+
+
+def num_exposure_columns(num_rates: int) -> int:
+    """Columns of ``exposure_columns`` where the session's videos fade at this many rates."""
+    return 4 + num_rates
 
 
 def tiredness(session_BZ: Tensor, weight_MGEF: Tensor) -> Tensor:
-    """What a session's sums make of each coordinate of an event vector, and last of every video: (M, B, E + 1, F)."""
-    num_decays, width = weight_MGEF.shape[1:3]
-    sums_GBE1 = session_BZ.view(-1, num_decays, width).transpose(0, 1).unsqueeze(-1)
+    """What a session's sums make of each coordinate of an event vector: (M, B, E, F)."""
+    num_rates, width = weight_MGEF.shape[1:3]
+    sums_GBE1 = session_BZ.view(-1, num_rates, width + 1)[..., :width].transpose(0, 1).unsqueeze(-1)
     # Two terms, one after the other: their bytes do not depend on the batch.
     parts = [
         sums_BE1 * weight_MEF.unsqueeze(1)

@@ -20,7 +20,12 @@ from reward_models.exposure import UNIFORM_WEIGHT
 from reward_models.recommender.encoding import NUM_TABS, EncodedRequests, context_codes
 from reward_models.recommender.ensemble import FitSettings, at_least_one, bootstrap_weights, fit_members
 from reward_models.recommender.losses import level_shifts, signal_losses
-from reward_models.recommender.predictor import EXPOSURE_COLUMNS, EnsemblePredictor, exposure_columns, tiredness
+from reward_models.recommender.predictor import (
+    EnsemblePredictor,
+    exposure_columns,
+    num_exposure_columns,
+    tiredness,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class PredictorConfig(FitSettings):
     """Width of the hidden layers, W."""
     watch_weight: float = 0.3
     """Weight of the watch-time loss beside that of one 0/1 signal."""
+    exposure_pace: float = 10.0
+    """How much further than others a step takes the weights of exposure; far from 0, and there are few epochs."""
     item_decay: float = 1e-5
     """Weight decay of the per-item vectors; an item without data keeps its content's vector."""
 
@@ -80,8 +87,9 @@ class _Towers(torch.nn.Module):
         self.item_hidden = weight(sizes["item_features"], width, scale=max(sizes["item_features"], 1) ** -0.5)
         self.item_bias = zeros(width)
         self.item_out = weight(width, factor - 1, scale=width**-0.5)
-        self.exposure = zeros(len(EXPOSURE_COLUMNS), num_signals)
-        self.session = zeros(sizes["decays"], sizes["events"] + 1, num_signals)
+        self.exposure = zeros(num_exposure_columns(sizes["rates"]), num_signals)
+        self.exposure.pace = config.exposure_pace  # type: ignore[attr-defined]
+        self.session = zeros(len(session_sums.DECAYS), sizes["events"], num_signals)
         self.item_own = zeros(sizes["items"], factor - 1)
         self.item_own.weight_decay = config.item_decay  # type: ignore[attr-defined]
         with torch.no_grad():
@@ -104,10 +112,11 @@ class _Towers(torch.nn.Module):
         vector_MRX = hidden_MRW @ self.vector.flatten(2) + self.vector_bias.flatten(1)[:, None]
         vector_MRdF = vector_MRX.view(*vector_MRX.shape[:2], *self.vector.shape[2:])
         logit_MRF = torch.einsum("mrd,mrdf->mrf", factor_MRd, vector_MRdF)
-        columns = exposure_columns(rows.lift_R[index_R], rows.ranker_lift, rows.chosen_L[request_R])
+        of_request = (rows.shown_LG[request_R], rows.chosen_L[request_R])
+        columns = exposure_columns(rows.lift_R[index_R], rows.ranker_lift, *of_request)
         logit_MRF = logit_MRF + torch.stack(columns, dim=1) @ self.exposure
         if rows.session_LZ.shape[1]:
-            event_RE = torch.nn.functional.pad(rows.event_NE[item_R], (0, 1), value=1.0)
+            event_RE = rows.event_NE[item_R]
             tired_MREF = tiredness(rows.session_LZ[request_R], self.session)
             logit_MRF = logit_MRF + (event_RE.unsqueeze(-1) * tired_MREF).sum(2)
         return logit_MRF
@@ -133,6 +142,11 @@ class _Rows:
     ranker_lift: float
     uniform_L: Tensor
     """bool."""
+
+    @property
+    def shown_LG(self) -> Tensor:
+        """How many videos the session had shown, fading; G is 0 for a log without sessions."""
+        return session_sums.counts(self.session_LZ) if self.session_LZ.shape[1] else self.session_LZ
 
     @property
     def chosen_L(self) -> Tensor:
@@ -211,7 +225,7 @@ def _train(rows: _Rows, config: PredictorConfig, seed: int, run_dir: str | Path 
         "item_features": rows.item_features_ND.shape[1],
         "items": len(rows.item_features_ND),
         "events": rows.event_NE.shape[1],
-        "decays": len(session_sums.DECAYS),
+        "rates": rows.shown_LG.shape[1],
     }
     towers = _Towers(config, sizes, base_F, generator)
     user_R = rows.user_L[rows.request_R]

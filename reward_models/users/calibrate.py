@@ -59,7 +59,7 @@ def set_levels(network: ResponseNetwork, fitting: Fitting, label_P: Tensor) -> N
     sequences, core = fitting.sequences, network.core
     uniform_P = label_P & sequences.uniform_P
     core.level_2V[0] += _missing(network, fitting, uniform_P)
-    core.selection_2V[0] += _missing(network, fitting, label_P & ~uniform_P)
+    core.selection_XV[0] += _missing(network, fitting, label_P & ~uniform_P)
 
 
 def _missing(network: ResponseNetwork, fitting: Fitting, label_P: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def fit_sequences(
 
 
 def _rows_of(users: ArrayLike | None, sequences: Sequences) -> Tensor:
-    """Which rows belong to some users, bool (P,)."""
+    """Which rows tell what some users answered, bool (P,)."""
     chosen_U = torch.zeros(len(sequences.start_U1) - 1, dtype=torch.bool)
     chosen_U[torch.arange(len(chosen_U)) if users is None else torch.as_tensor(np.asarray(users))] = True
-    return chosen_U[sequences.user_P]
+    return chosen_U[sequences.user_P] & sequences.known_PF.any(1)

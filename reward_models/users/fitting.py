@@ -29,6 +29,9 @@ from reward_models.users.sequences import SequenceBatch, Sequences, sequence_bat
 from reward_models.users.starting_levels import count_levels, measure_memory
 from reward_models.users.watch_time import WatchTimeCells, cell_log_probability, read_off_table
 
+_ROWS_AT_ONCE = 1 << 16
+_SETTLING_STEPS = 20
+
 _LIST_ROWS = 1024
 """Rows in a batch of the list effects' own fit, at most."""
 
@@ -41,7 +44,7 @@ class ResponseFitConfig:
     """Shape of the model."""
     cells: WatchTimeCells = field(default_factory=WatchTimeCells)
     """Grid of watch times."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.5))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(max_epochs=6, learning_rate_decay=0.6))
     """The trainer's settings."""
     list_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(max_epochs=8, learning_rate=5e-3, learning_rate_decay=0.7)
@@ -97,9 +100,10 @@ class Fitting:
     def network(self, label_P: Tensor) -> ResponseNetwork:
         """A fresh network; what signals a cell brings is counted on the labelled rows."""
         signals = self.sequences.signals
-        num_kinds = 0 if self.sequences.earlier_PQ is None else len(kinds_of(self.item_features))
-        has_sessions = self.sequences.session_P is not None
-        core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, num_kinds, has_sessions)
+        kinds = len(kinds_of(self.item_features))
+        num_kinds = 0 if self.sequences.earlier_PQ is None else kinds
+        session_kinds = None if self.sequences.session_P is None else kinds
+        core = ResponseCore(self.config.response, signals, self.config.cells, self.num_tabs, num_kinds, session_kinds)
         network = ResponseNetwork(core, self.item_features, self.user_features, self.duration_N, self.exposure)
         network.initialise(torch.Generator().manual_seed(self.seed))
         rows = label_P & self.watch_known_P
@@ -116,6 +120,8 @@ class Fitting:
             )
         sequences = self.sequences
         core.ranker_lift.copy_(self.exposure.lift_P[label_P & ~sequences.uniform_P].mean().nan_to_num())
+        if core.satiation is not None:
+            core.satiation.usual_Y.copy_(network.kind_NY[sequences.item_P[label_P]].mean(0))
         measure_memory(core.memory, sequences, label_P, self.duration_N, core.cells)
         given_RA = sequences.signals_PF[rows][:, [signals.index(name) for name in core.given]]
         count_levels(core, self.cell_P[rows], self.duration_N[sequences.item_P[rows]], given_RA)
@@ -152,8 +158,12 @@ class Fitting:
             logit_RA = answer.given + core.effects(cell_R, label_RA[:, 0])
             losses_RA = nn.functional.binary_cross_entropy_with_logits(logit_RA, label_RA, reduction="none")
             total_R = total_R + losses_RA.sum(1)
-        weight_R = torch.where(sequences.uniform_P[row_R], UNIFORM_WEIGHT, 1.0)
+        weight_R = self.weights(row_R)
         return (total_R * weight_R).sum() / weight_R.sum()
+
+    def weights(self, row_R: Tensor) -> Tensor:
+        """What rows weigh in the loss, (R,)."""
+        return torch.where(self.sequences.uniform_P[row_R], UNIFORM_WEIGHT, 1.0)
 
     def fit(
         self, label_P: Tensor, validation_P: Tensor | None, max_epochs: int, run_dir: Path | None, label: str
@@ -188,10 +198,44 @@ class Fitting:
             seed=self.seed,
             run_dir=None if run_dir is None else run_dir / label,
             label=label,
-            undecayed=("tab_logit_TV", "duration_logit_CM", "cell_effect_MA", "parent_effect_A", "selection_2V"),
+            undecayed=(
+                "tab_logit_TV",
+                "duration_logit_CM",
+                "cell_effect_MA",
+                "parent_effect_A",
+                "selection_XV",
+            ),
+            quick=("selection_XV",),  # far from 0, and nothing counts it beforehand
             identity=self.identity(label_P, validation_P),
         )
+        self.settle_choices(network, label_P)
         return network, result.best_epoch
+
+    def settle_choices(self, network: ResponseNetwork, label_P: Tensor) -> None:
+        """Brings what a ranker's choices say to its optimum, everything else held fixed.
+
+        The problem is convex, and epochs leave it half solved: it gained as much on held-out rows as the last epochs.
+        Without rows of uniform exposure nothing tells choices from others, and nothing is done.
+        """
+        if not self.sequences.uniform_P.any():
+            return
+        first, selection_XV = self.first_layer(network, label_P), network.core.selection_XV
+        parts = torch.split(torch.arange(len(first.row_R)), _ROWS_AT_ONCE)
+        share_by_part = torch.stack([self.weights(first.row_R[index_R]).sum() for index_R in parts])
+        share_by_part /= share_by_part.sum()
+        optimiser = torch.optim.LBFGS([selection_XV], max_iter=_SETTLING_STEPS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            total, selection_XV.grad = torch.zeros(()), torch.zeros_like(selection_XV)
+            for index_R, share in zip(parts, share_by_part, strict=True):
+                rows = first.at(index_R)
+                part = share * self.loss(network, rows.row_R, network.answer(self.sequences, rows))
+                selection_XV.grad += torch.autograd.grad(part, selection_XV)[0]
+                total += part.detach()
+            return total
+
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        selection_XV.grad = None
 
     def identity(self, label_P: Tensor, validation_P: Tensor | None) -> dict[str, Any]:
         """What shapes a training, but for its own settings: those of the fit, and the content of every row it reads."""

@@ -29,6 +29,8 @@ class FirstLayer(NamedTuple):
     user_RV: Tensor
     """See ``ResponseCore.user``."""
     tab_R: Tensor
+    recent_RW: Tensor
+    """What the session had shown, see ``Satiation``."""
 
     def at(self, index_X: Tensor) -> "FirstLayer":
         """Some of the rows."""
@@ -117,7 +119,7 @@ class ResponseNetwork(nn.Module):
         if self.core.satiation is not None:
             assert sequences.session_P is not None
             session_BT = (sequences.session_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-            recent_BTW = self.core.satiation.scan(event_BTE, batch.valid_BT, begin_BT, session_BT)
+            recent_BTW = self.core.satiation.scan(self.kind_NY[item_BT], batch.valid_BT, begin_BT, session_BT)
         return state_BTS, recent_BTW
 
     def replay(self, sequences: Sequences, label_P: Tensor, history_length: int) -> tuple[Tensor, Tensor]:
@@ -152,14 +154,13 @@ class ResponseNetwork(nn.Module):
         user_RV, taste_RE = self.core.user(state_RS, self.user_layer(self.user_features_UD[sequences.user_P[row_R]]))
         context_RH = self.tab_vector(tab_R) + self.hour_vector(sequences.hour_P[row_R])
         item_RH, event_RE = self.item_layer(inputs_RD), self.event_layer(inputs_RD)
-        hidden_RH = self.core.hidden(
-            user_RV, taste_RE, item_RH, event_RE, context_RH, self.exposure.lift_P[row_R], recent_RW
-        )
+        lift_R, kind_RY = self.exposure.lift_P[row_R], self.kind_NY[sequences.item_P[row_R]]
+        hidden_RH = self.core.hidden(user_RV, taste_RE, item_RH, event_RE, context_RH, lift_R, recent_RW, kind_RY)
         rate = self.core.config.dropout
         if generator is not None and rate > 0:
             keep_RH = torch.rand(hidden_RH.shape, generator=generator) >= rate
             hidden_RH = hidden_RH * keep_RH / (1.0 - rate)
-        return FirstLayer(row_R, hidden_RH, user_RV, tab_R)
+        return FirstLayer(row_R, hidden_RH, user_RV, tab_R, recent_RW)
 
     def answer(
         self, sequences: Sequences, first: FirstLayer, strength_R: Tensor | None = None, chosen: bool = True
@@ -176,7 +177,8 @@ class ResponseNetwork(nn.Module):
         can_tell = chosen and bool(sequences.uniform_P.any())
         chosen_R = (~sequences.uniform_P[first.row_R]).float() if can_tell else None
         lift_R = self.exposure.lift_P[first.row_R]
-        return self.core.answer(first.hidden_RH, first.user_RV, first.tab_R, lift_R, strength_R, chosen_R)
+        shown = (first.hidden_RH, first.user_RV, first.tab_R, lift_R, first.recent_RW)
+        return self.core.answer(*shown, strength_R, chosen_R)
 
     def earlier_strength(self, sequences: Sequences, row_R: Tensor) -> Tensor:
         """See ``reward_models.users.replay``."""
@@ -186,17 +188,15 @@ class ResponseNetwork(nn.Module):
     def tables(self) -> dict[str, Tensor]:
         """Everything that depends on one item, user or context alone, computed once."""
         inputs_ND = self.item_inputs(torch.arange(len(self.item_features_ND)))
-        tables = {
+        return {
             "item_NH": self.item_layer(inputs_ND),
             "item_event_NE": self.event_layer(inputs_ND),
             "user_UH": self.user_layer(self.user_features_UD),
             "tab_TH": self.tab_vector.weight,
             "hour_24H": self.hour_vector.weight,
             "duration_N": self.duration_N,
+            "item_kind_NY": self.kind_NY,
         }
-        if self.core.num_kinds:
-            tables["item_kind_NY"] = self.kind_NY
-        return tables
 
     @torch.no_grad()
     def export(self, sequences: Sequences, before_date: int, history_length: int) -> SequenceResponse:

@@ -68,8 +68,8 @@ class Replay:
 
     Args:
         core: the layers.
-        tables: by name ``item_NH``, ``item_event_NE``, ``user_UH``, ``tab_TH``, ``hour_24H``, ``duration_N`` and, where
-            there are kinds, ``item_kind_NY``; users are those of the log.
+        tables: by name ``item_NH``, ``item_event_NE``, ``item_kind_NY``, ``user_UH``, ``tab_TH``, ``hour_24H`` and
+            ``duration_N``; users are those of the log.
         sequences: the log, in the item codes of the tables. Where it has no requests, rows have no earlier places;
             where it has no sessions, each row is its session's first.
         lift_P: of its rows, see ``reward_models.exposure``.
@@ -113,12 +113,13 @@ class Replay:
             happened_B1 = torch.ones_like(row_B, dtype=torch.bool).unsqueeze(1)
             event_B1E = self._tables["item_event_NE"][item_B].unsqueeze(1)
             events = core.memory.events(event_B1E, surprise(*shown, expected_BY).unsqueeze(1), happened_B1)
-            by_place = (torch.split(part, rows_by_place) for part in (user_B, row_B, event_B1E, *events))
-            for user_V, row_V, event_V1E, *events_V in zip(*by_place, strict=True):
+            kind_B1Y = self._tables["item_kind_NY"][item_B].unsqueeze(1)
+            by_place = (torch.split(part, rows_by_place) for part in (user_B, row_B, kind_B1Y, *events))
+            for user_V, row_V, kind_V1Y, *events_V in zip(*by_place, strict=True):
                 state_US[user_V] = core.memory.update(state_US[user_V], *events_V)
                 if satiation is not None:
                     recent_VW = recent_UW[user_V] * self._goes_on(row_V)
-                    recent_UW[user_V] = satiation.update(recent_VW, event_V1E, torch.ones_like(user_V).unsqueeze(1))
+                    recent_UW[user_V] = satiation.update(recent_VW, kind_V1Y, torch.ones_like(user_V).unsqueeze(1))
         return expected_PY, state_US
 
     def _goes_on(self, row_B: Tensor) -> Tensor:
@@ -149,11 +150,12 @@ class Replay:
             tables["tab_TH"][tab_B] + tables["hour_24H"][sequences.hour_P[row_B]],
             lift_B,
             recent_BW,
+            tables["item_kind_NY"][item_B],
         )
         strength_B = earlier_strength(core, tables["item_kind_NY"], sequences, row_B) if self._has_lists else None
         chosen_B = None if self._chosen_P is None else self._chosen_P[row_B]
         return core.expected_amounts(
-            core.answer(hidden_BH, user_BV, tab_B, lift_B, strength_B, chosen_B),
+            core.answer(hidden_BH, user_BV, tab_B, lift_B, recent_BW, strength_B, chosen_B),
             self._log_prior_NM[item_B],
             self._amounts_NM2[item_B],
             tab_B,

@@ -48,10 +48,10 @@ class SequenceResponse(nn.Module):
 
     Args:
         core: the layers.
-        tables: by name, ``item_NH``, ``item_event_NE``, ``item_kind_NY`` (where there are kinds),
-            ``user_UH``, ``state_US``, ``tab_TH``, ``hour_24H``, ``duration_N`` (s), ``exposure_Ud`` and
-            ``exposure_Nd``. To take other users, ``user_weight_HD``, ``user_bias_H`` and those of
-            ``ExposureTowers`` (where the log's ranker showed anything), too.
+        tables: by name, ``item_NH``, ``item_event_NE``, ``item_kind_NY``, ``user_UH``, ``state_US``, ``tab_TH``,
+            ``hour_24H``, ``duration_N`` (s), ``exposure_Ud`` and ``exposure_Nd``. To take other users,
+            ``user_weight_HD``, ``user_bias_H`` and those of ``ExposureTowers`` (where the log's ranker showed
+            anything), too.
         as_logged: see there.
         history_length: impressions from before a log that lead to a user's first state; ``None`` for a model that does
             not say how, and takes no other users.
@@ -94,13 +94,13 @@ class SequenceResponse(nn.Module):
             self.exposure_Nd,
             self.item_NH,
             self.item_event_NE,
+            self.item_kind_NY,
             log_prior_NM,
             cells.log_duration(duration_N).unsqueeze(1),
             amounts_NX,
         ]
         if core.num_kinds:
-            effect_NY = linear(self.item_kind_NY, core.pair_effects.pair.detach().T)
-            rows += [self.item_kind_NY, effect_NY]
+            rows.append(linear(self.item_kind_NY, core.pair_effects.pair.detach().T))
         self._recent_width = 0 if core.satiation is None else core.satiation.state_width
         self._row_widths = [row.shape[1] for row in rows]
         self.register_buffer("item_row_NR", torch.cat(rows, 1), persistent=False)
@@ -167,7 +167,7 @@ class SequenceResponse(nn.Module):
         user_B1, recent_BW, memory_BS = self._split(state_BS)
         event_BKE = embedding(items_BK, self.item_event_NE)
         if core.satiation is not None:
-            recent_BW = core.satiation.update(recent_BW, event_BKE, seen_BK)
+            recent_BW = core.satiation.update(recent_BW, embedding(items_BK, self.item_kind_NY), seen_BK)
         events = core.memory.events(event_BKE, surprise_BKY, seen_BK)
         return torch.cat([user_B1, recent_BW, core.memory.update(memory_BS, *events)], -1)
 
@@ -187,20 +187,20 @@ class SequenceResponse(nn.Module):
         user_B = user_B1[:, 0].long()
         user_BV, taste_BE = core.user(memory_BS, self.user_UH[user_B])
         user_B1V, context_B1H = user_BV.unsqueeze(1), self.context_T24H[tab_B1, hour_B1]
-        exposure_BKd, item_BKH, event_BKE, log_prior_BKM, log_duration_BK1, amounts_BKX, *kinds = torch.split(
-            embedding(items_BK, self.item_row_NR), self._row_widths, -1
-        )
+        parts = torch.split(embedding(items_BK, self.item_row_NR), self._row_widths, -1)
+        exposure_BKd, item_BKH, event_BKE, kind_BKY, log_prior_BKM, log_duration_BK1, amounts_BKX, *effects = parts
         user_exposure_B1d = self.exposure_Ud[user_B].unsqueeze(1)
         lift_BK = lift(user_exposure_B1d, exposure_BKd)
         user_parts = (user_B1V, taste_BE.unsqueeze(1), item_BKH, event_BKE, context_B1H)
-        hidden_BKH = core.hidden(*user_parts, lift_BK, recent_BW.unsqueeze(1))
+        recent_B1W = recent_BW.unsqueeze(1)
+        hidden_BKH = core.hidden(*user_parts, lift_BK, recent_B1W, kind_BKY)
         strength_BK = None
         if core.num_kinds:
-            kind_BKY, effect_BKY = kinds
+            (effect_BKY,) = effects
             effect_BKK = (effect_BKY.unsqueeze(2) * kind_BKY.unsqueeze(1)).sum(-1)
             strength_BK = core.pair_effects.strength(effect_BKK)
         chosen_BK = torch.ones_like(lift_BK) if self._as_logged else None
-        answer = core.answer(hidden_BKH, user_B1V, tab_B1, lift_BK, strength_BK, chosen_BK)
+        answer = core.answer(hidden_BKH, user_B1V, tab_B1, lift_BK, recent_B1W, strength_BK, chosen_BK)
         amounts_BKM2 = amounts_BKX.view(*items_BK.shape, -1, 2)
         return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), amounts_BKM2, tab_B1)
 
@@ -243,7 +243,7 @@ class SequenceResponse(nn.Module):
             "signals": list(core.signals),
             "num_tabs": core.num_tabs,
             "num_kinds": core.num_kinds,
-            "has_sessions": core.satiation is not None,
+            "session_kinds": None if core.satiation is None else core.satiation.num_kinds,
             "history_length": self._history_length,
         }
 
@@ -260,7 +260,7 @@ class SequenceResponse(nn.Module):
             WatchTimeCells(**config["cells"]),
             config["num_tabs"],
             config["num_kinds"],
-            config["has_sessions"],
+            config["session_kinds"],
         )
         # A fresh core lies on the CPU: it has to be where its tensors are before they are copied into it.
         core = core.to(next(iter(tensors.values())).device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recsim_env.numerics import linear, sigmoid
 from recsim_env.types import WATCH_TIME
+from reward_models import session_sums
 from reward_models.list_effects import PairEffects
 from reward_models.users.satiation import Satiation
 from reward_models.users.user_state import UserState
@@ -83,7 +84,8 @@ class ResponseCore(nn.Module):
         num_tabs: T.
         num_kinds: Y, kinds of videos whose effects on each other within a slate are learned; 0 for logs without a
             request key, which cannot teach them.
-        has_sessions: whether the log holds sessions, and with them what being shown more of the same does.
+        session_kinds: kinds of videos, where the log holds sessions and with them what being shown more of the same
+            does; ``None`` where it does not.
     """
 
     read_off_TGMD: Tensor
@@ -97,7 +99,7 @@ class ResponseCore(nn.Module):
         cells: WatchTimeCells,
         num_tabs: int,
         num_kinds: int,
-        has_sessions: bool = False,
+        session_kinds: int | None = None,
     ) -> None:
         super().__init__()
         if not signals or signals[0] != WATCH_TIME:
@@ -119,9 +121,10 @@ class ResponseCore(nn.Module):
         self.state_layer = nn.Linear(self.memory.num_features, width)
         self.user_layer = nn.Linear(width, width + num_given)
         self.taste_ZE = nn.Parameter(torch.full((self.memory.num_sums, config.event_width), 1.0))
-        self.satiation = Satiation(config.event_width, width) if has_sessions else None
+        self.satiation = None if session_kinds is None else Satiation(session_kinds, width)
         self.lift_layer = nn.Linear(1, width, bias=False)
-        self.selection_2V = nn.Parameter(torch.zeros(2, cells.num_cells + num_given))
+        num_rates = 0 if session_kinds is None else len(session_sums.DECAYS)
+        self.selection_XV = nn.Parameter(torch.zeros(2 + num_rates, cells.num_cells + num_given))
         self.register_buffer("level_2V", torch.zeros(2, cells.num_cells + num_given))
         self.register_buffer("ranker_lift", torch.zeros(()))
         self.taste_layer = nn.Linear(config.event_width, width, bias=False)
@@ -195,6 +198,7 @@ class ResponseCore(nn.Module):
         context: Tensor,
         lift: Tensor,
         recent: Tensor,
+        kind: Tensor,
     ) -> Tensor:
         """First layer (..., H), before its nonlinearity.
 
@@ -206,10 +210,11 @@ class ResponseCore(nn.Module):
             context: (..., H).
             lift: (...), see ``reward_models.exposure``.
             recent: (..., W), see ``Satiation``; W is 0 for users of a log without sessions.
+            kind: (..., Y), read where there are sessions only.
         """
         match = linear(taste * event, self.taste_layer.weight) + lift.unsqueeze(-1) * self.lift_layer.weight[:, 0]
         if self.satiation is not None:
-            match = match + self.satiation.hidden(recent, event)
+            match = match + self.satiation.hidden(recent, kind)
         return user[..., : self.config.width] + context + item + match
 
     def answer(
@@ -218,6 +223,7 @@ class ResponseCore(nn.Module):
         user: Tensor,
         tab: Tensor,
         lift: Tensor,
+        recent: Tensor,
         strength: Tensor | None = None,
         chosen: Tensor | None = None,
     ) -> Answer:
@@ -228,17 +234,22 @@ class ResponseCore(nn.Module):
             user: (..., H + A), see ``user``.
             tab: int64 (...).
             lift: (...), see ``reward_models.exposure``.
+            recent: (..., W), see ``hidden``.
             strength: (...) of the effects of earlier places of the slate, see ``PairEffects``; ``None`` for none.
             chosen: float32 (...), 1 where the log's ranker filled the place; ``None`` where somebody else did.
         """
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias) + self.tab_logit_TV[tab]
-        # What the ranker knew beyond its usual choices is the more the less likely it was to choose so: two numbers for
-        # each logit, at its usual lift and for every unit below.
-        short = torch.relu(self.ranker_lift - lift).unsqueeze(-1)
-        logits = logits + (self.level_2V[0] + short * self.level_2V[1])
+        level = self.level_2V[0] + torch.relu(self.ranker_lift - lift).unsqueeze(-1) * self.level_2V[1]
         if chosen is not None:
-            logits = logits + chosen.unsqueeze(-1) * (self.selection_2V[0] + short * self.selection_2V[1])
+            # A choice says the more of what the ranker knew the less likely it was: two numbers for each logit, at its
+            # usual lift and for every unit below. And it says the less the longer a session goes on, since a ranker
+            # shows its best first and nothing twice.
+            said = self.selection_XV[0] + (self.ranker_lift - lift).unsqueeze(-1) * self.selection_XV[1]
+            if self.satiation is not None:
+                said = said + linear(session_sums.counts(recent), self.selection_XV[2:].T)
+            level = level + chosen.unsqueeze(-1) * (said - level)
+        logits = logits + level
         if strength is not None:
             logits = logits + strength.unsqueeze(-1) * self.pair_slope_V
         cells, given = torch.split(logits, [self.cells.num_cells, len(self.given)], -1)
@@ -254,7 +265,7 @@ class ResponseCore(nn.Module):
         self.head.bias[:num_cells] *= scale
         self.tab_logit_TV[:, :num_cells] *= scale
         self.level_2V[:, :num_cells] *= scale
-        self.selection_2V[:, :num_cells] *= scale
+        self.selection_XV[:, :num_cells] *= scale
         self.pair_slope_V[:num_cells] *= scale
         self.duration_logit_CM.add_(offset_CM)
 
@@ -273,7 +284,7 @@ class ResponseCore(nn.Module):
         self.head.bias[self.cells.num_cells + index] += offset
         self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
         self.level_2V[:, self.cells.num_cells + index] *= scale
-        self.selection_2V[:, self.cells.num_cells + index] *= scale
+        self.selection_XV[:, self.cells.num_cells + index] *= scale
         self.pair_slope_V[self.cells.num_cells + index] *= scale
 
     def effects(self, cell: Tensor, parent: Tensor) -> Tensor:

@@ -57,3 +57,13 @@ def satiated_log(sessions: bool) -> LoggedDataset:
         same_P[back:] += 0.9 ** (back - 1) * is_same_P
     columns = {"session": np.arange(len(item_P)) // 12} if sessions else {}
     return planted_log(item_P, 0.7 * 0.75**same_P, **columns)
+
+
+def exhausting_log() -> LoggedDataset:
+    """A ranker whose choices are clicked at 80 % when a session begins and at 20 % when it ends; a third is uniform
+    and clicked at 20 % throughout."""
+    is_random = np.random.default_rng(2).random(NUM_USERS * NUM_ROWS) < 1 / 3
+    number_P = np.tile(np.arange(NUM_ROWS), NUM_USERS) % 12
+    chosen_P = 0.8 - 0.6 * number_P / 11
+    session = np.arange(len(number_P)) // 12
+    return planted_log(any_items(3), np.where(is_random, 0.2, chosen_P), is_random=is_random, session=session)

@@ -206,9 +206,10 @@ def test_more_of_the_same_is_liked_less_where_the_log_has_sessions() -> None:
     after_BS = model.observe(state_BS, context_BX, slate_BK, signals_BKF, torch.ones_like(slate_BK) > 0)
     probe_B2 = torch.tensor([[20, 21]]).expand(NUM_USERS, -1)
     fresh_2, tired_2 = (model.expected(state, context_BX, probe_B2)[..., 1].mean(0) for state in (state_BS, after_BS))
-    # In truth five videos leave 0.31 of the chance; a fit of seconds finds most of it, and none for the other tag.
+    # In truth five videos leave 0.31 of the chance, and all of the other tag's. How much a session takes from both is
+    # not learned; what it takes from one beyond the other is, and a fit of seconds finds most of it.
     own, other = (tired_2 / fresh_2).tolist()
-    assert 0.25 < own < 0.6
-    assert other == pytest.approx(1.0, abs=0.12)
+    assert own < 0.75
+    assert 0.25 < own / other < 0.6
     # A log without sessions teaches nothing of the kind.
     assert read_sequences(satiated_log(sessions=False)).session_P is None

@@ -30,7 +30,8 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    core = ResponseCore(config, USUAL_SIGNALS, WatchTimeCells(), NUM_TABS, NUM_KINDS if has_lists else 0, has_lists)
+    num_kinds, session_kinds = (NUM_KINDS, NUM_KINDS) if has_lists else (0, None)
+    core = ResponseCore(config, USUAL_SIGNALS, WatchTimeCells(), NUM_TABS, num_kinds, session_kinds)
     for parameter in core.parameters():
         parameter.data.copy_(noise(*parameter.shape) * 0.5)
     core.read_off_TGMD.copy_(torch.rand(core.read_off_TGMD.shape, generator=generator))
@@ -45,9 +46,8 @@ def make_model(family: str = "decayed", has_lists: bool = False, seed: int = 0) 
         "duration_N": torch.exp(noise(NUM_ITEMS) + 3.5),
         "exposure_Ud": 0.5 * noise(NUM_USERS, 5),
         "exposure_Nd": noise(NUM_ITEMS, 5),
+        "item_kind_NY": (noise(NUM_ITEMS, NUM_KINDS) > 0).float(),
     }
-    if has_lists:
-        tables["item_kind_NY"] = (noise(NUM_ITEMS, NUM_KINDS) > 0).float()
     return SequenceResponse(core, tables)
 
 
@@ -290,15 +290,17 @@ def test_the_first_place_of_a_list_knows_no_list() -> None:
 
 
 def test_rescaling_changes_logits_and_nothing_else() -> None:
-    core = make_model().core
+    core = make_model(has_lists=True).core
     generator = torch.Generator().manual_seed(6)
+    assert core.satiation is not None
+    recent = torch.rand(50, core.satiation.state_width, generator=generator)
     hidden, user = torch.randn(50, 16, generator=generator), torch.randn(50, 16, generator=generator)
     tab, lift = torch.arange(50) % NUM_TABS, torch.linspace(-4.0, 4.0, 50)
     core.level_2V.copy_(torch.randn(core.level_2V.shape, generator=generator))
     duration = torch.linspace(5.0, 300.0, 50)
 
     def logits() -> tuple[Tensor, Tensor, Tensor]:
-        answer = core.answer(hidden, core.user_layer(user), tab, lift, chosen=(tab % 2).float())
+        answer = core.answer(hidden, core.user_layer(user), tab, lift, recent, chosen=(tab % 2).float())
         return answer.cells, answer.given, core.log_prior(duration)
 
     cells, given, log_prior = logits()
@@ -322,7 +324,7 @@ def test_signals_come_in_the_order_of_the_log() -> None:
     template = make_model()
     tables = {name: getattr(template, name) for name in ("item_NH", "item_event_NE", "user_UH", "duration_N")}
     tables |= {"state_US": torch.zeros(NUM_USERS, core.memory.state_width), "hour_24H": template.hour_24H}
-    tables |= {"exposure_Ud": template.exposure_Ud, "exposure_Nd": template.exposure_Nd}
+    tables |= {name: getattr(template, name) for name in ("exposure_Ud", "exposure_Nd", "item_kind_NY")}
     model = SequenceResponse(core, tables | {"tab_TH": template.tab_TH[:1]})
     user_B, context_BX, items_BK, _ = make_inputs(3)
     uniform = torch.full((3, 6, model.num_draws), 0.5)
