@@ -173,7 +173,9 @@ def replay(
         of_request = (user_B, context_BX[:, _TAB], past_B, before_U[user_B], batch.uniform_B)
         user_BK, tab_BK, *others = (column_B.unsqueeze(1).expand_as(items_BK) for column_B in of_request)
         row = (user_BK, items_BK, tab_BK, *others, batch.feedback.signals_BKF, batch.known_BKF, *answers)
-        parts.append(tuple(part.flatten(0, 1) for part in row))
+        # A row of which nothing is known, as of a video that the session showed before, has nothing to compare with.
+        known_BK = batch.known_BKF.any(2)
+        parts.append(tuple(part[known_BK] for part in row))
     return Replayed(*(torch.cat(column).double().numpy() for column in zip(*parts, strict=True)))
 
 

@@ -68,7 +68,12 @@ def build(dataset: LoggedDataset, **settings):
 
 def reference(dataset: LoggedDataset, length: int) -> list[dict]:
     """What each request must be, by plain loops."""
-    rows = dataset.rows.to_dict("records")
+    rows, shown = dataset.rows.to_dict("records"), set()
+    for index, row in enumerate(rows):
+        key = (row["user"], row.get("session", -index), row["item"])
+        if key in shown:  # what a session showed before tells nothing
+            row |= {"watch_time": np.nan, "like": 0}
+        shown.add(key)
     keys = [(r["user"], r.get("request", i)) for i, r in enumerate(rows)]
     answers = []
     for key in dict.fromkeys(keys):

@@ -191,13 +191,15 @@ def test_signals_hang_together_as_in_the_log(fitted: SequenceResponse) -> None:
 
 def test_lists_are_learned_where_the_log_has_requests() -> None:
     dataset, _ = planted_log(has_lists=True)
-    model = fit_response(dataset, train_until=LAST_DAY, config=QUICK)
     user_B = torch.arange(NUM_USERS)
     own = (user_B // 2 % 2).unsqueeze(1)
     repeated, fresh = own + torch.tensor([[0, 2]]), own + torch.tensor([[1, 2]])  # odd offsets change the tag
-    state_BS, context_BX = model.start(user_B), contexts(NUM_USERS)
-    same = float(model.expected(state_BS, context_BX, repeated)[:, 1, 1].mean())
-    other = float(model.expected(state_BS, context_BX, fresh)[:, 1, 1].mean())
+    same = other = 0.0
+    for seed in (0, 1):  # one fit of seconds is off by a tenth as often as not
+        model = fit_response(dataset, train_until=LAST_DAY, config=QUICK, seed=seed)
+        state_BS, context_BX = model.start(user_B), contexts(NUM_USERS)
+        same += float(model.expected(state_BS, context_BX, repeated)[:, 1, 1].mean()) / 2
+        other += float(model.expected(state_BS, context_BX, fresh)[:, 1, 1].mean()) / 2
     assert same < 0.8 * 0.35 + 0.1
     assert other == pytest.approx(0.8, abs=0.12)
 
