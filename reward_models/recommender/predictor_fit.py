@@ -27,6 +27,8 @@ from reward_models.recommender.predictor import (
     tiredness,
 )
 
+_EXPOSURE_PACE = 10.0  # its weights lie far from 0, and epochs are few; chosen by held-out rows of the log's ranker
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig(FitSettings):
@@ -44,8 +46,6 @@ class PredictorConfig(FitSettings):
     """Width of the hidden layers, W."""
     watch_weight: float = 0.3
     """Weight of the watch-time loss beside that of one 0/1 signal."""
-    exposure_pace: float = 10.0
-    """How much further than others a step takes the weights of exposure; far from 0, and there are few epochs."""
     item_decay: float = 1e-5
     """Weight decay of the per-item vectors; an item without data keeps its content's vector."""
 
@@ -88,7 +88,7 @@ class _Towers(torch.nn.Module):
         self.item_bias = zeros(width)
         self.item_out = weight(width, factor - 1, scale=width**-0.5)
         self.exposure = zeros(num_exposure_columns(sizes["rates"]), num_signals)
-        self.exposure.pace = config.exposure_pace  # type: ignore[attr-defined]
+        self.exposure.pace = _EXPOSURE_PACE  # type: ignore[attr-defined]
         self.session = zeros(len(session_sums.DECAYS), sizes["events"], num_signals)
         self.item_own = zeros(sizes["items"], factor - 1)
         self.item_own.weight_decay = config.item_decay  # type: ignore[attr-defined]

@@ -214,7 +214,7 @@ class Fitting:
     def settle_choices(self, network: ResponseNetwork, label_P: Tensor) -> None:
         """Brings what a ranker's choices say to its optimum, everything else held fixed.
 
-        The problem is convex, and epochs leave it half solved: it gained as much on held-out rows as the last epochs.
+        The problem is convex, few rows decide it, and epochs leave it half solved: held-out rows gain by the rest.
         Without rows of uniform exposure nothing tells choices from others, and nothing is done.
         """
         if not self.sequences.uniform_P.any():
