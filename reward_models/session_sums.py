@@ -20,7 +20,7 @@ def width(event_width: int) -> int:
 
 def shown(event: Tensor) -> Tensor:
     """Event vectors (..., E) and a 1, which counts the videos; scaled so that a session's sums stay about 1."""
-    return torch.cat([event, torch.ones_like(event[..., :1])], -1) * 0.1
+    return torch.cat([event, event.new_ones(*event.shape[:-1], 1)], -1) * 0.1
 
 
 def powers(exponent: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def test_the_users_of_the_world_are_judged_on_their_log_as_when_it_was_built() -
 
 def test_users_never_seen_are_judged_as_those_that_were() -> None:
     figures = judge_on(world_a(), of_users(log(), unseen_users()), first_date=first_day())
-    rows = log().rows
+    rows = log().rows[~log().rows.duplicated(["user", "session", "item"])]  # a repeat tells nothing
     assert figures["rows"] == int((rows["user"].isin(unseen_users()) & (rows["date"] >= first_day())).sum())
     built = world_a().fidelity["logged"]["signals"]["click"]
     assert figures["signals"]["click"]["ratio"] == pytest.approx(built["ratio"], rel=0.15)
