@@ -37,7 +37,7 @@ _say = partial(print, flush=True)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo; the defaults take a quarter of an hour on two cores."""
+    """Sizes of the demo; the defaults take some twenty minutes on two cores."""
 
     data: Path | None = None
     """A KuaiRand folder; by default a synthetic log is drawn."""
