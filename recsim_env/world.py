@@ -54,7 +54,7 @@ from recsim_env.types import (
     ResponseModel,
 )
 
-FORMAT = 6
+FORMAT = 7
 """Version of the folder layout; raised when an older reader would misread it."""
 
 FILES = (

@@ -7,9 +7,10 @@ the effects of all earlier kinds on its own, and fades with each place between:
 
 The diagonal of ``pair`` is fatigue (negative) or appetite for more of the same; entry (a, b) beside it says how well a
 video of kind b follows one of kind a. The strength is one number a place; how much each signal changes with it is up to
-the model. The level of ``pair`` cannot be learned: a constant added to all effects looks the same in a log as a ranker
-that puts its best videos first. So it is set by convention: two videos drawn as often as they are shown have, at the
-median, no effect on each other (``settle``).
+the model. Where a ranker ordered all slates, the level of ``pair`` cannot be learned: a constant added to all effects
+looks the same in a log as a ranker that puts its best videos first. There it is set by convention: two videos drawn as
+often as they are shown have, at the median, no effect on each other (``settle``). Slates of uniform exposure, which
+nobody ordered, tell the level, and both parties learn it from those of their own.
 
 Chosen by the log likelihood of held-out slates, uniform and ranked, of users that taught nothing: repetition feature
 by feature gained half as much, a matrix over all features, numbers among them, up to three quarters.

@@ -200,6 +200,7 @@ class _Example(NamedTuple):
     target_PF: Tensor
     known_PF: Tensor
     user_P: Tensor
+    uniform_P: Tensor
     control_PX: Tensor
 
 
@@ -251,17 +252,19 @@ def fit_list_evaluator(
 
 def _example(batch: LoggedBatch) -> _Example:
     slate_size = batch.items_BK.shape[1]
+    uniform_P = batch.uniform_B.repeat_interleave(slate_size)
     inputs = request_inputs(batch.request).at(positions_of(batch.items_BK, batch.request.candidates_BC))
     return _Example(
         inputs=inputs,
         target_PF=batch.feedback.signals_BKF.flatten(0, 1),
         known_PF=batch.known_BKF.flatten(0, 1).to(torch.float32),
         user_P=batch.request.user_B.repeat_interleave(slate_size),
+        uniform_P=uniform_P,
         control_PX=ranker_controls(
             torch.arange(slate_size).repeat(len(batch.items_BK)),
             torch.arange(len(batch.items_BK)).repeat_interleave(slate_size),
             batch.propensity_BK.flatten(),
-            batch.uniform_B.repeat_interleave(slate_size),
+            uniform_P,
             inputs.base_BCF.flatten(0, 1),
         ),
     )
@@ -314,13 +317,13 @@ def _train(
     def batches(shuffle: torch.Generator | None) -> Iterable[int]:
         return range(len(examples)) if shuffle is None else torch.randperm(len(examples), generator=shuffle).tolist()
 
+    def loss(logit_MPF: Tensor, target_PF: Tensor, known_PF: Tensor) -> Tensor:
+        return signal_losses(logit_MPF, target_PF, known_PF, mean_watch, 1.0, config.auxiliary_weight)
+
     def fit(part: torch.nn.Module, logits: Callable[[int], Tensor], label: str) -> None:
         def losses(number: int) -> tuple[Tensor, Tensor]:
             example = examples[number]
-            loss_MP = signal_losses(
-                logits(number), example.target_PF, example.known_PF, mean_watch, 1.0, config.auxiliary_weight
-            )
-            return loss_MP, example.user_P
+            return loss(logits(number), example.target_PF, example.known_PF), example.user_P
 
         fit_members(part, batches, losses, weight_UM, generator, config, label=label, run_dir=run_dir)
 
@@ -335,9 +338,22 @@ def _train(
         change_MPF: Tensor = model.effects(candidate_BKI, in_order_B1K, num_signals)
         return change_MPF
 
+    def uniform_changes(uniform_R: Tensor, rise: float) -> Tensor:
+        """Changes (M, R, F) of uniform rows, all effects of a kind on another raised by this much."""
+        assert model.effects is not None
+        pair = model.effects.pair_effects.pair
+        pair.add_(rise)
+        change_MPF = torch.cat([list_effects(number) for number in range(len(examples))], dim=1)
+        pair.sub_(rise)
+        return change_MPF[:, uniform_R]
+
     fit(model.alone, alone, "evaluator")
     with torch.no_grad():
         final = [alone(number) for number in range(len(examples))]
+        target_PF = torch.cat([example.target_PF for example in examples])
+        known_PF = torch.cat([example.known_PF for example in examples])
+        user_P = torch.cat([example.user_P for example in examples])
+        uniform_P = torch.cat([example.uniform_P for example in examples])
         if model.effects is not None:
             all_PX = torch.cat([example.control_PX for example in examples])
             controls = RankerControls(all_PX, (config.num_members, num_signals))
@@ -348,11 +364,43 @@ def _train(
                 fit(controls, lambda n: final[n] + controls(examples[n].control_PX), "evaluator_controls")
                 fit(parts, lambda n: final[n] + list_effects(n) + controls(examples[n].control_PX), "evaluator_lists")
             model.effects.pair_effects.settle(model.alone.mean_I[model.effects.kind_Z])
+            if uniform_P.any():
+                uniform_R = uniform_P.nonzero().squeeze(1)
+                change_MRF, raised_MRF = uniform_changes(uniform_R, 0.0), uniform_changes(uniform_R, 1.0)
+                level_M11 = _list_level(
+                    torch.cat(final, dim=1)[:, uniform_R] + change_MRF,
+                    raised_MRF - change_MRF,
+                    lambda logit_MRF: loss(logit_MRF, target_PF[uniform_R], known_PF[uniform_R]),
+                    weight_UM[user_P[uniform_R]].T,
+                )
+                model.effects.pair_effects.pair.add_(level_M11)
             model.effects.bound(torch.cat([list_effects(number) for number in range(len(examples))], dim=1))
             final = [logit_MPF + list_effects(number) for number, logit_MPF in enumerate(final)]
-        target_PF = torch.cat([example.target_PF for example in examples])
-        known_PF = torch.cat([example.known_PF for example in examples])
-        user_P = torch.cat([example.user_P for example in examples])
         # Levels last, by out-of-bag rows, since dropping the controls has moved them.
         out_MP1 = (weight_UM[user_P].T == 0).unsqueeze(-1)
         model.alone.head_bias.add_(level_shifts(torch.cat(final, dim=1), target_PF, known_PF * out_MP1))
+
+
+def _list_level(logit_MRF: Tensor, rise_MRF: Tensor, loss: Callable[[Tensor], Tensor], weight_MR: Tensor) -> Tensor:
+    """What to add to all effects of each member, (M, 1, 1), by slates that nobody put in order.
+
+    Args:
+        logit_MRF: of rows of uniform slates, with the effects as they are.
+        rise_MRF: how much they change where all effects rise by 1.
+        loss: of such logits, (M, R).
+        weight_MR: of rows in the mean.
+    """
+    level_M11 = torch.zeros(len(logit_MRF), 1, 1, requires_grad=True)
+    # What videos are worth alone moves along, or its level would stay that of the average place.
+    alone_M1F = torch.zeros_like(logit_MRF[:, :1]).requires_grad_()
+    optimiser = torch.optim.LBFGS([level_M11, alone_M1F], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = (loss(logit_MRF + level_M11 * rise_MRF + alone_M1F) * weight_MR).sum() / weight_MR.sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return level_M11.detach()

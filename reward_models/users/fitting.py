@@ -32,6 +32,9 @@ from reward_models.users.watch_time import WatchTimeCells, cell_log_probability,
 _ROWS_AT_ONCE = 1 << 16
 _SETTLING_STEPS = 20
 
+_CHOICES = ("selection_XV", "passed_GV")
+"""What a ranker's choices say of the videos that it showed, and of those that it passed over."""
+
 _LIST_ROWS = 1024
 """Rows in a batch of the list effects' own fit, at most."""
 
@@ -203,9 +206,9 @@ class Fitting:
                 "duration_logit_CM",
                 "cell_effect_MA",
                 "parent_effect_A",
-                "selection_XV",
+                *_CHOICES,
             ),
-            quick=("selection_XV",),  # far from 0, and nothing counts it beforehand
+            quick=_CHOICES,  # far from 0, and nothing counts them beforehand
             identity=self.identity(label_P, validation_P),
         )
         self.settle_choices(network, label_P)
@@ -219,23 +222,55 @@ class Fitting:
         """
         if not self.sequences.uniform_P.any():
             return
-        first, selection_XV = self.first_layer(network, label_P), network.core.selection_XV
+        first, choices = self.first_layer(network, label_P), [getattr(network.core, name) for name in _CHOICES]
         parts = torch.split(torch.arange(len(first.row_R)), _ROWS_AT_ONCE)
         share_by_part = torch.stack([self.weights(first.row_R[index_R]).sum() for index_R in parts])
         share_by_part /= share_by_part.sum()
-        optimiser = torch.optim.LBFGS([selection_XV], max_iter=_SETTLING_STEPS, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(choices, max_iter=_SETTLING_STEPS, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
-            total, selection_XV.grad = torch.zeros(()), torch.zeros_like(selection_XV)
+            total = torch.zeros(())
+            optimiser.zero_grad()
             for index_R, share in zip(parts, share_by_part, strict=True):
                 rows = first.at(index_R)
                 part = share * self.loss(network, rows.row_R, network.answer(self.sequences, rows))
-                selection_XV.grad += torch.autograd.grad(part, selection_XV)[0]
+                part.backward(inputs=choices)
                 total += part.detach()
             return total
 
         optimiser.step(loss)  # type: ignore[no-untyped-call]
-        selection_XV.grad = None
+        optimiser.zero_grad()
+
+    def settle_lists(self, network: ResponseNetwork, label_P: Tensor) -> None:
+        """Learns the level of the effects of earlier places from slates that nobody put in order.
+
+        In a log without any it stays what the convention makes it, see ``PairEffects.settle``.
+        """
+        uniform_P = label_P & self.sequences.uniform_P
+        if not uniform_P.any():
+            return
+        first, effects = self.first_layer(network, uniform_P), network.core.pair_effects
+        strength_R = network.earlier_strength(self.sequences, first.row_R)
+        with torch.no_grad():
+            effects.pair.add_(1.0)
+            rise_R = network.earlier_strength(self.sequences, first.row_R) - strength_R
+            effects.pair.sub_(1.0)
+        # What the videos are worth alone moves along, or its level would stay that of the average place.
+        level, alone_V = torch.zeros((), requires_grad=True), torch.zeros_like(network.core.pair_slope_V)
+        alone_V.requires_grad_()
+        optimiser = torch.optim.LBFGS([level, alone_V], max_iter=_SETTLING_STEPS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            answer = network.answer(self.sequences, first, strength_R + level * rise_R)
+            cells_M, given_A = torch.split(alone_V, [network.core.cells.num_cells, len(network.core.given)])
+            value = self.loss(network, first.row_R, Answer(answer.cells + cells_M, answer.given + given_A))
+            value.backward(inputs=[level, alone_V])  # type: ignore[no-untyped-call]
+            return value
+
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            effects.pair.add_(level)
 
     def identity(self, label_P: Tensor, validation_P: Tensor | None) -> dict[str, Any]:
         """What shapes a training, but for its own settings: those of the fit, and the content of every row it reads."""
@@ -301,6 +336,7 @@ class Fitting:
         fit(controls, False, f"{label}-controls")
         epoch = fit(parts, True, label)
         core.pair_effects.settle(network.kind_NY[self.sequences.item_P[shown.row_R]].mean(dim=0))
+        self.settle_lists(network, label_P)
         return epoch
 
     @torch.no_grad()

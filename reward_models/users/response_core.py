@@ -125,6 +125,7 @@ class ResponseCore(nn.Module):
         self.lift_layer = nn.Linear(1, width, bias=False)
         num_rates = 0 if session_kinds is None else len(session_sums.DECAYS)
         self.selection_XV = nn.Parameter(torch.zeros(2 + num_rates, cells.num_cells + num_given))
+        self.passed_GV = nn.Parameter(torch.zeros(num_rates, cells.num_cells + num_given))
         self.register_buffer("level_2V", torch.zeros(2, cells.num_cells + num_given))
         self.register_buffer("ranker_lift", torch.zeros(()))
         self.taste_layer = nn.Linear(config.event_width, width, bias=False)
@@ -236,7 +237,8 @@ class ResponseCore(nn.Module):
             lift: (...), see ``reward_models.exposure``.
             recent: (..., W), see ``hidden``.
             strength: (...) of the effects of earlier places of the slate, see ``PairEffects``; ``None`` for none.
-            chosen: float32 (...), 1 where the log's ranker filled the place; ``None`` where somebody else did.
+            chosen: float32 (...), 1 where the log's ranker filled the place, 0 where it was left to chance; ``None``
+                where another ranker fills it.
         """
         hidden = torch.relu(linear(torch.relu(hidden), self.trunk.weight, self.trunk.bias))
         logits = linear(hidden, self.head.weight, self.head.bias) + self.tab_logit_TV[tab]
@@ -247,7 +249,11 @@ class ResponseCore(nn.Module):
             # shows its best first and nothing twice.
             said = self.selection_XV[0] + (self.ranker_lift - lift).unsqueeze(-1) * self.selection_XV[1]
             if self.satiation is not None:
-                said = said + linear(session_sums.counts(recent), self.selection_XV[2:].T)
+                shown = session_sums.counts(recent)
+                said = said + linear(shown, self.selection_XV[2:].T)
+                # What chance shows late in a session is what the ranker has passed over all the while. That speaks
+                # against it, the more the likelier it was to be shown; before another ranker it was not passed over.
+                level = level + linear(shown * sigmoid(lift).unsqueeze(-1), self.passed_GV.T)
             level = level + chosen.unsqueeze(-1) * (said - level)
         logits = logits + level
         if strength is not None:
@@ -266,6 +272,7 @@ class ResponseCore(nn.Module):
         self.tab_logit_TV[:, :num_cells] *= scale
         self.level_2V[:, :num_cells] *= scale
         self.selection_XV[:, :num_cells] *= scale
+        self.passed_GV[:, :num_cells] *= scale
         self.pair_slope_V[:num_cells] *= scale
         self.duration_logit_CM.add_(offset_CM)
 
@@ -285,6 +292,7 @@ class ResponseCore(nn.Module):
         self.tab_logit_TV[:, self.cells.num_cells + index] *= scale
         self.level_2V[:, self.cells.num_cells + index] *= scale
         self.selection_XV[:, self.cells.num_cells + index] *= scale
+        self.passed_GV[:, self.cells.num_cells + index] *= scale
         self.pair_slope_V[self.cells.num_cells + index] *= scale
 
     def effects(self, cell: Tensor, parent: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The list evaluator against planted truth: a log whose users tire of a repeated tag within a slate."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -69,8 +70,12 @@ def planted_log(num_requests: int, places: int, seed: int, fading: float = 1.0) 
 
 
 def planted_requests(num_requests: int, places: int = PLACES, seed: int = 0, fading: float = 1.0) -> LoggedRequests:
+    return requests_of(planted_log(num_requests, places, seed, fading))
+
+
+def requests_of(log: LoggedDataset) -> LoggedRequests:
     return logged_requests(
-        planted_log(num_requests, places, seed, fading),
+        log,
         item_features_ND=FEATURES_ND,
         user_features_UD=torch.zeros(NUM_USERS, 1),
         history_length=10,
@@ -150,6 +155,18 @@ def test_what_the_loggers_order_explains_is_no_list_effect():
     assert 0.8 < float(moved_B.log().mean().exp()) < 1.25, "the log's fading would say 0.125"
 
 
+def test_slates_that_nobody_ordered_tell_what_places_lose():
+    """The same log, its slates filled by chance: nothing but the places themselves can make them fade."""
+    log = planted_log(4000, PLACES, seed=0, fading=0.7)
+    evaluator = fit_list_evaluator(requests_of(dataclasses.replace(log, rows=log.rows.assign(is_random=True))), seed=1)
+    four_tags = (torch.arange(NUM_ITEMS).unsqueeze(1) + torch.arange(4)) % NUM_ITEMS
+    per_place_BK = evaluator.score(request_of(four_tags), four_tags[:, None]).per_place_BGK[:, 0]
+    kept_K = (per_place_BK / SECONDS_N[four_tags]).log().mean(0).exp()
+    # Effects that fade add up to less and less, so an unending fall is met in the mean of the places.
+    assert (kept_K[1:] / kept_K[0]).log().mean() == pytest.approx(2.0 * math.log(0.7), abs=0.15)
+    assert kept_K[0] == pytest.approx(1.0, abs=0.15)
+
+
 @pytest.mark.parametrize("propensities", [False, True])
 def test_what_the_ranker_knew_of_the_user_is_no_list_effect(propensities):
     """It shows a user's favourite tag first and then more of it: what came before tells whom the list is for."""
@@ -170,13 +187,7 @@ def test_what_leads_well_to_what_is_learned_in_its_order():
     tag_LK = TAG_N[torch.tensor(log.rows["item"].to_numpy(dtype=np.int64))].view(-1, PLACES)
     led_LK = ((tag_LK == 0).cumsum(dim=1) > 0) & (tag_LK == 1)
     watch_time = log.rows["watch_time"] * torch.where(led_LK, 3.0, 1.0).flatten().numpy()
-    requests = logged_requests(
-        dataclasses.replace(log, rows=log.rows.assign(watch_time=watch_time)),
-        item_features_ND=FEATURES_ND,
-        user_features_UD=torch.zeros(NUM_USERS, 1),
-        history_length=10,
-        predictor=TrueItemPredictor(),
-    )
+    requests = requests_of(dataclasses.replace(log, rows=log.rows.assign(watch_time=watch_time)))
     evaluator = fit_list_evaluator(requests, seed=1)
     pairs = torch.tensor([[[0, 1], [1, 0], [2, 1], [1, 2]]])  # items 0, 1 and 2 have tags 0, 1 and 2
     later_G = evaluator.score(request_of(torch.arange(12).unsqueeze(0)), pairs).per_place_BGK[0, :, 1]
