@@ -191,4 +191,5 @@ def test_what_choices_say_is_brought_to_its_optimum() -> None:
     fitting = Fitting(alone, *features, exposure, QUICK, 0)
     network = fitting.network(label_P)
     fitting.settle_choices(network, label_P)
-    assert not network.core.selection_XV.any() and not network.core.passed_GV.any()
+    assert not network.core.selection_XV.any()
+    assert not network.core.passed_GV.any()
