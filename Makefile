@@ -47,6 +47,7 @@ results: $(INSTALLED)  ## everything in experiments/RESULTS.md, run by run; runs
 	$(COMPARE) goalrank
 	$(COMPARE) rerankers
 	$(COMPARE) ranking
+	$(COMPARE) off-the-log
 	$(COMPARE) offline --data short_video --max-epochs 3 --protocol papers
 	$(COMPARE) offline --data short_video --max-epochs 3 --protocol honest
 	@test -d "$(KUAIRAND)" || echo "RECSIM_DATA holds no kuairand_pure: results on the real log are left as they are"

@@ -5,6 +5,7 @@
     python -m experiments.compare offline         the reranking papers' protocol on labelled requests
     python -m experiments.compare ranking         fixed policies in the order of each world and of the truth
     python -m experiments.compare response-bars   learned users against the test days of a real log
+    python -m experiments.compare off-the-log     slates that nobody chose, by how many of them a log holds
 
 Each finished run leaves one small JSON file in ``experiments/results``; a kept file is used again only if the
 settings, sizes, seeds and the content of log and worlds are those asked for. Intervals are over sessions and training
@@ -17,6 +18,7 @@ import tyro
 
 from experiments.command import run_command
 from experiments.tables.goalrank import GoalRankTable
+from experiments.tables.off_the_log import OffTheLog
 from experiments.tables.offline import OfflineTable
 from experiments.tables.ranking import RankingTable
 from experiments.tables.rerankers import RerankersTable
@@ -29,6 +31,7 @@ TABLES: dict[str, Callable[..., Table]] = {
     "offline": OfflineTable,
     "ranking": RankingTable,
     "response-bars": ResponseBars,
+    "off-the-log": OffTheLog,
 }
 """Tables by name."""
 

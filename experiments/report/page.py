@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.report.frames import VERDICTS, check_frame, check_text, frame_of, markdown, pivot, texts_of, wide
 from experiments.report.plots import reranker_curves
 from experiments.report.ranking_plot import ranking_plot
-from experiments.tables import goalrank, offline, ranking, rerankers, response_bars
+from experiments.tables import goalrank, off_the_log, offline, ranking, rerankers, response_bars
 from experiments.tables.runner import Outline, judged
 from experiments.tables.runs import openings
 from experiments.tables.settings import TRUTH
@@ -49,6 +49,7 @@ def page(folder: Path) -> str:
     """The whole page from the files of a folder: blocks of Markdown between blank lines."""
     sections = (
         _learned_users(folder),
+        _off_the_log(folder),
         _demo(folder, "demo"),
         _demo(folder, "demo_kuairand"),
         _table(folder, goalrank.OUTLINE),
@@ -155,6 +156,15 @@ def _learned_users(folder: Path) -> Iterator[str]:
         yield f"## {response_bars.OUTLINE.title}"
         yield f"{held} of {len(told.checks)} bars hold; shown are the main ones and all that do not hold."
         yield markdown(check_frame(shown).drop(columns=["setting", "world"]))
+        yield _origin(folder, told.files)
+
+
+def _off_the_log(folder: Path) -> Iterator[str]:
+    told = _told(folder, off_the_log.OUTLINE)
+    if told.checks:
+        yield f"## {off_the_log.OUTLINE.title}"
+        yield "Users learned from three logs of one world, all asked about the same held-out rows of uniform exposure."
+        yield markdown(check_frame(told.checks).drop(columns=["setting", "world"]))
         yield _origin(folder, told.files)
 
 
