@@ -110,7 +110,9 @@ class ResponseNetwork(nn.Module):
         shown = (sequences.signals_PF[row_BT], self.duration_N[item_BT], sequences.known_PF[row_BT])
         surprise_BTY = surprise(*shown, expected_PY[row_BT])
         event_BTE = self.item_events(item_BT)
-        events = self.core.memory.events(event_BTE, surprise_BTY, batch.valid_BT)
+        # A row of which nothing is known, as of a video shown before in the session, is skipped as it is in play.
+        happened_BT = batch.valid_BT & sequences.known_PF[row_BT].any(-1)
+        events = self.core.memory.events(event_BTE, surprise_BTY, happened_BT)
         window = sequences.past.window(batch.user_B, history_length)
         past_BH = window[0].clamp(min=0)
         past_BS = past_state(self.core, window, self.item_events(past_BH), self.duration_N[past_BH])
@@ -119,7 +121,7 @@ class ResponseNetwork(nn.Module):
         if self.core.satiation is not None:
             assert sequences.session_P is not None
             session_BT = (sequences.session_P[row_BT] - row_BT[:, :1]).clamp(min=0)
-            recent_BTW = self.core.satiation.scan(self.kind_NY[item_BT], batch.valid_BT, begin_BT, session_BT)
+            recent_BTW = self.core.satiation.scan(self.kind_NY[item_BT], happened_BT, begin_BT, session_BT)
         return state_BTS, recent_BTW
 
     def replay(self, sequences: Sequences, label_P: Tensor, history_length: int) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class Replay:
             expected_BY = self._expected(row_B, state_US[user_B], recent_BW)
             expected_PY[row_B] = expected_BY
             shown = (sequences.signals_PF[row_B], self._tables["duration_N"][item_B], sequences.known_PF[row_B])
-            happened_B1 = torch.ones_like(row_B, dtype=torch.bool).unsqueeze(1)
+            happened_B1 = sequences.known_PF[row_B].any(1, keepdim=True)
             event_B1E = self._tables["item_event_NE"][item_B].unsqueeze(1)
             events = core.memory.events(event_B1E, surprise(*shown, expected_BY).unsqueeze(1), happened_B1)
             kind_B1Y = self._tables["item_kind_NY"][item_B].unsqueeze(1)
@@ -119,7 +119,7 @@ class Replay:
                 state_US[user_V] = core.memory.update(state_US[user_V], *events_V)
                 if satiation is not None:
                     recent_VW = recent_UW[user_V] * self._goes_on(row_V)
-                    recent_UW[user_V] = satiation.update(recent_VW, kind_V1Y, torch.ones_like(user_V).unsqueeze(1))
+                    recent_UW[user_V] = satiation.update(recent_VW, kind_V1Y, events_V[-1])
         return expected_PY, state_US
 
     def _goes_on(self, row_B: Tensor) -> Tensor:

@@ -51,18 +51,20 @@ class Satiation(nn.Module):
         """State after K places, of which some were seen, in order."""
         return session_sums.add(state_BW, kind_BKY, seen_BK)
 
-    def scan(self, kind_BTY: Tensor, valid_BT: Tensor, begin_BT: Tensor, session_BT: Tensor) -> Tensor:
+    def scan(self, kind_BTY: Tensor, happened_BT: Tensor, begin_BT: Tensor, session_BT: Tensor) -> Tensor:
         """State (B, T, W) before each of a user's rows, all at once.
 
         Args:
             kind_BTY: kinds of the rows' videos, 0 or 1.
-            valid_BT: bool: not padding.
+            happened_BT: bool: the others, padding among them, change nothing.
             begin_BT: int64: the row comes after those before this one, the first of its request.
             session_BT: int64: the first row of the row's session.
         """
         index_T = torch.arange(kind_BTY.shape[1], device=kind_BTY.device)
-        between_BTT = begin_BT.unsqueeze(2) - 1 - index_T
-        counts_BTT = (between_BTT >= 0) & (index_T >= session_BT.unsqueeze(2)) & valid_BT.unsqueeze(1)
+        happened_BV = torch.nn.functional.pad(happened_BT.cumsum(1), (1, 0))
+        # A row fades by all that happened between it and the request.
+        between_BTT = happened_BV.gather(1, begin_BT).unsqueeze(2) - happened_BV[:, 1:].unsqueeze(1)
+        counts_BTT = (index_T < begin_BT.unsqueeze(2)) & (index_T >= session_BT.unsqueeze(2)) & happened_BT.unsqueeze(1)
         fade_BTTG = session_sums.powers(between_BTT.clamp(min=0).to(kind_BTY.dtype))
         weight_BTTG = fade_BTTG * counts_BTT.unsqueeze(-1)
         return torch.einsum("btvg,bvx->btgx", weight_BTTG, session_sums.shown(kind_BTY)).flatten(2)

@@ -14,8 +14,9 @@ from reward_models.trainer import QUICK as PACE
 from reward_models.trainer import TrainConfig, train
 from reward_models.users.fit import fit_response
 from reward_models.users.fitting import Fitting
+from reward_models.users.replay import Replay
 from reward_models.users.satiation import Satiation
-from reward_models.users.sequences import read_sequences
+from reward_models.users.sequences import read_sequences, sequence_batches
 from tests.helpers.chosen_log import (
     LAST_DAY,
     NUM_ITEMS,
@@ -110,6 +111,32 @@ def test_what_a_session_showed_before_teaches_nothing() -> None:
     known = torch.cat([batch.known_BKF.flatten(0, 1).all(1) for batch in requests.batches(512)])
     assert int(known.sum()) == int((~again).sum())
     assert int(user_histories(log, before_date=LAST_DAY + 1).known_PF[:, 0].sum()) == int((~again).sum())
+
+
+def test_a_repeat_in_a_log_changes_nobody() -> None:
+    """Users come to their rows, and leave the log, as if the repeats were not in it."""
+    again = np.tile(np.repeat([False, True], 6), NUM_USERS * 3)
+    session = np.arange(NUM_USERS * NUM_ROWS) // _SESSION
+    log = planted_log(np.tile(np.arange(6), NUM_USERS * 6), np.full(len(again), 0.6), session=session)
+    without = dataclasses.replace(log, rows=log.rows[~again].reset_index(drop=True))
+    features = (torch.eye(NUM_ITEMS), torch.zeros(NUM_USERS, 0))
+    label_P = torch.ones(len(log.rows), dtype=torch.bool)
+    exposure = fit_exposure(read_sequences(log), *features, label_P, last_date=LAST_DAY, keep=5, epochs=1, seed=0)
+    network = Fitting(read_sequences(log), *features, exposure, QUICK, 0).network(label_P)
+    with torch.no_grad():
+        network.core.satiation.effect.weight.normal_(generator=torch.Generator().manual_seed(1))
+    found = []
+    for one, kept in ((log, torch.from_numpy(~again)), (without, torch.ones(len(without.rows), dtype=torch.bool))):
+        sequences = read_sequences(one)
+        (batch,) = sequence_batches(sequences, torch.ones_like(kept), NUM_USERS)
+        with torch.no_grad():
+            states = network.states(sequences, batch, torch.zeros(len(kept), 3), 5)
+        lift_P = torch.zeros(len(kept))
+        _, after_US = Replay(network.core, network.tables(), sequences, lift_P, False).run(torch.ones_like(kept), 5)
+        found.append((*(part[batch.valid_BT][kept[batch.row_BT[batch.valid_BT]]] for part in states), after_US))
+    for with_repeats, alone in zip(*found, strict=True):
+        torch.testing.assert_close(with_repeats, alone)
+        assert alone.abs().max() > 0.01
 
 
 def test_users_are_fitted_to_first_showings_alone() -> None:
