@@ -34,7 +34,7 @@ from experiments.tables.settings import (
     train_policy,
     worlds_of,
 )
-from recsim_env.evaluation import Contender, evaluate
+from recsim_env.evaluation import Contender, EvaluationSettings, evaluate
 from recsim_env.known_worlds import greedy_oracle
 from recsim_env.results import Cell
 from recsim_env.session_metrics import MAIN_METRICS
@@ -43,6 +43,8 @@ from recsim_env.types import Policy
 METHOD, CLONE, SEARCH, ORACLE = "GoalRank", "logging clone", "evaluator search", "greedy oracle"
 FIRST_SESSION = 1_000_000
 """Seed of the first session; training uses small ones."""
+PLAYED = EvaluationSettings()
+"""How sessions are played; part of every card, so that no run outlives a change of it."""
 
 OUTLINE = Outline(
     name="goalrank",
@@ -117,7 +119,7 @@ class GoalRankTable:
         sessions = self.num_sessions if setting.session_cut is None else min(self.varied_sessions, self.num_sessions)
         if method in (SEARCH, ORACLE):
             sessions = min(self.search_sessions or 100, self.num_sessions)
-        sizes = {"num_sessions": sessions, "first_session": FIRST_SESSION}
+        sizes = {"num_sessions": sessions, "first_session": FIRST_SESSION, "played": dataclasses.asdict(PLAYED)}
         return Run(
             setting=setting.name,
             world=world,
@@ -131,7 +133,8 @@ class GoalRankTable:
     def measure(self, setting: Setting, world: str, method: str, training: TrainRun | None, sessions: int) -> Measured:
         """One policy plays one world."""
         policies = {method: player(setting, method, training)}
-        result = evaluate(policies, {world: worlds_of(setting)[world]}, num_sessions=sessions, seed=FIRST_SESSION)
+        worlds = {world: worlds_of(setting)[world]}
+        result = evaluate(policies, worlds, num_sessions=sessions, seed=FIRST_SESSION, settings=PLAYED)
         cell = result.cells[method, world]
         return Measured(cells={method: cell if self.all_metrics else with_main_metrics(cell)})
 

@@ -12,7 +12,7 @@ Shape legend: B requests, C candidates.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -48,6 +48,8 @@ OTHER_SESSIONS = "truth, other sessions"
 """The name in the table of the truth's second measurement."""
 FIRST_SESSION, FIRST_OTHER_SESSION = 3_000_000, 4_000_000
 """Seeds of the first session, and of the first of the truth's other ones; the other tables use others."""
+PLAYED = EvaluationSettings(true_values=False)
+"""How sessions are played."""
 
 MIXTURES = (0.0, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 1.0)
 """Weights of the retriever's score; predicted watch time has the rest, both as z-scores of a request's candidates."""
@@ -97,7 +99,7 @@ class RankingTable:
         users = {"population_digest": digests(setting, TRUTH)["world_digest"]}
         for world in (*worlds_of(setting), OTHER_SESSIONS):
             first_session = FIRST_OTHER_SESSION if world == OTHER_SESSIONS else FIRST_SESSION
-            sizes = {"num_sessions": self.num_sessions, "first_session": first_session}
+            sizes = {"num_sessions": self.num_sessions, "first_session": first_session, "played": asdict(PLAYED)}
             for family, policies in families(setting).items():
                 yield Run(
                     setting=setting.name,
@@ -116,7 +118,7 @@ class RankingTable:
                 worlds,
                 num_sessions=self.num_sessions,
                 seed=first_session,
-                settings=EvaluationSettings(true_values=False, max_requests=most),
+                settings=replace(PLAYED, max_requests=most),
             )
             for most in (None, 1)
         )

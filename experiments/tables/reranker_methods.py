@@ -42,7 +42,7 @@ from experiments.tables.settings import (
     worlds_of,
 )
 from recsim_env.data.requests import LoggedRequests
-from recsim_env.evaluation import evaluate
+from recsim_env.evaluation import EvaluationSettings, evaluate
 from recsim_env.results import Cell
 from recsim_env.types import ListEvaluator, Policy
 from reward_models.recommender.list_evaluator import fit_list_evaluator
@@ -50,6 +50,8 @@ from reward_models.recommender.operator_requests import operator_requests
 
 SESSIONS, FIRST_SESSION, FIRST_REQUEST = 2000, 6_000_000, 5_000_000
 """Sessions of each policy that is judged in whole sessions too, and seeds of the first session and request."""
+PLAYED = EvaluationSettings()
+"""How these sessions are played."""
 
 IN_SESSIONS = ("GoalRank", "GoalRank, trained in sessions")
 """Trained rankers that are judged in whole sessions, too."""
@@ -300,7 +302,8 @@ def show_search(setting: Setting, budget: Budget, name: str, seed: int, bench: B
 
 def in_sessions(bench: Bench, policies: Mapping[str, Policy]) -> dict[str, Cell]:
     """The same policies in whole sessions: seconds watched."""
-    result = evaluate(policies, {"here": bench.simulator.world}, num_sessions=SESSIONS, seed=FIRST_SESSION)
+    worlds = {"here": bench.simulator.world}
+    result = evaluate(policies, worlds, num_sessions=SESSIONS, seed=FIRST_SESSION, settings=PLAYED)
     return {name: cell.merged(BLOCKS) for (name, _), cell in result.cells.items()}
 
 

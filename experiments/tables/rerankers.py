@@ -9,7 +9,7 @@ values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ import tyro
 from experiments.tables.reranker_methods import (
     FIRST_REQUEST,
     IN_SESSIONS,
+    PLAYED,
     SESSIONS,
     SHARES_OF_LOG,
     Budget,
@@ -118,7 +119,8 @@ class RerankersTable:
             lines = list(lines_of(setting, self.budget, self.orders)) if setting.session_cut is None else []
             for world, line in product(worlds_of(setting), lines):
                 if world != TRAINING_WORLD:
-                    card = {**digests(setting, world), **sizes, "num_sessions": SESSIONS, "method_config": line.card}
+                    played = {"num_sessions": SESSIONS, "played": asdict(PLAYED)}
+                    card = {**digests(setting, world), **sizes, **played, "method_config": line.card}
                     yield Run(
                         setting=setting.name,
                         world=world,
