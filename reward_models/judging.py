@@ -8,7 +8,6 @@ from typing import Any
 from recsim_env.data.schema import LoggedDataset
 from recsim_env.world import World
 from reward_models.fidelity import logged_fidelity
-from reward_models.users.response import SequenceResponse
 
 
 def judge_on(
@@ -30,7 +29,4 @@ def judge_on(
         ValueError: the log's users cannot enter the world, or the log has no requests on these days.
     """
     entered = world.users_from(log, before=first_date)
-    response, requests = entered.response, entered.requests_of(log, first_date, last_date)
-    # Learned users answer the log's own ranker otherwise than anybody else's slates.
-    as_logged = response.as_logged() if isinstance(response, SequenceResponse) else None
-    return logged_fidelity(response, requests, as_logged=as_logged, seed=seed)
+    return logged_fidelity(entered.response, entered.requests_of(log, first_date, last_date), seed=seed)

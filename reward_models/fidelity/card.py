@@ -42,9 +42,7 @@ def fidelity_card(
 def log_figures(world: World, held_out: LoggedRequests, videos: VideoFacts | None = None) -> dict[str, Any]:
     """The part of the card that compares with a log: ``log_has_sessions`` and ``logged``; see ``fidelity_card``."""
     _check_codes(world, held_out)
-    as_logged = getattr(world.response, "as_logged", None)
-    asked = as_logged() if as_logged else None
-    figures = logged_fidelity(world.response, held_out, as_logged=asked, videos=videos)
+    figures = logged_fidelity(world.response, held_out, videos=videos)
     return {"log_has_sessions": bool(held_out.left_L.any()), "logged": figures}
 
 

@@ -7,7 +7,7 @@
   its value, because one click early on makes every later score of that user high;
 - one whose state follows what it drew itself, as in a simulation: how users differ. A state that follows the log
   cannot tell: its expectations are what is known of a user so far, and these differ less than users do;
-- where there are two, ``as_logged`` for all rows but those of uniform exposure.
+A model that answers the log's own slates otherwise than anybody else's (``TellsLogged``) is asked about them as such.
 
 ``logged_fidelity`` makes figures of these rows.
 
@@ -51,6 +51,15 @@ class TellsQuantiles(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsLogged(Protocol):
+    """A response model that answers the slates of a log otherwise than those of another ranker."""
+
+    def as_logged(self, uniform: bool = False) -> ResponseModel:
+        """The same users before slates of the log's ranker, or before those that the log filled by chance."""
+        ...
+
+
 class Replayed(NamedTuple):
     """Held-out rows and what the model says of them."""
 
@@ -88,7 +97,6 @@ def logged_fidelity(
     response: ResponseModel,
     requests: LoggedRequests,
     *,
-    as_logged: ResponseModel | None = None,
     videos: VideoFacts | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -96,8 +104,6 @@ def logged_fidelity(
 
     Args:
         response: the model.
-        as_logged: the same users before slates of the log's own ranker, where they are not the same: asked for all
-            requests but those of uniform exposure.
         requests: held-out requests, see ``logged_requests``.
         videos: durations and exposures, for the groups by them.
         seed: of everything that is drawn.
@@ -120,7 +126,7 @@ def logged_fidelity(
     Raises:
         ValueError: the log has other signals than the model.
     """
-    rows = replay(response, requests, as_logged=as_logged, seed=seed)
+    rows = replay(response, requests, seed=seed)
     groups = groupings(rows.item_R, rows.tab_R, rows.before_R, rows.past_R, videos)
     figures = _figures(response.signals, rows, seed)
     if rows.uniform_R.any():
@@ -142,15 +148,19 @@ def logged_fidelity(
 
 
 @torch.no_grad()
-def replay(
-    response: ResponseModel, requests: LoggedRequests, *, as_logged: ResponseModel | None = None, seed: int = 0
-) -> Replayed:
+def replay(response: ResponseModel, requests: LoggedRequests, *, seed: int = 0) -> Replayed:
     """Asks a model about held-out rows; see ``logged_fidelity`` for arguments and errors."""
     if tuple(response.signals) != tuple(requests.signals):
         raise ValueError(
             f"the log has the signals {', '.join(requests.signals)}, the users {', '.join(response.signals)}: only the "
             "same can be compared; give the log that the world was built from, or one of the same signals"
         )
+    # Made once: a model may build its tables anew for each.
+    of_ranker, of_chance = (
+        (response.as_logged(), response.as_logged(uniform=True))
+        if isinstance(response, TellsLogged)
+        else (response, response)
+    )
     start_US = response.start(torch.arange(int(requests.user_L.max()) + 1))
     state_US, acted_US = start_US.clone(), start_US.clone()
     watched_E = torch.cat([torch.zeros(1, dtype=torch.int64), requests.event_known_EF[:, 0].cumsum(0)])
@@ -168,7 +178,7 @@ def replay(
         ) -> tuple[Tensor, ...]:
             return _answers(model, states, batch, d)
 
-        *answers, state_US[user_B], acted_US[user_B] = _of_whom_it_was(ask, response, as_logged, batch.uniform_B)
+        *answers, state_US[user_B], acted_US[user_B] = _of_whom_it_was(ask, of_ranker, of_chance, batch.uniform_B)
         past_B = watched_E[requests.history_end_L[index_B]] - watched_E[requests.history_begin_L[index_B]]
         of_request = (user_B, context_BX[:, _TAB], past_B, before_U[user_B], batch.uniform_B)
         user_BK, tab_BK, *others = (column_B.unsqueeze(1).expand_as(items_BK) for column_B in of_request)
@@ -181,18 +191,18 @@ def replay(
 
 def _of_whom_it_was(
     ask: Callable[[ResponseModel], tuple[Tensor, ...]],
-    free: ResponseModel,
-    chosen: ResponseModel | None,
+    of_ranker: ResponseModel,
+    of_chance: ResponseModel,
     uniform_B: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What users answer to videos that nobody chose, and, where they answer otherwise, to those that a ranker did."""
-    if chosen is None or bool(uniform_B.all()):
-        return ask(free)
-    if not bool(uniform_B.any()):
-        return ask(chosen)
+    """What users answer to videos that chance chose, and, where they answer otherwise, to those that a ranker did."""
+    if of_chance is of_ranker or not bool(uniform_B.any()):
+        return ask(of_ranker)
+    if bool(uniform_B.all()):
+        return ask(of_chance)
     return tuple(
         torch.where(uniform_B.view(-1, *[1] * (one.dim() - 1)), one, other)
-        for one, other in zip(ask(free), ask(chosen), strict=True)
+        for one, other in zip(ask(of_chance), ask(of_ranker), strict=True)
     )
 
 

@@ -9,7 +9,7 @@ what the session has shown.
 """
 
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,8 @@ class SequenceResponse(nn.Module):
             ``hour_24H``, ``duration_N`` (s), ``exposure_Ud`` and ``exposure_Nd``. To take other users,
             ``user_weight_HD``, ``user_bias_H`` and those of ``ExposureTowers`` (where the log's ranker showed
             anything), too.
-        as_logged: see there.
+        filled_by: who fills the slates: ``another`` ranker, or as in the log its own ``ranker`` or ``chance``, see
+            ``as_logged``.
         history_length: impressions from before a log that lead to a user's first state; ``None`` for a model that does
             not say how, and takes no other users.
     """
@@ -75,11 +76,11 @@ class SequenceResponse(nn.Module):
         self,
         core: ResponseCore,
         tables: dict[str, Tensor],
-        as_logged: bool = False,
+        filled_by: Literal["another", "ranker", "chance"] = "another",
         history_length: int | None = None,
     ) -> None:
         super().__init__()
-        self._as_logged, self._history_length = as_logged, history_length
+        self._filled_by, self._history_length = filled_by, history_length
         self.core, self.signals = core, core.signals
         self.num_draws = 1 + bool(core.read_off) + len(core.given)
         if len(tables["user_UH"]) > _MAX_USERS:
@@ -199,14 +200,18 @@ class SequenceResponse(nn.Module):
             (effect_BKY,) = effects
             effect_BKK = (effect_BKY.unsqueeze(2) * kind_BKY.unsqueeze(1)).sum(-1)
             strength_BK = core.pair_effects.strength(effect_BKK)
-        chosen_BK = torch.ones_like(lift_BK) if self._as_logged else None
+        chosen_BK = None if self._filled_by == "another" else torch.full_like(lift_BK, self._filled_by == "ranker")
         answer = core.answer(hidden_BKH, user_B1V, tab_B1, lift_BK, recent_B1W, strength_BK, chosen_BK)
         amounts_BKM2 = amounts_BKX.view(*items_BK.shape, -1, 2)
         return _Place(answer, log_prior_BKM, log_duration_BK1.squeeze(-1), amounts_BKM2, tab_B1)
 
-    def as_logged(self) -> "SequenceResponse":
-        """The same users before slates of the log's own ranker, which showed what it knew to be liked better."""
-        return SequenceResponse(self.core, self._tables(), True, self._history_length)
+    def as_logged(self, uniform: bool = False) -> "SequenceResponse":
+        """The same users before the log's own slates.
+
+        Its ranker showed what it knew to be liked better; where a slate was filled by chance (``uniform``), the session
+        holds what that ranker had passed over.
+        """
+        return SequenceResponse(self.core, self._tables(), "chance" if uniform else "ranker", self._history_length)
 
     def with_users(self, users: NewUsers) -> "SequenceResponse":
         """The same model of other users, who come with what they did before ``users.before``.
@@ -229,7 +234,7 @@ class SequenceResponse(nn.Module):
         # The log's own ranker filled its places, whatever is declared of slates by others.
         replay = Replay(self.core, tables, sequences, lift_P, tells_ranker=True)
         _, tables["state_US"] = replay.run(before_P, keep)
-        return SequenceResponse(self.core, tables, self._as_logged, keep)
+        return SequenceResponse(self.core, tables, self._filled_by, keep)
 
     def _tables(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.tensors().items() if not name.startswith("core.")}

@@ -189,10 +189,21 @@ def test_levels_of_the_watch_time_are_covered_where_they_are_right() -> None:
         assert sum(bucket["rows"] for bucket in found["by_duration"]) == found["rows"] == 12_000
 
 
-def test_the_logs_own_ranker_is_asked_of_all_but_uniform_rows(chance_U: np.ndarray) -> None:
+class OfALog(PlantedUsers):
+    """Users who click half as often on what chance showed in the log, and nowhere else at all."""
+
+    def __init__(self, chance_U: np.ndarray) -> None:
+        super().__init__(0.0 * chance_U)
+        self._logged_U = chance_U
+
+    def as_logged(self, uniform: bool = False) -> PlantedUsers:
+        return PlantedUsers((0.5 if uniform else 1.0) * self._logged_U)
+
+
+def test_slates_of_a_log_are_asked_about_as_such_its_rankers_and_those_of_chance(chance_U: np.ndarray) -> None:
     log = log_of(chance_U, uniform=True)
     asked_of = held_out(log)
-    found = logged_fidelity(PlantedUsers(0.5 * chance_U), asked_of, as_logged=PlantedUsers(chance_U))
+    found = logged_fidelity(OfALog(chance_U), asked_of)
     assert found["uniform"]["signals"]["click"]["ratio"] == pytest.approx(0.5, rel=0.05)
     uniform = int((log.rows["is_random"] & (log.rows["date"] == TEST_DAY)).sum())
     assert found["uniform"]["rows"] == uniform

@@ -86,5 +86,13 @@ def test_what_a_ranker_passed_over_is_worth_more_before_another_one() -> None:
     model = fit_response(log, train_until=LAST_DAY, config=dataclasses.replace(QUICK, min_batches=200))
     user_B, context_BX = torch.arange(NUM_USERS), contexts(NUM_USERS)
     items_BK = torch.arange(NUM_ITEMS).expand(NUM_USERS, -1)
-    fresh = float(model.expected(model.start(user_B), context_BX, items_BK)[..., 1].mean())
-    assert fresh == pytest.approx(0.5, abs=0.06)
+    begin_BS = model.start(user_B)
+    slate_BK = items_BK[:, : _SESSION - 1]
+    shown_BKF = model.expected(begin_BS, context_BX, slate_BK)
+    after_BS = model.observe(begin_BS, context_BX, slate_BK, shown_BKF, torch.ones_like(slate_BK) > 0)
+    for who, at_the_end in ((model, 0.5), (model.as_logged(uniform=True), late)):
+        first, last = (
+            float(who.expected(state, context_BX, items_BK)[..., 1].mean()) for state in (begin_BS, after_BS)
+        )
+        assert first == pytest.approx(0.5, abs=0.06)
+        assert last == pytest.approx(at_the_end, abs=0.08)
