@@ -108,7 +108,7 @@ def test_damaged_bytes_are_refused(folder: Path) -> None:
 def test_other_versions_and_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     card = json.loads((folder / "world.json").read_text())
     (folder / "world.json").write_text(json.dumps(card | {"format": 99}))
-    with pytest.raises(ValueError, match="written in world format 99, this version reads 6; build the world again"):
+    with pytest.raises(ValueError, match="written in world format 99, this version reads 7; build the world again"):
         World.load(folder)
     (folder / "world.json").write_text("{")
     with pytest.raises(ValueError, match=r"world.json is damaged"):
