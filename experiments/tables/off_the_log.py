@@ -93,7 +93,7 @@ class OffTheLog:
         own, days = users_of(log, config)[TRAINING_WORLD], days_of(log, config)
         fit = replace(config.fit, response=replace(config.fit.response, item_width=ITEM_WIDTH))
         model = fit_response(log, users=own, train_until=days.fit_until, config=fit, seed=self.seed)
-        asked = self._uniform_requests(own)
+        asked = self._held_out(own)
         checks: list[dict[str, Any]] = []
         for amount in (None,) if share else AMOUNTS:
             bar = LEARNED_BAR if share == SHARES[0] else DECLARED_BAR if amount == 1.0 else None
@@ -110,12 +110,12 @@ class OffTheLog:
     def _log(self, share: float) -> LoggedDataset:
         return _log_of(replace(self.source, uniform_share=share))
 
-    def _uniform_requests(self, own: np.ndarray) -> LoggedRequests:
+    def _held_out(self, own: np.ndarray) -> LoggedRequests:
+        """All requests of the first log's held-out days: what the ranker showed before a uniform slate counts, too."""
         log = self._log(SHARES[0])
         days = days_of(log, self._config)
-        uniform = replace(log, rows=log.rows[log.rows["is_random"]].reset_index(drop=True))
         requests = logged_requests(
-            uniform,
+            log,
             item_features_ND=torch.from_numpy(item_features(log, users=own).values),
             user_features_UD=torch.from_numpy(user_features(log).values),
         )
