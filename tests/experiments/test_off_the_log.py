@@ -14,14 +14,15 @@ from reward_models.users.response_core import ResponseConfig
 
 FIT = ResponseFitConfig(
     response=ResponseConfig(width=12, event_width=6),
-    train=TrainConfig(max_epochs=2, learning_rate=1e-2),
-    min_batches=30,
+    train=TrainConfig(max_epochs=1, learning_rate=1e-2),
+    min_batches=20,
+    exposure_epochs=1,
     calibration_folds=0,
 )
 
 
 def test_users_of_all_logs_are_asked_about_the_same_rows_and_the_drop_lowers_what_they_emit(tmp_path: Path) -> None:
-    source = LogSource(num_users=120, num_items=80, log_sessions=240, build=BuildConfig(fit=FIT))
+    source = LogSource(num_users=90, num_items=60, log_sessions=150, build=BuildConfig(fit=FIT))
     table = OffTheLog(source=source, run=RunOptions(results=tmp_path, jobs=1))
     finished = complete(OUTLINE, table.runs(), table.run)
     found = {check["name"]: check for check in finished.checks}

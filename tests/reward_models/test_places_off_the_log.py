@@ -38,6 +38,14 @@ def _log_of_slates(*, uniform: bool) -> LoggedDataset:
     return planted_log(any_items(3), chance_P, **columns)
 
 
+_BRIEFLY = dataclasses.replace(
+    QUICK,
+    train=dataclasses.replace(QUICK.train, max_epochs=3),
+    list_train=dataclasses.replace(QUICK.train, max_epochs=4),
+    exposure_epochs=1,
+)
+
+
 def _click_by_place(model: SequenceResponse) -> Tensor:
     user_B = torch.arange(NUM_USERS)
     slate_BK = torch.stack([torch.randperm(NUM_ITEMS)[:_PLACES] for _ in user_B])
@@ -45,14 +53,12 @@ def _click_by_place(model: SequenceResponse) -> Tensor:
 
 
 def test_slates_that_nobody_ordered_tell_what_every_place_takes_from_later_ones() -> None:
-    config = dataclasses.replace(QUICK, list_train=dataclasses.replace(QUICK.train, max_epochs=4))
-    model = fit_response(_log_of_slates(uniform=True), train_until=LAST_DAY, config=config)
+    model = fit_response(_log_of_slates(uniform=True), train_until=LAST_DAY, config=_BRIEFLY)
     assert _click_by_place(model).numpy() == pytest.approx(_falling(0.5), abs=0.05)
 
 
 def test_where_a_ranker_ordered_all_slates_a_fall_by_place_is_put_down_to_its_order() -> None:
-    config = dataclasses.replace(QUICK, list_train=dataclasses.replace(QUICK.train, max_epochs=4))
-    model = fit_response(_log_of_slates(uniform=False), train_until=LAST_DAY, config=config)
+    model = fit_response(_log_of_slates(uniform=False), train_until=LAST_DAY, config=_BRIEFLY)
     click_K = _click_by_place(model)
     assert float(click_K.max() - click_K.min()) < 0.08
 
