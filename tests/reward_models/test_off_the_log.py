@@ -201,15 +201,16 @@ def test_more_of_the_same_is_liked_less_where_the_log_has_sessions() -> None:
     model = fit_response(log, train_until=LAST_DAY, config=dataclasses.replace(QUICK, min_batches=200))
     user_B = torch.arange(NUM_USERS)
     context_BX, state_BS = contexts(NUM_USERS), model.start(user_B)
-    slate_BK = 2 * torch.arange(3).expand(NUM_USERS, -1)
-    signals_BKF = model.expected(state_BS, context_BX, slate_BK)
-    after_BS = model.observe(state_BS, context_BX, slate_BK, signals_BKF, torch.ones_like(slate_BK) > 0)
     probe_B2 = torch.tensor([[20, 21]]).expand(NUM_USERS, -1)
-    fresh_2, tired_2 = (model.expected(state, context_BX, probe_B2)[..., 1].mean(0) for state in (state_BS, after_BS))
-    # In truth three videos leave 0.46 of the chance, and all of the other tag's. How much a session takes from both is
-    # not learned; what it takes from one beyond the other is.
-    own, other = (tired_2 / fresh_2).tolist()
-    assert own < 0.75
-    assert 0.35 < own / other < 0.6
+    # In truth three videos leave 0.46 of the chance and five 0.31, and all of the other tag's. How much a session takes
+    # from both is not learned; what it takes from one beyond the other is, and a fit of seconds finds most of it.
+    for videos, least in ((3, 0.35), (5, 0.25)):
+        slate_BK = 2 * torch.arange(videos).expand(NUM_USERS, -1)
+        signals_BKF = model.expected(state_BS, context_BX, slate_BK)
+        after_BS = model.observe(state_BS, context_BX, slate_BK, signals_BKF, torch.ones_like(slate_BK) > 0)
+        fresh_2, tired_2 = (model.expected(s, context_BX, probe_B2)[..., 1].mean(0) for s in (state_BS, after_BS))
+        own, other = (tired_2 / fresh_2).tolist()
+        assert own < 0.75
+        assert least < own / other < 0.6
     # A log without sessions teaches nothing of the kind.
     assert read_sequences(satiated_log(sessions=False)).session_P is None
